@@ -1,0 +1,72 @@
+"""How a forward pass of a Bayesian layer is sampled.
+
+Each estimator is a function of a layer and its input and works with every posterior and operation: it
+asks the layer for the moments or draws of its weights and for `operation(input, *weights)`, the
+deterministic map that the layer would be without uncertainty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Estimable(Protocol):
+    """What an estimator asks of a layer."""
+
+    @property
+    def feature_axis(self) -> int:
+        """The axis of the features (channels), counted from the end: −1 for linear, −3 for conv2d."""
+        ...
+
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def means(self) -> Sequence[Tensor | None]: ...
+    def variances(self) -> Sequence[Tensor | None]: ...
+    def perturbations(self) -> Sequence[Tensor | None]: ...
+    def samples(self) -> Sequence[Tensor | None]: ...
+
+
+def lrt(layer: Estimable, input: Tensor) -> Tensor:
+    """Local reparameterisation: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) an output element.
+
+    Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
+    distribution. A convolution's outputs at two positions share a kernel and so are correlated under
+    q; drawing ε for every element drops that covariance and keeps each element's own mean and
+    variance.
+    """
+    mean = layer.operation(input, *layer.means())
+    variance = layer.operation(input.square(), *layer.variances())
+    # Where nothing varies (padding, dead units) sqrt would have an infinite slope; the clamp's is 0.
+    wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
+    std = wide.clamp_min(torch.finfo(wide.dtype).tiny).sqrt().to(variance.dtype)
+    return mean + std * torch.randn_like(std)
+
+
+def bbb(layer: Estimable, input: Tensor) -> Tensor:
+    """Weight sampling: one draw w ~ q a forward pass, shared by the batch (Blundell et al. 2015, 3.2)."""
+    return layer.operation(input, *layer.samples())
+
+
+def flipout(layer: Estimable, input: Tensor) -> Tensor:
+    """Flipout: `op(x, μ) + op(x ⊙ s, σ ⊙ ε) ⊙ r` (Wen et al. 2018, eq. 4).
+
+    One ε a pass; signs s and r, one an example and feature, constant over positions: each example then
+    sees its own exact draw `μ + σ ⊙ ε ⊙ r sᵀ` of the weights, independent in sign from its neighbour's.
+    """
+    mean = layer.operation(input, *layer.means())
+    flipped = layer.operation(input * _signs(input, layer.feature_axis), *layer.perturbations())
+    return mean + flipped * _signs(flipped, layer.feature_axis)
+
+
+def _signs(like: Tensor, feature_axis: int) -> Tensor:
+    """Random ±1, one for each example (axis 0) and feature, broadcast over the other axes of `like`."""
+    kept = (0, like.dim() + feature_axis)
+    shape = [size if axis in kept else 1 for axis, size in enumerate(like.shape)]
+    return torch.randint(0, 2, shape, device=like.device).to(like.dtype).mul(2).sub(1)
+
+
+Estimator = Callable[[Estimable, Tensor], Tensor]
+ESTIMATORS: dict[str, Estimator] = {"lrt": lrt, "bbb": bbb, "flipout": flipout}

@@ -1,0 +1,1 @@
+"""Networks with a posterior over every weight."""

@@ -1,0 +1,144 @@
+"""The architectures, each written once and built in two families: Bayesian and deterministic.
+
+An architecture is a function of the layer makers, so a Bayesian network and its frequentist twin cannot
+drift apart. All take images of 32×32 and every layer has a bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from layers import BayesianLayer, BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
+
+IMAGE_SIZE = 32
+Make = Callable[..., nn.Module]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"softplus": nn.Softplus, "relu": nn.ReLU}
+
+
+def lenet(conv: Make, linear: Make, activation: Make, outputs: int, inputs: int) -> dict[str, nn.Module]:
+    """LeNet-5 (LeCun et al. 1998)."""
+    return {
+        "conv1": conv(inputs, 6, 5),
+        "act1": activation(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": conv(6, 16, 5),
+        "act2": activation(),
+        "pool2": nn.MaxPool2d(2),
+        "flatten": FlattenLayer(16 * 5 * 5),
+        "fc1": linear(16 * 5 * 5, 120),
+        "act3": activation(),
+        "fc2": linear(120, 84),
+        "act4": activation(),
+        "fc3": linear(84, outputs),
+    }
+
+
+def alexnet(conv: Make, linear: Make, activation: Make, outputs: int, inputs: int) -> dict[str, nn.Module]:
+    """AlexNet (Krizhevsky et al. 2012) cut down to 32×32 images, with one fully connected layer."""
+    return {
+        "conv1": conv(inputs, 64, 11, stride=4, padding=5),
+        "act1": activation(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": conv(64, 192, 5, padding=2),
+        "act2": activation(),
+        "pool2": nn.MaxPool2d(2),
+        "conv3": conv(192, 384, 3, padding=1),
+        "act3": activation(),
+        "conv4": conv(384, 256, 3, padding=1),
+        "act4": activation(),
+        "conv5": conv(256, 128, 3, padding=1),
+        "act5": activation(),
+        "pool3": nn.MaxPool2d(2),
+        "flatten": FlattenLayer(128),
+        "fc": linear(128, outputs),
+    }
+
+
+def three_conv_three_fc(conv: Make, linear: Make, activation: Make, outputs: int, inputs: int) -> dict[str, nn.Module]:
+    """Three convolutions and three fully connected layers (Shridhar et al. 2019)."""
+    return {
+        "conv1": conv(inputs, 32, 5, padding=2),
+        "act1": activation(),
+        "pool1": nn.MaxPool2d(3, 2),
+        "conv2": conv(32, 64, 5, padding=2),
+        "act2": activation(),
+        "pool2": nn.MaxPool2d(3, 2),
+        "conv3": conv(64, 128, 5, padding=1),
+        "act3": activation(),
+        "pool3": nn.MaxPool2d(3, 2),
+        "flatten": FlattenLayer(128 * 2 * 2),
+        "fc1": linear(128 * 2 * 2, 1000),
+        "act4": activation(),
+        "fc2": linear(1000, 1000),
+        "act5": activation(),
+        "fc3": linear(1000, outputs),
+    }
+
+
+Architecture = Callable[[Make, Make, Make, int, int], dict[str, nn.Module]]
+
+
+def _activation(activation_type: str) -> type[nn.Module]:
+    if activation_type not in ACTIVATIONS:
+        raise ValueError(f"unknown activation_type {activation_type!r}: known are {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[activation_type]
+
+
+class BayesianNetwork(ModuleWrapper):
+    """An architecture with a posterior over every weight; a call returns (logits [n, outputs], kl).
+
+    Args:
+        outputs: number of classes.
+        inputs: number of image channels.
+        priors: a dict with any of the fields of `layers.posterior.Priors`.
+        layer_type: 'lrt', 'bbb' or 'flipout'.
+        activation_type: 'relu' or 'softplus'.
+        alpha_shape: None for the Gaussian posterior; a shape that broadcasts against every weight, such
+            as (1, 1) for one α a layer, for the alpha posterior.
+    """
+
+    architecture: Architecture
+
+    def __init__(
+        self,
+        outputs: int,
+        inputs: int,
+        *,
+        priors: Mapping[str, Any] | None = None,
+        layer_type: str = "lrt",
+        activation_type: str = "relu",
+        alpha_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {"priors": priors, "layer_type": layer_type, "alpha_shape": alpha_shape}
+        conv, linear = partial(BBBConv2d, **settings), partial(BBBLinear, **settings)
+        children = type(self).architecture(conv, linear, _activation(activation_type), outputs, inputs)
+        for name, child in children.items():
+            self.add_module(name, child)
+            if isinstance(child, BayesianLayer):
+                child.name = name
+
+
+class DeterministicNetwork(nn.Sequential):
+    """An architecture as its frequentist twin; a call returns logits [n, outputs].
+
+    Args:
+        outputs: number of classes.
+        inputs: number of image channels.
+        activation_type: 'relu' or 'softplus'.
+    """
+
+    architecture: Architecture
+
+    def __init__(self, outputs: int, inputs: int, activation_type: str = "relu") -> None:
+        super().__init__()
+        children = type(self).architecture(nn.Conv2d, nn.Linear, _activation(activation_type), outputs, inputs)
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
