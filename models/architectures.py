@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from layers import BayesianLayer, BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 
@@ -139,6 +139,3 @@ class DeterministicNetwork(nn.Sequential):
         children = type(self).architecture(nn.Conv2d, nn.Linear, _activation(activation_type), outputs, inputs)
         for name, child in children.items():
             self.add_module(name, child)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)

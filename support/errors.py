@@ -1,0 +1,29 @@
+"""A user's mistakes, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something that the user can put right: what was wrong, what was expected, what to do, in one line."""
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Around a script's work: a `UserError` ends it with its one line on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word most like the given one, for 'did you mean'."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    match = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0)
+    return by_lower[match[0]]

@@ -1,0 +1,1 @@
+"""How a network is fitted: data, objective, loop, settings, reports."""
