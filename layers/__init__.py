@@ -3,6 +3,7 @@
 from layers.base import BayesianLayer, kl_divergence, sampling, weight_posteriors
 from layers.BBBConv import BBBConv2d
 from layers.BBBLinear import BBBLinear
+from layers.convert import to_deterministic
 from layers.misc import FlattenLayer, ModuleWrapper
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "ModuleWrapper",
     "kl_divergence",
     "sampling",
+    "to_deterministic",
     "weight_posteriors",
 ]

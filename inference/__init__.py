@@ -1,0 +1,1 @@
+"""What a fitted network tells: predictions, uncertainties, scores."""

@@ -1,0 +1,168 @@
+"""The posterior predictive: class probabilities averaged over draws of the weights.
+
+A draw of the posterior is a deterministic network, so a sample costs one deterministic pass and is shared
+by every image (Blundell et al. 2015): the exact posterior, whatever estimator trained the network. Draw t
+depends on the seed and t alone, never on how the images are cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import to_deterministic, weight_posteriors
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """Summaries of the posterior predictive for n images, float32 on the CPU; entropies in nats.
+
+    Attributes:
+        probs: [n, classes], the mean probabilities p̄ over the samples.
+        expected_log_probs: [n, classes], the mean of log p̂_t, for the expected log-likelihood.
+        expected_entropy: [n], the mean of H(p̂_t): aleatoric.
+        epistemic_softmax, aleatoric_softmax: [n], traces of the two covariances (Kwon et al. 2018, eq. 4)
+            with p̂ = softmax(logits).
+        epistemic_normalized, aleatoric_normalized: the same with p̂ = softplus(logits) / Σ softplus(logits)
+            (Shridhar et al. 2018, eq. 15).
+    """
+
+    probs: Tensor
+    expected_log_probs: Tensor
+    expected_entropy: Tensor
+    epistemic_softmax: Tensor
+    aleatoric_softmax: Tensor
+    epistemic_normalized: Tensor
+    aleatoric_normalized: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """[n], H(p̄) in nats: the total uncertainty."""
+        return entropy(self.probs)
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """[n], H(p̄) less the mean of H(p̂_t), in nats: epistemic, at least 0."""
+        return (self.entropy - self.expected_entropy).clamp_min(0)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats over the last axis; 0·log 0 is 0."""
+    return torch.special.entr(probs).sum(-1)
+
+
+def normalized(logits: Tensor) -> Tensor:
+    """Probabilities softplus(logits) / Σ softplus(logits) over the last axis (Shridhar et al. 2018, eq. 15)."""
+    positive = F.softplus(logits)
+    return positive / positive.sum(-1, keepdim=True)
+
+
+def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.Module]:
+    """`num_samples` draws of `net`'s posterior, one at a time, each a deterministic network in eval mode.
+
+    The same network object is yielded each time with the next draw in its weights. A network without
+    Bayesian layers is yielded as often, unchanged. `net` itself is left as it is.
+    """
+    twin = to_deterministic(net).eval()
+    with torch.no_grad():
+        weights = [
+            (twin.get_parameter(name), mean.detach(), posterior.std(mean))
+            for name, mean, posterior in weight_posteriors(net)
+        ]
+        generator = torch.Generator()
+        for sample in range(num_samples):
+            generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
+            for weight, mean, std in weights:
+                noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
+                weight.copy_(torch.addcmul(mean, std, noise.to(mean)))
+            yield twin
+
+
+def samples_needed(net: nn.Module, num_samples: int) -> int:
+    """`num_samples`, or 1 for a network without Bayesian layers: all its samples are the same.
+
+    Raises:
+        ValueError: fewer than one sample.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    return num_samples if any(True for _ in weight_posteriors(net)) else 1
+
+
+def _logits(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    device = next(net.parameters()).device
+    outputs = []
+    for batch in images.split(batch_size):
+        output = net(batch.to(device, non_blocking=True))
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+    return torch.cat(outputs).float()
+
+
+def predict(net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 512, seed: int = 0) -> Tensor:
+    """Class probabilities of every sample: [num_samples, n, classes], on the CPU.
+
+    Args:
+        net: a Bayesian or deterministic network; a deterministic one gives a single sample.
+        images: [n, channels, height, width], normalised as in training.
+    """
+    with torch.inference_mode():
+        draws = posterior_draws(net, samples_needed(net, num_samples), seed)
+        return torch.stack([_logits(draw, images, batch_size).softmax(-1).cpu() for draw in draws])
+
+
+def posterior_predictive(
+    net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 512, seed: int = 0
+) -> Predictive:
+    """The summaries of `predict`'s samples without keeping them: memory grows with n alone."""
+    with torch.inference_mode():
+        softmax, softplus = _Moments(), _Moments()
+        log_probs = entropies = None
+        count = samples_needed(net, num_samples)
+        for draw in posterior_draws(net, count, seed):
+            logits = _logits(draw, images, batch_size)
+            log_p = logits.log_softmax(-1)
+            p = log_p.exp()
+            softmax.add(p)
+            softplus.add(normalized(logits))
+            log_probs = log_p if log_probs is None else log_probs.add_(log_p)
+            h = entropy(p)
+            entropies = h if entropies is None else entropies.add_(h)
+        assert log_probs is not None and entropies is not None
+        parts = softmax.mean, log_probs / count, entropies / count, *softmax.traces(), *softplus.traces()
+        return Predictive(*(part.cpu() for part in parts))
+
+
+def predict_batches(net: nn.Module, chunks: Iterable[Tensor], num_samples: int, batch_size: int, seed: int) -> Predictive:
+    """`posterior_predictive` of images that come in chunks, and need never all be in memory."""
+    parts = [posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks]
+    return Predictive(*(torch.cat([getattr(part, name) for part in parts]) for name in Predictive.__annotations__))
+
+
+class _Moments:
+    """Running mean of probabilities and of their squared distance from it (Welford 1962), a sample at a time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, probs: Tensor) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.mean, self.scatter, self.aleatoric = probs.clone(), torch.zeros_like(probs[:, 0]), _spread(probs)
+            return
+        delta = probs - self.mean
+        self.mean.add_(delta, alpha=1 / self.count)
+        self.scatter.add_((delta * (probs - self.mean)).sum(-1))
+        self.aleatoric.add_(_spread(probs))
+
+    def traces(self) -> tuple[Tensor, Tensor]:
+        """Traces of the epistemic and the aleatoric covariance (Kwon et al. 2018, eq. 4)."""
+        return self.scatter / self.count, self.aleatoric / self.count
+
+
+def _spread(probs: Tensor) -> Tensor:
+    """trace(diag(p) − p pᵀ) = Σ p(1 − p)."""
+    return (probs * (1 - probs)).sum(-1)

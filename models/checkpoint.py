@@ -1,0 +1,85 @@
+"""A trained network in a file that alone rebuilds it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import build
+from support import UserError, written_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network is and what it was trained on: all that its weights do not tell.
+
+    Attributes:
+        net_type, bayesian, architecture: arguments of `models.build`; `architecture` holds its keyword
+            arguments.
+        classes: the names of the classes, by label.
+        mean, std: what an image's channels, in [0, 1], are normalised by.
+    """
+
+    net_type: str
+    bayesian: bool
+    architecture: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        return build(self.net_type, self.bayesian, len(self.classes), len(self.mean), **self.architecture)
+
+
+def save_network(path: Path, net: nn.Module, description: Description, **report: Any) -> None:
+    """Write the network and `report` (settings, scores: plain values) to `path`, whole or not at all."""
+    content = {"format": FORMAT, "description": asdict(description), "weights": net.state_dict(), **report}
+    with written_whole(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Description, dict[str, Any]]:
+    """The network (in eval mode), its description, and the whole content of the file.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint of this library, or does not fit together.
+    """
+    content = read_checkpoint(path, device)
+    try:
+        description = Description(**content["description"])
+        net = description.build()
+        net.load_state_dict(content["weights"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold a network of this library: {_first_line(error)}") from error
+    return net.to(device).eval(), description, content
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint; nothing in it is executed (`weights_only=True`).
+
+    Raises:
+        UserError: the file is missing, unreadable, or of another format.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {path}: train one first, or give the path of another") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found!r}")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

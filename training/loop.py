@@ -1,0 +1,398 @@
+"""A run from its settings to its results: fit, validate, keep the best, resume, and test once."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inference.prediction import Predictive, predict_batches
+from layers import kl_divergence
+from models.checkpoint import FORMAT, Description, load_network, read_checkpoint, save_network
+from support import UserError, write_json, written_whole
+from training.data import Split, augment, load_data, normalise
+from training.interruption import stop_requests
+from training.objective import expected_nll, kl_weight, negative_elbo
+from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
+from training.settings import BayesianSettings, Settings
+
+EVALUATION_BATCH = 512
+CHUNK = 8192  # images that are normalised at a time when evaluating
+MAY_CHANGE_ON_RESUME = ("resume", "device", "num_workers", "n_epochs", "patience", "tensorboard", "data_dir", "checkpoint_dir")
+
+
+@dataclass
+class Progress:
+    """Where a run is; with weights and optimiser, all that resuming needs.
+
+    Attributes:
+        epoch, batch: epochs finished, and batches finished of the one after.
+        steps: [batches, 4], a row a finished batch of that epoch: NLL, KL, correct, examples.
+        history: one row a finished epoch.
+        best_nll, best_epoch: the best validation NLL and when.
+        seconds: spent training and validating.
+    """
+
+    steps: Tensor
+    epoch: int = 0
+    batch: int = 0
+    history: list[Row] = field(default_factory=list)
+    best_nll: float = math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run's files go."""
+
+    best: Path
+    last: Path
+    reports: Path  # folder of history.csv, history.png, results.json
+
+    @classmethod
+    def of(cls, settings: Settings, dataset: str, bayesian: bool) -> Places:
+        """`<checkpoint_dir>/<dataset>/<family>/` and what lies in it."""
+        folder = Path(settings.checkpoint_dir) / dataset / ("bayesian" if bayesian else "frequentist")
+        return cls(folder / f"model_{settings.net_type}.pt", folder / "last.pt", folder / settings.net_type)
+
+
+def dataset_name(settings: Settings) -> str:
+    """What the checkpoint folder of a data set is called."""
+    return Path(settings.dataset).resolve().name
+
+
+class Run:
+    """One training run.
+
+    Args:
+        settings: `BayesianSettings` for a Bayesian network, `Settings` for its frequentist twin.
+
+    Raises:
+        UserError: data that cannot be had, a device that is not there, nothing or another run to resume.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bayesian = settings if isinstance(settings, BayesianSettings) else None
+        self.device = _device(settings.device)
+        torch.set_flush_denormal(True)  # denormal variances slow a CPU by a factor of three
+        self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+        self.places = Places.of(settings, self.data.name, self.bayesian is not None)
+        architecture: dict[str, Any] = {"activation_type": settings.activation_type}
+        if self.bayesian:
+            architecture |= {name: getattr(settings, name) for name in ("priors", "layer_type", "alpha_shape")}
+        self.description = Description(
+            settings.net_type, self.bayesian is not None, architecture, self.data.classes, self.data.mean, self.data.std
+        )
+        torch.manual_seed(settings.seed)
+        self.net = self.description.build().to(self.device)
+        self.forward = torch.compile(self.net) if settings.compile else self.net
+        self.optimiser, self.base_rates = self._optimiser()
+        self.batches = math.ceil(len(self.data.train) / settings.batch_size)
+        self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
+        if settings.resume:
+            self._resume()
+
+    def _optimiser(self) -> tuple[torch.optim.Optimizer, list[float]]:
+        spread = [p for name, p in self.net.named_parameters() if ".posterior." in name]
+        others = [p for name, p in self.net.named_parameters() if ".posterior." not in name]
+        rate = self.settings.lr_start
+        groups, rates = [{"params": others}], [rate]
+        if self.bayesian:
+            groups, rates = [*groups, {"params": spread}], [rate, rate * self.bayesian.lr_spread_factor]
+        return torch.optim.Adam(groups, lr=rate, fused=self.device.type in ("cpu", "cuda", "mps")), rates
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, test the best network once, and return the results that `results.json` holds.
+
+        Raises:
+            UserError: the loss is no longer finite, or nothing can be written.
+            SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
+        """
+        settings, progress = self.settings, self.progress
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_requests())
+            board = _tensorboard(self.places.reports, stack) if settings.tensorboard else None
+            while progress.epoch < settings.n_epochs and not self._out_of_patience():
+                started = time.perf_counter()
+                for _ in self._train_epoch():
+                    if stop.signum is not None:
+                        progress.seconds += time.perf_counter() - started
+                        self._interrupted(stop.signum)
+                row, best = self._finish_epoch(started)
+                print(epoch_line(row, settings.n_epochs, best), flush=True)
+                if board is not None:
+                    for name, value in row.items():
+                        board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+        return self._test()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
+
+    def _train_epoch(self) -> Iterator[None]:
+        """Take the steps that this epoch still has, yielding after each."""
+        settings, data, progress = self.settings, self.data, self.progress
+        flip = data.photographs if settings.random_flip == "auto" else bool(settings.random_flip)
+        order = torch.randperm(len(data.train), generator=_generator(settings.seed, progress.epoch))
+        left = order[progress.batch * settings.batch_size :]
+        self.net.train()
+        bar = tqdm(
+            data.train.batches(settings.batch_size, left, settings.num_workers),
+            desc=f"epoch {progress.epoch + 1}/{settings.n_epochs}",
+            total=self.batches,
+            initial=progress.batch,
+            unit="batch",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        for images, labels in bar:
+            generator = _generator(settings.seed, progress.epoch, progress.batch)
+            images = augment(self._moved(images), settings.random_shift, flip, generator)
+            progress.steps[progress.batch] = self._step(normalise(images, data.mean, data.std), self._moved(labels))
+            progress.batch += 1
+            if self.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == self.batches:
+                self._check_finite()
+                bar.set_postfix(_postfix(progress.steps[: progress.batch], len(data.train), self.bayesian is not None))
+            yield
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimiser step; NLL, KL, correct and examples of the batch as one tensor."""
+        settings, progress = self.settings, self.progress
+        step = progress.epoch * self.batches + progress.batch
+        for group, rate in zip(self.optimiser.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * _rate_factor(settings.lr_schedule, step / (self.batches * settings.n_epochs))
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+            if self.bayesian:
+                outputs = [self.forward(images) for _ in range(self.bayesian.train_ens)]
+                logits, kl = [output[0].float() for output in outputs], outputs[0][1]
+                weight = kl_weight(self.bayesian.beta_type, step, self.batches, settings.n_epochs)
+            else:
+                logits, kl, weight = [self.forward(images).float()], torch.zeros((), device=self.device), 0.0
+        nll = expected_nll(logits, labels)
+        negative_elbo(nll, kl, weight, len(self.data.train)).backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        with torch.no_grad():
+            probs = torch.stack(logits).softmax(-1).mean(0)
+            correct = (probs.argmax(-1) == labels).sum()
+            return torch.stack([nll, kl, correct.float(), torch.full_like(nll, len(labels))]).detach()
+
+    def _check_finite(self) -> None:
+        finite = self.progress.steps[: self.progress.batch, :2].isfinite().all(-1)
+        if not finite.all():
+            batch = int((~finite).int().argmax()) + 1
+            raise UserError(
+                f"the loss is not finite at epoch {self.progress.epoch + 1}, step {batch} of {self.batches}: try a "
+                f"smaller lr_start, or amp False; the checkpoints of earlier epochs are kept"
+            )
+
+    def _finish_epoch(self, started: float) -> tuple[Row, bool]:
+        """Validate, keep the network if it is the best, and save everything."""
+        progress, data = self.progress, self.data
+        nll, kl, correct, examples = progress.steps.double().cpu().unbind(1)
+        row: Row = {
+            "epoch": progress.epoch + 1,
+            "train_nll": float((nll * examples).sum() / examples.sum()),
+            "train_accuracy": float(correct.sum() / examples.sum()),
+        }
+        if self.bayesian:
+            row["train_kl"] = float(kl[-1])
+            row["kl_weight"] = kl_weight(
+                self.bayesian.beta_type, (progress.epoch + 1) * self.batches - 1, self.batches, self.settings.n_epochs
+            )
+        samples = self.bayesian.valid_ens if self.bayesian else 1
+        predictive = self._predictive(self.net, data.valid, samples)
+        row |= _validation(predictive, data.valid.labels, float(kl_divergence(self.net).detach()), len(data.train))
+        seconds = time.perf_counter() - started
+        row["seconds"] = seconds
+        best = row["valid_nll"] < progress.best_nll
+        if best:
+            progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
+            save_network(self.places.best, self.net, self.description, settings=asdict(self.settings), validation=row)
+        progress.epoch, progress.batch, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
+        progress.steps.zero_()
+        progress.history.append(row)
+        write_history(self.places.reports, progress.history)
+        self._save_last()
+        return row, best
+
+    def _test(self) -> dict[str, Any]:
+        """The best network on the test split, once."""
+        from inference.metrics import scores  # torchmetrics takes seconds to import, and only the end needs it
+
+        net, _, content = load_network(self.places.best, self.device)
+        samples = self.bayesian.test_ens if self.bayesian else 1
+        started = time.perf_counter()
+        probs = self._predictive(net, self.data.test, samples).probs
+        results = {
+            "dataset": self.data.name,
+            "net_type": self.settings.net_type,
+            "method": "bayesian" if self.bayesian else "frequentist",
+            "test": scores(probs, self.data.test.labels),
+            "test_samples": samples,
+            "test_images": len(self.data.test),
+            "validation": content["validation"],
+            "epochs": self.progress.epoch,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "training_seconds": round(self.progress.seconds, 2),
+            "test_seconds": round(time.perf_counter() - started, 2),
+            "seed": self.settings.seed,
+            "settings": asdict(self.settings),
+            "versions": versions(),
+        }
+        write_json(self.places.reports / "results.json", results)
+        picture = plot_history(
+            self.places.reports,
+            self.progress.history,
+            f"{results['method']} {results['net_type']} on {results['dataset']}",
+        )
+        test = results["test"]
+        print(
+            f"test  accuracy {test['accuracy']:.2%}  nll {test['nll']:.4f}  brier {test['brier']:.4f}  ece {test['ece']:.4f}"
+            f"  ({len(self.data.test):,} images, {samples} sample{'s' if samples > 1 else ''}, best epoch "
+            f"{self.progress.best_epoch}, trained in {self.progress.seconds:.0f} s)"
+        )
+        print(f"network  {self.places.best}\nreports  {self.places.reports / 'results.json'}, {picture}", flush=True)
+        return results
+
+    def _predictive(self, net: nn.Module, split: Split, samples: int) -> Predictive:
+        chunks = (
+            normalise(self._moved(images), self.data.mean, self.data.std)
+            for images, _ in split.batches(CHUNK, workers=self.settings.num_workers)
+        )
+        return predict_batches(net, chunks, samples, EVALUATION_BATCH, self.settings.seed)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _interrupted(self, signum: int) -> None:
+        self._check_finite()
+        self._save_last()
+        progress = self.progress
+        print(
+            f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of {self.batches} "
+            f"steps; {self.places.last} is written: run the same command with --resume to go on",
+            flush=True,
+        )
+        raise SystemExit(128 + signum)
+
+    def _save_last(self) -> None:
+        content = {
+            "format": FORMAT,
+            "settings": asdict(self.settings),
+            "weights": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": vars(self.progress),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        with written_whole(self.places.last) as temporary:
+            torch.save(content, temporary)
+
+    def _resume(self) -> None:
+        content = read_checkpoint(self.places.last)
+        try:
+            now, then = asdict(self.settings), content["settings"]
+            for name, value in now.items():
+                if then.get(name, value) != value and name not in MAY_CHANGE_ON_RESUME:
+                    raise UserError(
+                        f"{self.places.last} is of a run with {name} {then[name]!r}, not {value!r}: resume with the "
+                        f"settings of that run, or start anew without --resume"
+                    )
+            self.net.load_state_dict(content["weights"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.progress = Progress(**content["progress"])
+            self.progress.steps = self.progress.steps.to(self.device)
+            torch.set_rng_state(content["random"])
+            if self.device.type == "cuda" and content["random_cuda"] is not None:
+                torch.cuda.set_rng_state(content["random_cuda"].cpu(), self.device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{self.places.last} cannot be resumed: {error}") from error
+        print(f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}", flush=True)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Train, validate and test by the settings, then print the twin's results beside these if there are any."""
+    results = Run(settings).fit()
+    side_by_side = compare(settings)
+    if side_by_side is not None:
+        print(f"\n{side_by_side}", flush=True)
+    return results
+
+
+def compare(settings: Settings) -> str | None:
+    """The results of the Bayesian network and of its twin side by side; None unless both have been trained."""
+    found = [
+        read_results(Places.of(settings, dataset_name(settings), bayesian).reports / "results.json")
+        for bayesian in (True, False)
+    ]
+    return None if found[0] is None or found[1] is None else comparison(found[0], found[1])
+
+
+def _validation(predictive: Predictive, labels: Tensor, kl: float, train_size: int) -> Row:
+    """Accuracy, NLL of the mean prediction, and ELBO at β = 1 (nats per example), over the whole split."""
+    probs = predictive.probs.double()
+    chosen = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
+    expected = predictive.expected_log_probs.double().gather(1, labels[:, None]).mean()
+    return {
+        "valid_nll": float(-chosen.log().mean()),
+        "valid_accuracy": float((probs.argmax(1) == labels).double().mean()),
+        "valid_elbo": float(expected) - kl / train_size,
+    }
+
+
+def _postfix(steps: Tensor, train_size: int, bayesian: bool) -> dict[str, str]:
+    nll, kl, correct, examples = steps.cpu().unbind(1)
+    mean_nll = float((nll * examples).sum() / examples.sum())
+    shown = {"nll": f"{mean_nll:.3f}", "acc": f"{float(correct.sum() / examples.sum()):.1%}"}
+    if bayesian:
+        shown |= {"kl": f"{float(kl[-1]):,.0f}", "elbo": f"{-mean_nll - float(kl[-1]) / train_size:.3f}"}
+    return shown
+
+
+def _rate_factor(schedule: str, done: float) -> float:
+    """What learning rates are multiplied by when a fraction `done` of the run is over."""
+    if schedule == "linear":
+        return 1 - done
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    """A generator of its own for every combination of seeds, so that a resumed run draws the same."""
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
+    return device
+
+
+def _tensorboard(folder: Path, stack: ExitStack) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+
+    return stack.enter_context(SummaryWriter(str(folder / "tensorboard")))

@@ -1,0 +1,124 @@
+"""What a run tells: a line an epoch, `history.csv`, `history.png`, `results.json`, and two runs side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from matplotlib.figure import Figure
+
+from support import UserError, write_text, written_whole
+
+Row = dict[str, float]  # one epoch
+BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe & Ito's palette, told apart by colour-blind readers too
+
+
+def epoch_line(row: Row, epochs: int, best: bool) -> str:
+    """One epoch for a reader: what was fitted, what it is worth on validation, how long it took."""
+    bayesian = f"  kl {row['train_kl']:,.0f}  elbo {row['valid_elbo']:.3f}" if "train_kl" in row else ""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  "
+        f"train nll {row['train_nll']:.4f} acc {row['train_accuracy']:.2%}  "
+        f"valid nll {row['valid_nll']:.4f} acc {row['valid_accuracy']:.2%}{bayesian}  "
+        f"{row['seconds']:.1f} s{'  best' if best else ''}"
+    )
+
+
+def write_history(folder: Path, rows: Sequence[Row]) -> None:
+    """All epochs so far as `history.csv`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in rows)
+    write_text(folder / "history.csv", text.getvalue())
+
+
+def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
+    """The curves of `history.csv` as `history.png`."""
+    bayesian = "train_kl" in rows[0]
+    panels = 3 if bayesian else 2
+    figure = Figure(figsize=(4.2 * panels, 3.4), layout="constrained")
+    axes = figure.subplots(1, panels)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) == 1 else None
+    for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], "accuracy", "accuracy")):
+        for part, colour, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
+            values = [row[f"{part}_{quantity}"] for row in rows]
+            ax.plot(epochs, values, style, color=colour, marker=marker, label="training" if part == "train" else "validation")
+        ax.set(xlabel="epoch", ylabel=label)
+        ax.legend(frameon=False)
+    axes[0].set_yscale("log")
+    if bayesian:
+        axes[2].plot(epochs, [row["train_kl"] for row in rows], color=BLUE, marker=marker)
+        axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    path = folder / "history.png"
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """What a run ran on, for its report."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """A run's `results.json`; None if that run has not come to its end.
+
+    Raises:
+        UserError: the file is not one.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["test"]["accuracy"], results["settings"]["seed"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the results of a run: delete it and train again") from error
+    return results  # type: ignore[no-any-return]
+
+
+def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
+    """The two results side by side, with the shared settings in which they differ."""
+    shown = {"accuracy": "{:.2%}", "nll": "{:.4f}", "brier": "{:.4f}", "ece": "{:.4f}"}
+    lines = [f"{'test':<18}{'bayesian':>12}{'frequentist':>14}"]
+    for name, form in shown.items():
+        lines.append(f"{name:<18}{form.format(bayesian['test'][name]):>12}{form.format(frequentist['test'][name]):>14}")
+    for name, form in (("parameters", "{:,}"), ("epochs", "{}"), ("training_seconds", "{:,.0f}")):
+        lines.append(f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}")
+    apart = [
+        f"{name} {bayesian['settings'][name]!r} and {value!r}"
+        for name, value in frequentist["settings"].items()
+        if bayesian["settings"].get(name) != value and name not in ("resume", "tensorboard", "num_workers")
+    ]
+    if apart:
+        lines.append(f"settings that differ: {', '.join(apart)}")
+    return "\n".join(lines)

@@ -1,0 +1,237 @@
+"""The settings of a run: what each means, what it may be, and how a config file and the command line give it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar, cast
+
+import torch
+
+from layers.estimators import ESTIMATORS
+from layers.posterior import Priors
+from models import NETWORKS
+from models.architectures import ACTIVATIONS
+from support import UserError, nearest
+from training.objective import SCHEDULES
+
+Check = Callable[[Any], Any]  # a given value to the setting's value; ValueError says what was expected
+
+
+def _whole(low: int) -> Check:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float = math.inf, open_ends: bool = False) -> Check:
+    def check(value: Any) -> float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not (low < value < high if open_ends else low <= value <= high):
+            within = f"above {low:g}" if open_ends else f"of at least {low:g}"
+            raise ValueError(f"a number {within}" + (f" and below {high:g}" if high < math.inf else ""))
+        return float(value)
+
+    return check
+
+
+def _one_of(*known: str) -> Check:
+    def check(value: Any) -> str:
+        if value not in known:
+            raise ValueError(f"one of {', '.join(known)} (did you mean {nearest(value, known)!r}?)")
+        return cast(str, value)
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text")
+    return value
+
+
+def _or(word: Any, check: Check) -> Check:
+    def either(value: Any) -> Any:
+        if value == word and type(value) is type(word):
+            return value
+        try:
+            return check(value)
+        except ValueError as error:
+            raise ValueError(f"{word!r}, or {error}") from error
+
+    return either
+
+
+def _beta(value: Any) -> str | float:
+    if isinstance(value, str):
+        return cast(str, _or_number_hint(value))
+    return cast(float, _number(0)(value))
+
+
+def _or_number_hint(value: str) -> str:
+    if value not in SCHEDULES:
+        raise ValueError(f"a number of at least 0, or one of {', '.join(SCHEDULES)} (did you mean {nearest(value, SCHEDULES)!r}?)")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or not value or not all(type(n) is int and n > 0 for n in value):
+        raise ValueError("a shape such as (1, 1)")
+    return tuple(value)
+
+
+def _priors(value: Any) -> dict[str, Any]:
+    Priors.of(value)
+    return dict(value)
+
+
+def _names(value: Any) -> list[str]:
+    value = value.split(",") if isinstance(value, str) else value
+    if not isinstance(value, (tuple, list)) or not value or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("names of layers, such as conv1,fc3")
+    return list(value)
+
+
+def _device(value: Any) -> str:
+    try:
+        torch.device(_text(value))
+    except RuntimeError as error:
+        raise ValueError("a device such as cpu or cuda:0") from error
+    return cast(str, value)
+
+
+def _setting(help: str, check: Check) -> Any:
+    return field(metadata={"help": help, "check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run needs to know, checked. Every field has a flag of its name."""
+
+    dataset: str = _setting("MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", _text)
+    data_dir: str = _setting("where downloaded data lies or goes", _text)
+    net_type: str = _setting("the architecture: lenet, alexnet or 3conv3fc", _one_of(*NETWORKS))
+    activation_type: str = _setting("relu or softplus", _one_of(*ACTIVATIONS))
+    n_epochs: int = _setting("passes over the training split", _whole(1))
+    lr_start: float = _setting("learning rate of the weights (of their posterior means) at the start", _number(0, open_ends=True))
+    lr_schedule: str = _setting("how learning rates fall to 0 over the run: constant, linear or cosine", _one_of("constant", "linear", "cosine"))
+    batch_size: int = _setting("images a step", _whole(1))
+    valid_size: float = _setting("fraction of the training images that is kept for validation", _number(0, 1, open_ends=True))
+    random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0))
+    random_flip: str | bool = _setting("mirror training images half the time: True, False, or auto (photographs only)", _or("auto", _flag))
+    num_workers: int = _setting("processes that decode images when they do not fit in memory", _whole(0))
+    seed: int = _setting("of the split, the weights, the order and the noise", _whole(0))
+    device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", _or("auto", _device))
+    amp: bool = _setting("train in bfloat16 mixed precision", _flag)
+    compile: bool = _setting("train through torch.compile", _flag)
+    patience: int = _setting("stop after so many epochs without a better validation NLL; 0 for never", _whole(0))
+    resume: bool = _setting("go on from last.pt in the checkpoint folder", _flag)
+    checkpoint_dir: str = _setting("where checkpoints and reports go", _text)
+    tensorboard: bool = _setting("write live curves for TensorBoard", _flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesianSettings(Settings):
+    """The settings of a Bayesian run."""
+
+    layer_type: str = _setting("the estimator: lrt, bbb or flipout", _one_of(*ESTIMATORS))
+    alpha_shape: tuple[int, ...] | None = _setting("None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", _or(None, _shape))
+    priors: dict[str, Any] = _setting("prior_mu, prior_sigma, posterior_mu_initial, posterior_rho_initial: a dict", _priors)
+    beta_type: str | float = _setting("weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta)
+    lr_spread_factor: float = _setting("learning rate of ρ and log α, as a multiple of lr_start", _number(0, open_ends=True))
+    train_ens: int = _setting("posterior samples a training step", _whole(1))
+    valid_ens: int = _setting("posterior samples in validation", _whole(1))
+    test_ens: int = _setting("posterior samples in the final test", _whole(1))
+    record_mean_var: bool = _setting("record means and variances of layer outputs while training", _flag)
+    recording_freq_per_epoch: int = _setting("records an epoch, evenly spread", _whole(1))
+    record_layers: list[str] | None = _setting("names of the layers to record; None for all", _or(None, _names))
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[str] = ()) -> Kind:
+    """The settings that a config module gives, with those that the command line gives instead.
+
+    Raises:
+        UserError: a name that is no setting (the nearest one is named), a setting that is missing, a value
+            that a setting cannot have.
+    """
+    known = {setting.name: setting for setting in fields(kind)}
+    given = {name: value for name, value in vars(config).items() if _is_setting(name, value)}
+    source = f"{config.__name__}.py"
+    for name in given:
+        if name not in known:
+            raise UserError(f"{source}: unknown setting {name!r}: did you mean {nearest(name, known)!r}?")
+    for name in known:
+        if name not in given:
+            raise UserError(f"{source}: the setting {name!r} is missing ({known[name].metadata['help']})")
+    values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
+    for name, text in _flags(kind, config, arguments).items():
+        values[name] = _checked(known[name], _parsed(text), f"--{name}")
+    return kind(**values)
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+
+
+def _checked(setting: Field[Any], value: Any, where: str) -> Any:
+    try:
+        return setting.metadata["check"](value)
+    except ValueError as error:
+        expected = str(error)
+        if setting.name == "priors":
+            raise UserError(f"{where}: {expected}") from error
+        raise UserError(f"{where}: expected {expected}, got {value!r}") from error
+
+
+def _parsed(text: Any) -> Any:
+    """A flag's text as the Python value that a config file would have, or as itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message)
+
+
+def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str]) -> dict[str, str]:
+    parser = _Parser(
+        description=f"{(config.__doc__ or '').strip().splitlines()[0] if config.__doc__ else ''} "
+        f"Every setting of {config.__name__}.py has a flag of its name; the defaults are that file's.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+    )
+    for setting in fields(kind):
+        default = getattr(config, setting.name)
+        help = f"{setting.metadata['help']} (now {default!r})".replace("%", "%%")
+        optional: dict[str, Any] = {"nargs": "?", "const": "True"} if setting.metadata["check"] is _flag else {}
+        parser.add_argument(f"--{setting.name}", metavar=setting.name.upper(), help=help, **optional)
+    found, unknown = parser.parse_known_args(list(arguments))
+    for word in unknown:
+        known = [setting.name for setting in fields(kind)]
+        if not word.startswith("-"):
+            raise UserError(f"unexpected argument {word!r}: settings are given as --name value")
+        name = word.lstrip("-").split("=")[0]
+        raise UserError(f"unknown setting {word!r}: did you mean --{nearest(name, known)}?")
+    return vars(found)
