@@ -26,10 +26,13 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
     """The network of that name and family; `settings` are the keyword arguments of its class.
 
     Raises:
-        UserError: an unknown name (the known ones are listed).
+        UserError: an unknown name (the known ones are listed), or settings that a layer refuses.
     """
     if net_type not in NETWORKS:
         near = nearest(net_type, NETWORKS)
         raise UserError(f"unknown net_type {net_type!r}: did you mean {near!r}? Known are {', '.join(NETWORKS)}")
     family = NETWORKS[net_type][0 if bayesian else 1]
-    return family(outputs, inputs, **settings)
+    try:
+        return family(outputs, inputs, **settings)
+    except ValueError as error:
+        raise UserError(f"{net_type} cannot be built with these settings: {error}") from error

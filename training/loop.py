@@ -67,11 +67,6 @@ class Places:
         return cls(folder / f"model_{settings.net_type}.pt", folder / "last.pt", folder / settings.net_type)
 
 
-def dataset_name(settings: Settings) -> str:
-    """What the checkpoint folder of a data set is called."""
-    return Path(settings.dataset).resolve().name
-
-
 class Run:
     """One training run.
 
@@ -328,19 +323,25 @@ class Run:
 def run(settings: Settings) -> dict[str, Any]:
     """Train, validate and test by the settings, then print the twin's results beside these if there are any."""
     results = Run(settings).fit()
-    side_by_side = compare(settings)
-    if side_by_side is not None:
-        print(f"\n{side_by_side}", flush=True)
+    if all(path.exists() for path in _results(settings)):
+        print(f"\n{compare(settings)}", flush=True)
     return results
 
 
-def compare(settings: Settings) -> str | None:
-    """The results of the Bayesian network and of its twin side by side; None unless both have been trained."""
-    found = [
-        read_results(Places.of(settings, dataset_name(settings), bayesian).reports / "results.json")
-        for bayesian in (True, False)
-    ]
-    return None if found[0] is None or found[1] is None else comparison(found[0], found[1])
+def compare(settings: Settings) -> str:
+    """The results of the Bayesian network and of its twin, side by side.
+
+    Raises:
+        UserError: one of them has not been trained.
+    """
+    return comparison(*(read_results(path) for path in _results(settings)))
+
+
+def _results(settings: Settings) -> tuple[Path, Path]:
+    """Where the Bayesian network's and the twin's results are."""
+    name = Path(settings.dataset).resolve().name
+    bayesian, frequentist = (Places.of(settings, name, family).reports / "results.json" for family in (True, False))
+    return bayesian, frequentist
 
 
 def _validation(predictive: Predictive, labels: Tensor, kl: float, train_size: int) -> Row:

@@ -90,17 +90,17 @@ def _commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
-def read_results(path: Path) -> dict[str, Any] | None:
-    """A run's `results.json`; None if that run has not come to its end.
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's `results.json`.
 
     Raises:
-        UserError: the file is not one.
+        UserError: there is none, or the file is not one.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["test"]["accuracy"], results["settings"]["seed"]
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}: train that network to its end first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the results of a run: delete it and train again") from error
     return results  # type: ignore[no-any-return]

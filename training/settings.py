@@ -78,15 +78,10 @@ def _or(word: Any, check: Check) -> Check:
 
 
 def _beta(value: Any) -> str | float:
-    if isinstance(value, str):
-        return cast(str, _or_number_hint(value))
-    return cast(float, _number(0)(value))
-
-
-def _or_number_hint(value: str) -> str:
-    if value not in SCHEDULES:
-        raise ValueError(f"a number of at least 0, or one of {', '.join(SCHEDULES)} (did you mean {nearest(value, SCHEDULES)!r}?)")
-    return value
+    if isinstance(value, str) and value not in SCHEDULES:
+        near = nearest(value, SCHEDULES)
+        raise ValueError(f"a number of at least 0, or one of {', '.join(SCHEDULES)} (did you mean {near!r}?)")
+    return value if isinstance(value, str) else cast(float, _number(0)(value))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -165,8 +160,11 @@ class BayesianSettings(Settings):
 Kind = TypeVar("Kind", bound=Settings)
 
 
-def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[str] = ()) -> Kind:
+def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[str] = (), purpose: str = "") -> Kind:
     """The settings that a config module gives, with those that the command line gives instead.
+
+    Args:
+        purpose: what `--help` says first.
 
     Raises:
         UserError: a name that is no setting (the nearest one is named), a setting that is missing, a value
@@ -182,7 +180,7 @@ def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[
         if name not in given:
             raise UserError(f"{source}: the setting {name!r} is missing ({known[name].metadata['help']})")
     values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
-    for name, text in _flags(kind, config, arguments).items():
+    for name, text in _flags(kind, config, arguments, purpose).items():
         values[name] = _checked(known[name], _parsed(text), f"--{name}")
     return kind(**values)
 
@@ -214,10 +212,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str]) -> dict[str, str]:
+def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str], purpose: str) -> dict[str, str]:
     parser = _Parser(
-        description=f"{(config.__doc__ or '').strip().splitlines()[0] if config.__doc__ else ''} "
-        f"Every setting of {config.__name__}.py has a flag of its name; the defaults are that file's.",
+        description=f"{purpose} Every setting of {config.__name__}.py has a flag of its name; what a flag does not "
+        f"give comes from that file.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),

@@ -1,0 +1,69 @@
+"""What the tests share: small pictures that can be told apart, and scripts run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def script_environment() -> dict[str, str]:
+    """One thread each: the tests' processes share the machine."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Runs `python NAME ARGUMENTS…` in the project's root; checkpoints go to `tmp_path / "checkpoints"`."""
+
+    def run(name: str, *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        answer = subprocess.run(
+            [sys.executable, name, *map(str, arguments)],
+            cwd=ROOT,
+            env=script_environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert answer.returncode == expect, answer.stdout + answer.stderr
+        return answer
+
+    return run
+
+
+def draw_pictures(folder: Path, each: int, mode: str = "L", seed: int = 0) -> Path:
+    """`folder/<class>/*.png`: noise with a bright bar, upright or lying by class, of 32×32 pixels."""
+    random = np.random.default_rng(seed)
+    for label, name in enumerate(("lying", "upright")):
+        (folder / name).mkdir(parents=True)
+        for index in range(each):
+            pixels = random.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+            at = int(random.integers(4, 26))
+            bar = (slice(at, at + 3), slice(None)) if label == 0 else (slice(None), slice(at, at + 3))
+            pixels[bar] += 150
+            Image.fromarray(pixels).convert(mode).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of grey pictures: train/ with 100 of each of two classes, test/ with 20."""
+    root = tmp_path_factory.mktemp("images") / "bars"
+    draw_pictures(root / "train", 100, seed=0)
+    draw_pictures(root / "test", 20, seed=1)
+    return root

@@ -1,0 +1,145 @@
+"""Data: splits, normalisation, augmentation, folders, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_pictures
+from torch import Tensor
+from torchvision import datasets
+
+from support import UserError
+from training.data import ImageFiles, augment, load_data, normalise
+
+
+def keys(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> None:
+    one, same, other = (load_data("MNIST5k", "data", 0.1, seed) for seed in (1, 1, 2))
+    assert [len(s) for s in (one.train, one.valid, one.test)] == [3600, 400, 1000]
+    assert isinstance(one.train.images, Tensor) and one.train.images.dtype == torch.uint8
+    for split in ("train", "valid", "test"):
+        assert torch.equal(getattr(one, split).images, getattr(same, split).images)
+        assert torch.equal(getattr(one, split).labels, getattr(same, split).labels)
+    assert not torch.equal(one.valid.images, other.valid.images)
+    assert torch.equal(one.test.images, other.test.images)
+    together = torch.cat([one.train.images, one.valid.images, one.test.images])
+    assert len(keys(together)) == 5000  # 5,000 distinct digits, none in two splits
+    assert torch.cat([one.train.labels, one.valid.labels, one.test.labels]).bincount().tolist() == [500] * 10
+    assert not one.photographs and one.channels == 1
+
+
+def test_normalisation_makes_the_training_split_standard(pictures: Path) -> None:
+    data = load_data(str(pictures), "data", 0.2, 0)
+    assert isinstance(data.train.images, Tensor)
+    pixels = normalise(data.train.images, data.mean, data.std)
+    assert pixels.mean().item() == pytest.approx(0, abs=1e-4)
+    assert pixels.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_batch_loader_gives_every_example_once_with_its_label(pictures: Path) -> None:
+    train = load_data(str(pictures), "data", 0.2, 0).train
+    order = torch.randperm(len(train))
+    batches = list(train.batches(24, order))
+    assert [len(labels) for _, labels in batches] == [24] * 6 + [16]
+    assert torch.equal(torch.cat([images for images, _ in batches]), train.images[order])  # type: ignore[index]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), train.labels[order])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_too_large_for_memory_means_the_same_images_from_workers(tmp_path: Path, mode: str) -> None:
+    draw_pictures(tmp_path / "set" / "train", 20, mode)
+    held = load_data(str(tmp_path / "set"), "data", 0.25, 3)
+    read = load_data(str(tmp_path / "set"), "data", 0.25, 3, memory_limit=0)
+    assert held.channels == (1 if mode == "L" else 3) and held.photographs == (mode == "RGB")
+    assert isinstance(read.train.images, ImageFiles) and isinstance(held.train.images, Tensor)
+    assert (held.mean, held.std) == (read.mean, read.std)
+    for split in ("train", "valid", "test"):
+        one, other = getattr(held, split), getattr(read, split)
+        order = torch.randperm(len(one))
+        for workers in (0, 2):
+            pairs = zip(one.batches(6, order), other.batches(6, order, workers), strict=True)
+            for (images, labels), (read_images, read_labels) in pairs:
+                assert torch.equal(images, read_images) and torch.equal(labels, read_labels)
+
+
+def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Path, tmp_path: Path) -> None:
+    own = load_data(str(pictures), "data", 0.2, 0)
+    assert own.classes == ("lying", "upright") and own.name == "bars"
+    assert [len(s) for s in (own.train, own.valid, own.test)] == [160, 40, 40]
+    shutil.copytree(pictures / "train", tmp_path / "set" / "train")
+    held_out = [load_data(str(tmp_path / "set"), "data", 0.2, seed).test.images for seed in (0, 1)]
+    assert isinstance(held_out[0], Tensor) and len(held_out[0]) == 40
+    assert torch.equal(*held_out)  # type: ignore[call-overload]
+
+
+def test_augment_moves_and_mirrors_each_image_by_itself() -> None:
+    images = torch.zeros(400, 2, 8, 8, dtype=torch.uint8)
+    images[:, :, 3, 4] = torch.tensor([7, 9], dtype=torch.uint8)
+    moved = augment(images, 2, False, torch.Generator().manual_seed(0))
+    where = (moved[:, 0] == 7).nonzero()
+    assert len(where) == 400 and torch.equal((moved[:, 1] == 9).nonzero(), where)
+    offsets = where[:, 1:] - torch.tensor([3, 4])
+    assert {tuple(o) for o in offsets.tolist()} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    mirrored = augment(images, 0, True, torch.Generator().manual_seed(0))
+    columns = (mirrored[:, 0] == 7).nonzero()[:, 2]
+    assert set(columns.tolist()) == {3, 4} and 140 < int((columns == 3).sum()) < 260
+    assert torch.equal(augment(images, 0, False, torch.Generator()), images)
+    again = augment(images, 2, False, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again)
+
+
+def test_an_unknown_data_set_is_one_line_that_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown dataset 'MNIST6k': did you mean 'MNIST5k'"):
+        load_data("MNIST6k", "data", 0.1, 0)
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_data("no/such/folder", "data", 0.1, 0)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "CIFAR100"])
+def test_no_network_and_no_data_is_one_line_that_names_the_embedded_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    for kind in (datasets.CIFAR10, datasets.CIFAR100):
+        monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/archive.tar.gz")
+    with pytest.raises(UserError, match=f"{name} is not in .* could not be downloaded .* --dataset MNIST5k") as error:
+        load_data(name, tmp_path, 0.1, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_download_is_not_taken_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(b"half a download")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_data("MNIST", tmp_path, 0.1, 0)
+    assert not list(raw.glob("*-ubyte"))
+
+
+def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    with pytest.raises(UserError, match="has no folder train/"):
+        load_data(str(root), "data", 0.1, 0)
+    (root / "train").mkdir()
+    with pytest.raises(UserError, match="must hold a folder of images for each class"):
+        load_data(str(root), "data", 0.1, 0)
+    shutil.copytree(pictures / "train", root / "train", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="leave none for training or validation"):
+        load_data(str(root), "data", 0.001, 0)
+    broken = root / "train" / "upright" / "050.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match="cannot read the image .*050.png"):
+        load_data(str(root), "data", 0.1, 0)
+    shutil.copytree(pictures / "test" / "upright", root / "test" / "upright")
+    with pytest.raises(UserError, match="same classes, but only one has lying"):
+        load_data(str(root), "data", 0.1, 0)

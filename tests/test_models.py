@@ -1,0 +1,143 @@
+"""The networks, their twins, and the files they live in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from layers import BayesianLayer, kl_divergence, sampling, weight_posteriors
+from models import NETWORKS, build
+from models.checkpoint import Description, load_network, read_checkpoint, save_network
+from support import UserError
+
+STILL = {"posterior_rho_initial": (-200.0, 0.0)}
+
+
+@pytest.mark.parametrize("activation_type", ["relu", "softplus"])
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_a_network_of_no_variance_is_its_frequentist_twin(net_type: str, layer_type: str, activation_type: str) -> None:
+    bayesian = build(net_type, True, 10, 3, layer_type=layer_type, activation_type=activation_type, priors=STILL)
+    twin = build(net_type, False, 10, 3, activation_type=activation_type)
+    unexpected = twin.load_state_dict(bayesian.state_dict(), strict=False)
+    assert not unexpected.missing_keys and all(".posterior." in key for key in unexpected.unexpected_keys)
+    images = torch.randn(2, 3, 32, 32)
+    logits, _ = bayesian(images)
+    torch.testing.assert_close(logits, twin(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net_type", "parameters"),
+    [
+        ("lenet", 6 * (75 + 1) + 16 * (150 + 1) + 120 * 401 + 84 * 121 + 10 * 85),
+        (
+            "alexnet",
+            64 * (363 + 1) + 192 * (1600 + 1) + 384 * (1728 + 1) + 256 * (3456 + 1) + 128 * (2304 + 1) + 10 * 129,
+        ),
+        ("3conv3fc", 32 * (75 + 1) + 64 * (800 + 1) + 128 * (1600 + 1) + 1000 * 513 + 1000 * 1001 + 10 * 1001),
+    ],
+)
+def test_parameters_are_those_of_the_architecture(net_type: str, parameters: int) -> None:
+    twin = build(net_type, False, 10, 3)
+    bayesian = build(net_type, True, 10, 3)
+    assert sum(p.numel() for p in twin.parameters()) == parameters
+    assert sum(p.numel() for p in bayesian.parameters()) == 2 * parameters
+    kls = [posterior.kl(mean).item() for _, mean, posterior in weight_posteriors(bayesian)]
+    assert kl_divergence(bayesian).item() == pytest.approx(sum(kls), rel=1e-6)
+
+
+def test_alpha_networks_have_one_alpha_a_tensor() -> None:
+    net = build("lenet", True, 10, 1, alpha_shape=(1, 1))
+    twin = build("lenet", False, 10, 1)
+    extra = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in twin.parameters())
+    assert extra == len(list(twin.parameters()))
+    _, kl = net(torch.randn(2, 1, 32, 32))
+    alpha = torch.tensor(-5.0, dtype=torch.float64).exp()
+    expected = 0.5 * torch.log1p(1 / alpha) * sum(p.numel() for p in twin.parameters())
+    assert kl.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_layers_bear_their_names() -> None:
+    for name, layer in build("3conv3fc", True, 10, 3).named_modules():
+        if isinstance(layer, BayesianLayer):
+            assert layer.name == name
+
+
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_a_network_compiles_in_one_graph(net_type: str) -> None:
+    net = build(net_type, True, 10, 1)
+    images = torch.randn(2, 1, 32, 32)
+    with sampling(net, False):
+        logits, kl = torch.compile(net, fullgraph=True, backend="aot_eager")(images)
+        expected, expected_kl = net(images)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(kl, expected_kl)
+
+
+def test_an_unknown_network_and_unfit_settings_are_one_line() -> None:
+    with pytest.raises(UserError, match="unknown net_type 'lennet': did you mean 'lenet'"):
+        build("lennet", True, 10, 1)
+    with pytest.raises(UserError, match=r"alpha_shape \(7, 1\) does not broadcast"):
+        build("lenet", True, 10, 1, alpha_shape=(7, 1))
+    with pytest.raises(UserError, match="unknown activation_type 'tanh'"):
+        build("lenet", False, 10, 1, activation_type="tanh")
+
+
+def description(**changes: object) -> Description:
+    kept = {
+        "net_type": "lenet",
+        "bayesian": True,
+        "architecture": {"layer_type": "lrt", "alpha_shape": None, "activation_type": "softplus", "priors": {"prior_sigma": 0.3}},
+        "classes": ("cat", "dog", "emu"),
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.5, 0.6, 0.7),
+    }
+    return Description(**{**kept, **changes})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_alone_rebuilds_the_network(tmp_path: Path) -> None:
+    net = description().build()
+    path = tmp_path / "below" / "model.pt"
+    save_network(path, net, description(), settings={"seed": 3})
+    loaded, found, content = load_network(path)
+    assert found == description() and content["settings"] == {"seed": 3}
+    assert not loaded.training and isinstance(loaded.act1, nn.Softplus)
+    assert torch.equal(kl_divergence(loaded), kl_divergence(net))
+    images = torch.randn(2, 3, 32, 32)
+    with sampling(net, False), sampling(loaded, False):
+        assert torch.equal(loaded(images)[0], net(images)[0])
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_checkpoint_that_cannot_be_one_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load_network(path)
+    for content in (b"", b"text", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is not a readable checkpoint"):
+            load_network(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(UserError, match="expected format 1, found 99"):
+        load_network(path)
+    save_network(path, description(classes=("a", "b")).build(), description())
+    with pytest.raises(UserError, match="does not hold a network"):
+        load_network(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is not a readable checkpoint"):
+        load_network(path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (tmp_path / "run",)  # type: ignore[return-value]
+
+    torch.save({"format": 1, "description": Evil()}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="is not a readable checkpoint"):
+        read_checkpoint(tmp_path / "model.pt")
+    assert not (tmp_path / "run").exists()
