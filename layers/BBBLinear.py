@@ -12,7 +12,7 @@ from layers.base import BayesianLayer
 from layers.posterior import Priors
 
 
-class BBBLinear(BayesianLayer, nn.Linear):
+class BBBLinear(BayesianLayer, nn.Linear):  # type: ignore[misc]  # torch declares a bias that may be None a Tensor
     """`nn.Linear` with a posterior over its weights; every argument of `nn.Linear` means what it means there.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.estimators import ESTIMATORS
+from layers.estimators import ESTIMATORS, Weights
 from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior, Priors
 
 
@@ -73,27 +73,26 @@ class BayesianLayer(nn.Module):
         """The deterministic layer as a function of its input and its weights."""
         raise NotImplementedError
 
-    def means(self) -> list[Tensor | None]:
+    def means(self) -> Weights:
         """Posterior means of weight and bias (None where there is no bias)."""
-        return [self.weight, self.bias]
+        return self.weight, self.bias
 
-    def variances(self) -> list[Tensor | None]:
+    def variances(self) -> Weights:
         """Posterior variances of weight and bias."""
         return self._of_each("variance")
 
-    def perturbations(self) -> list[Tensor | None]:
+    def perturbations(self) -> Weights:
         """One draw of weight and bias, less the means."""
         return self._of_each("perturbation")
 
-    def samples(self) -> list[Tensor | None]:
+    def samples(self) -> Weights:
         """One draw of weight and bias."""
         return self._of_each("sample")
 
-    def _of_each(self, method: str) -> list[Tensor | None]:
-        return [
-            None if mean is None else getattr(self.posterior[key], method)(mean)
-            for key, mean in (("weight", self.weight), ("bias", self.bias))
-        ]
+    def _of_each(self, method: str) -> Weights:
+        weight = getattr(self.posterior["weight"], method)(self.weight)
+        bias = None if self.bias is None else getattr(self.posterior["bias"], method)(self.bias)
+        return weight, bias
 
     def forward(self, input: Tensor) -> Tensor:
         """A sample of the layer's output, or its value at the posterior means when `sampling` is off."""

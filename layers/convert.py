@@ -24,12 +24,12 @@ def to_deterministic(module: Network) -> Network:
         for name, child in parent._modules.items():
             if isinstance(child, BayesianLayer):
                 parent._modules[name] = plain[child]
-    return plain.get(twin, twin)  # type: ignore[call-overload,no-any-return]
+    return plain.get(twin, twin)  # type: ignore[call-overload]
 
 
 def _plain(layer: BayesianLayer) -> nn.Module:
     kind = next(base for base in type(layer).__mro__ if base.__module__.startswith("torch.nn.modules"))
-    plain: nn.Module = kind.__new__(kind)
+    plain: nn.Module = object.__new__(kind)
     plain.__dict__.update(layer.__dict__)
     plain._modules = {name: child for name, child in layer._modules.items() if name != "posterior"}
     for name in ("sampling", "layer_type", "name"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers import BBBConv2d, BBBLinear, BayesianLayer, kl_divergence, sampling, to_deterministic
+from layers import BayesianLayer, BBBConv2d, BBBLinear, kl_divergence, sampling, to_deterministic
 
 ESTIMATORS = ["lrt", "bbb", "flipout"]
 POSTERIORS = [None, (1, 1)]
@@ -107,9 +107,7 @@ def test_a_linear_layers_output_has_the_closed_mean_and_variance(
 def test_a_convolutions_output_has_the_closed_mean_and_variance(
     layer_type: str, alpha_shape: tuple[int, ...] | None
 ) -> None:
-    layer = BBBConv2d(
-        2, 6, 3, 2, 1, dtype=torch.float64, alpha_shape=alpha_shape, layer_type=layer_type, priors=WIDE
-    )
+    layer = BBBConv2d(2, 6, 3, 2, 1, dtype=torch.float64, alpha_shape=alpha_shape, layer_type=layer_type, priors=WIDE)
     images = torch.randn(2, 2, 5, 5, dtype=torch.float64)
     mean = layer.operation(images, *layer.means()).detach()
     variance = layer.operation(images.square(), *layer.variances()).detach()

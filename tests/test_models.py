@@ -90,7 +90,12 @@ def description(**changes: object) -> Description:
     kept = {
         "net_type": "lenet",
         "bayesian": True,
-        "architecture": {"layer_type": "lrt", "alpha_shape": None, "activation_type": "softplus", "priors": {"prior_sigma": 0.3}},
+        "architecture": {
+            "layer_type": "lrt",
+            "alpha_shape": None,
+            "activation_type": "softplus",
+            "priors": {"prior_sigma": 0.3},
+        },
         "classes": ("cat", "dog", "emu"),
         "mean": (0.1, 0.2, 0.3),
         "std": (0.5, 0.6, 0.7),

@@ -59,7 +59,9 @@ def test_alpha_kl_is_the_least_over_the_width_of_the_prior(alpha_shape: tuple[in
     width = (mean.square() + std.square()).sqrt()
 
     def kl_to(scale: float) -> torch.Tensor:
-        return distributions.kl_divergence(distributions.Normal(mean, std), distributions.Normal(0, scale * width)).sum()
+        return distributions.kl_divergence(
+            distributions.Normal(mean, std), distributions.Normal(0, scale * width)
+        ).sum()
 
     torch.testing.assert_close(posterior.kl(mean), kl_to(1.0))
     assert min(kl_to(0.99), kl_to(1.01)) > posterior.kl(mean)

@@ -93,10 +93,12 @@ class Split:
             return Split(self.images[indices], self.labels[indices])
         return Split(self.images.subset(indices), self.labels[indices])
 
-    def batches(self, batch_size: int, order: Tensor | None = None, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 images, labels) in `order` (default: as they lie), `batch_size` at a time; the last may be smaller."""
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, workers: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(uint8 images, labels) in `order` (None: as they lie), `batch_size` at a time; the last may be smaller."""
         order = torch.arange(len(self)) if order is None else order
-        chosen = order.split(batch_size)
+        chosen = order.split(batch_size) if len(order) else ()  # an empty tensor would split into one empty part
         if isinstance(self.images, Tensor):
             images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
         else:
@@ -137,7 +139,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `shift` pixels along both axes (zeros come in) and, if `flip`, mirrored half the time."""
+    """Each image moved by up to `shift` pixels along both axes (zeros come in); with `flip`, half of them mirrored."""
     count, _, height, width = images.shape
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
@@ -246,9 +248,7 @@ def _mnist(data_dir: Path) -> Source:
 
 def _cifar(kind: type[datasets.CIFAR10]) -> Callable[[Path], Source]:
     def load(data_dir: Path) -> Source:
-        train, test = _fetched(
-            lambda train: kind(str(data_dir), train=train, download=True), kind.__name__, data_dir
-        )
+        train, test = _fetched(lambda train: kind(str(data_dir), train=train, download=True), kind.__name__, data_dir)
         splits = [
             Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in (train, test)
@@ -303,7 +303,9 @@ def _listed(folder: Path) -> datasets.ImageFolder:
     try:
         return datasets.ImageFolder(str(folder))
     except FileNotFoundError as error:
-        raise UserError(f"{folder} must hold a folder of images for each class: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{folder} must hold a folder of images for each class: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _one_of_each_class(listed: datasets.ImageFolder) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,28 @@ from tqdm import tqdm
 
 from inference.prediction import Predictive, predict_batches
 from layers import kl_divergence
+from models import build
 from models.checkpoint import FORMAT, Description, load_network, read_checkpoint, save_network
 from support import UserError, write_json, written_whole
 from training.data import Split, augment, load_data, normalise
 from training.interruption import stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
+from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 
 EVALUATION_BATCH = 512
 CHUNK = 8192  # images that are normalised at a time when evaluating
-MAY_CHANGE_ON_RESUME = ("resume", "device", "num_workers", "n_epochs", "patience", "tensorboard", "data_dir", "checkpoint_dir")
+MAY_CHANGE_ON_RESUME = (
+    "resume",
+    "device",
+    "num_workers",
+    "n_epochs",
+    "patience",
+    "tensorboard",
+    "data_dir",
+    "checkpoint_dir",
+)
 
 
 @dataclass
@@ -82,11 +93,14 @@ class Run:
         self.bayesian = settings if isinstance(settings, BayesianSettings) else None
         self.device = _device(settings.device)
         torch.set_flush_denormal(True)  # denormal variances slow a CPU by a factor of three
-        self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
-        self.places = Places.of(settings, self.data.name, self.bayesian is not None)
         architecture: dict[str, Any] = {"activation_type": settings.activation_type}
         if self.bayesian:
             architecture |= {name: getattr(settings, name) for name in ("priors", "layer_type", "alpha_shape")}
+            if self.bayesian.record_mean_var:
+                with torch.device("meta"):  # a wrong name need not wait for the data, and a name asks for no weights
+                    recorded_layers(build(settings.net_type, True, 1, 1, **architecture), self.bayesian.record_layers)
+        self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+        self.places = Places.of(settings, self.data.name, self.bayesian is not None)
         self.description = Description(
             settings.net_type, self.bayesian is not None, architecture, self.data.classes, self.data.mean, self.data.std
         )
@@ -96,6 +110,7 @@ class Run:
         self.optimiser, self.base_rates = self._optimiser()
         self.batches = math.ceil(len(self.data.train) / settings.batch_size)
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
+        self.recorder: Recorder | None = None
         if settings.resume:
             self._resume()
 
@@ -118,6 +133,8 @@ class Run:
         settings, progress = self.settings, self.progress
         with ExitStack() as stack:
             stop = stack.enter_context(stop_requests())
+            if self.bayesian and self.bayesian.record_mean_var:
+                self.recorder = stack.enter_context(self._recording(self.bayesian))
             board = _tensorboard(self.places.reports, stack) if settings.tensorboard else None
             while progress.epoch < settings.n_epochs and not self._out_of_patience():
                 started = time.perf_counter()
@@ -157,6 +174,8 @@ class Run:
             images = augment(self._moved(images), settings.random_shift, flip, generator)
             progress.steps[progress.batch] = self._step(normalise(images, data.mean, data.std), self._moved(labels))
             progress.batch += 1
+            if self.recorder:
+                self.recorder.step()
             if self.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == self.batches:
                 self._check_finite()
                 bar.set_postfix(_postfix(progress.steps[: progress.batch], len(data.train), self.bayesian is not None))
@@ -170,6 +189,8 @@ class Run:
             group["lr"] = rate * _rate_factor(settings.lr_schedule, step / (self.batches * settings.n_epochs))
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+            if self.recorder and settings.compile:
+                self.recorder.observe(images)
             if self.bayesian:
                 outputs = [self.forward(images) for _ in range(self.bayesian.train_ens)]
                 logits, kl = [output[0].float() for output in outputs], outputs[0][1]
@@ -177,12 +198,24 @@ class Run:
             else:
                 logits, kl, weight = [self.forward(images).float()], torch.zeros((), device=self.device), 0.0
         nll = expected_nll(logits, labels)
-        negative_elbo(nll, kl, weight, len(self.data.train)).backward()  # type: ignore[no-untyped-call]
+        negative_elbo(nll, kl, weight, len(self.data.train)).backward()
         self.optimiser.step()
         with torch.no_grad():
             probs = torch.stack(logits).softmax(-1).mean(0)
             correct = (probs.argmax(-1) == labels).sum()
             return torch.stack([nll, kl, correct.float(), torch.full_like(nll, len(labels))]).detach()
+
+    def _recording(self, settings: BayesianSettings) -> AbstractContextManager[Recorder]:
+        return recording(
+            self.net,
+            self.places.reports,
+            self.batches,
+            layers=settings.record_layers,
+            frequency=settings.recording_freq_per_epoch,
+            resume_at=self.progress.epoch * self.batches + self.progress.batch if settings.resume else None,
+            settings=asdict(settings),
+            seed=settings.seed,
+        )
 
     def _check_finite(self) -> None:
         finite = self.progress.steps[: self.progress.batch, :2].isfinite().all(-1)
@@ -255,9 +288,9 @@ class Run:
         )
         test = results["test"]
         print(
-            f"test  accuracy {test['accuracy']:.2%}  nll {test['nll']:.4f}  brier {test['brier']:.4f}  ece {test['ece']:.4f}"
-            f"  ({len(self.data.test):,} images, {samples} sample{'s' if samples > 1 else ''}, best epoch "
-            f"{self.progress.best_epoch}, trained in {self.progress.seconds:.0f} s)"
+            f"test  accuracy {test['accuracy']:.2%}  nll {test['nll']:.4f}  brier {test['brier']:.4f}  "
+            f"ece {test['ece']:.4f}  ({len(self.data.test):,} images, {samples} sample{'s' if samples > 1 else ''}, "
+            f"best epoch {self.progress.best_epoch}, trained in {self.progress.seconds:.0f} s)"
         )
         print(f"network  {self.places.best}\nreports  {self.places.reports / 'results.json'}, {picture}", flush=True)
         return results
@@ -279,8 +312,8 @@ class Run:
         self._save_last()
         progress = self.progress
         print(
-            f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of {self.batches} "
-            f"steps; {self.places.last} is written: run the same command with --resume to go on",
+            f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of "
+            f"{self.batches} steps; {self.places.last} is written: run the same command with --resume to go on",
             flush=True,
         )
         raise SystemExit(128 + signum)
@@ -295,6 +328,8 @@ class Run:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        if self.recorder:
+            self.recorder.sync()
         with written_whole(self.places.last) as temporary:
             torch.save(content, temporary)
 
@@ -317,7 +352,10 @@ class Run:
                 torch.cuda.set_rng_state(content["random_cuda"].cpu(), self.device)
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.places.last} cannot be resumed: {error}") from error
-        print(f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}", flush=True)
+        print(
+            f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}",
+            flush=True,
+        )
 
 
 def run(settings: Settings) -> dict[str, Any]:

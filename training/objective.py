@@ -57,7 +57,9 @@ def kl_weight(beta_type: str | float, step: int, batches: int, epochs: int) -> f
         return float(beta_type)
     if beta_type not in SCHEDULES:
         near = nearest(beta_type, SCHEDULES)
-        raise UserError(f"unknown beta_type {beta_type!r}: did you mean {near!r}? Known are {', '.join(SCHEDULES)}, or a number")
+        raise UserError(
+            f"unknown beta_type {beta_type!r}: did you mean {near!r}? Known are {', '.join(SCHEDULES)}, or a number"
+        )
     return SCHEDULES[beta_type](step, batches, epochs)
 
 

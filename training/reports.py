@@ -52,7 +52,14 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], "accuracy", "accuracy")):
         for part, colour, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
             values = [row[f"{part}_{quantity}"] for row in rows]
-            ax.plot(epochs, values, style, color=colour, marker=marker, label="training" if part == "train" else "validation")
+            ax.plot(
+                epochs,
+                values,
+                style,
+                color=colour,
+                marker=marker,
+                label="training" if part == "train" else "validation",
+            )
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend(frameon=False)
     axes[0].set_yscale("log")
@@ -103,7 +110,7 @@ def read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no {path}: train that network to its end first") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the results of a run: delete it and train again") from error
-    return results  # type: ignore[no-any-return]
+    return results
 
 
 def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
@@ -113,7 +120,9 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
     for name, form in shown.items():
         lines.append(f"{name:<18}{form.format(bayesian['test'][name]):>12}{form.format(frequentist['test'][name]):>14}")
     for name, form in (("parameters", "{:,}"), ("epochs", "{}"), ("training_seconds", "{:,.0f}")):
-        lines.append(f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}")
+        lines.append(
+            f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}"
+        )
     apart = [
         f"{name} {bayesian['settings'][name]!r} and {value!r}"
         for name, value in frequentist["settings"].items()

@@ -118,17 +118,27 @@ def _setting(help: str, check: Check) -> Any:
 class Settings:
     """What a run needs to know, checked. Every field has a flag of its name."""
 
-    dataset: str = _setting("MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", _text)
+    dataset: str = _setting(
+        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", _text
+    )
     data_dir: str = _setting("where downloaded data lies or goes", _text)
     net_type: str = _setting("the architecture: lenet, alexnet or 3conv3fc", _one_of(*NETWORKS))
     activation_type: str = _setting("relu or softplus", _one_of(*ACTIVATIONS))
     n_epochs: int = _setting("passes over the training split", _whole(1))
-    lr_start: float = _setting("learning rate of the weights (of their posterior means) at the start", _number(0, open_ends=True))
-    lr_schedule: str = _setting("how learning rates fall to 0 over the run: constant, linear or cosine", _one_of("constant", "linear", "cosine"))
+    lr_start: float = _setting(
+        "learning rate of the weights (of their posterior means) at the start", _number(0, open_ends=True)
+    )
+    lr_schedule: str = _setting(
+        "how learning rates fall to 0 over the run: constant, linear or cosine", _one_of("constant", "linear", "cosine")
+    )
     batch_size: int = _setting("images a step", _whole(1))
-    valid_size: float = _setting("fraction of the training images that is kept for validation", _number(0, 1, open_ends=True))
+    valid_size: float = _setting(
+        "fraction of the training images that is kept for validation", _number(0, 1, open_ends=True)
+    )
     random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0))
-    random_flip: str | bool = _setting("mirror training images half the time: True, False, or auto (photographs only)", _or("auto", _flag))
+    random_flip: str | bool = _setting(
+        "mirror training images half the time: True, False, or auto (photographs only)", _or("auto", _flag)
+    )
     num_workers: int = _setting("processes that decode images when they do not fit in memory", _whole(0))
     seed: int = _setting("of the split, the weights, the order and the noise", _whole(0))
     device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", _or("auto", _device))
@@ -145,10 +155,18 @@ class BayesianSettings(Settings):
     """The settings of a Bayesian run."""
 
     layer_type: str = _setting("the estimator: lrt, bbb or flipout", _one_of(*ESTIMATORS))
-    alpha_shape: tuple[int, ...] | None = _setting("None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", _or(None, _shape))
-    priors: dict[str, Any] = _setting("prior_mu, prior_sigma, posterior_mu_initial, posterior_rho_initial: a dict", _priors)
-    beta_type: str | float = _setting("weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta)
-    lr_spread_factor: float = _setting("learning rate of ρ and log α, as a multiple of lr_start", _number(0, open_ends=True))
+    alpha_shape: tuple[int, ...] | None = _setting(
+        "None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", _or(None, _shape)
+    )
+    priors: dict[str, Any] = _setting(
+        "prior_mu, prior_sigma, posterior_mu_initial, posterior_rho_initial: a dict", _priors
+    )
+    beta_type: str | float = _setting(
+        "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
+    )
+    lr_spread_factor: float = _setting(
+        "learning rate of ρ and log α, as a multiple of lr_start", _number(0, open_ends=True)
+    )
     train_ens: int = _setting("posterior samples a training step", _whole(1))
     valid_ens: int = _setting("posterior samples in validation", _whole(1))
     test_ens: int = _setting("posterior samples in the final test", _whole(1))

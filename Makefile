@@ -1,0 +1,24 @@
+# Two commands on a fresh machine with Python 3.10 or newer: `make train` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+.PHONY: train test
+
+train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 embedded digits
+	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet $(ARGS)
+
+test: $(VENV)/.installed-dev  ## install, then lint, check types and run every test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(VENV)/bin/pip install -q -r requirements-dev.txt
+	touch $@

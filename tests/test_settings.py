@@ -1,0 +1,130 @@
+"""Settings from a config file and the command line, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script
+
+import config_bayesian
+import config_frequentist
+from support import UserError
+from training.settings import BayesianSettings, Settings, from_config
+
+
+def config(**changes: object) -> types.ModuleType:
+    module = types.ModuleType("my_config")
+    vars(module).update({k: v for k, v in vars(config_bayesian).items() if not k.startswith("__")}, **changes)
+    return module
+
+
+def test_every_setting_can_be_given_on_the_command_line() -> None:
+    flags = {
+        "dataset": "CIFAR10", "data_dir": "elsewhere", "net_type": "alexnet", "activation_type": "softplus",
+        "n_epochs": 5, "lr_start": 0.1, "lr_schedule": "cosine", "batch_size": 7, "valid_size": 0.3,
+        "random_shift": 4, "random_flip": True, "num_workers": 3, "seed": 9, "device": "cuda:1", "amp": True,
+        "compile": True, "patience": 2, "resume": True, "checkpoint_dir": "there", "tensorboard": True,
+        "layer_type": "flipout", "alpha_shape": (1, 1), "priors": {"prior_sigma": 0.5}, "beta_type": "Blundell",
+        "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
+        "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"],
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    settings = from_config(BayesianSettings, config_bayesian, words)
+    assert vars(settings) == flags
+    default = from_config(BayesianSettings, config_bayesian)
+    assert all(getattr(default, name) != value for name, value in flags.items())
+
+
+def test_flags_read_as_people_write_them() -> None:
+    def given(*words: str) -> BayesianSettings:
+        return from_config(BayesianSettings, config_bayesian, words)
+
+    assert given("--amp").amp and given("--amp=true").amp and not given("--amp", "False").amp
+    assert given("--beta_type", "0.5").beta_type == 0.5 and given("--beta_type", "Soenderby").beta_type == "Soenderby"
+    assert given("--alpha_shape", "1,1").alpha_shape == (1, 1) and given("--alpha_shape", "None").alpha_shape is None
+    assert given("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
+    assert given("--lr_start", "1").lr_start == 1.0
+
+
+def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
+    frequentist = from_config(Settings, config_frequentist)
+    bayesian = from_config(BayesianSettings, config_bayesian)
+    apart = {name for name, value in vars(frequentist).items() if getattr(bayesian, name) != value}
+    assert apart <= {"lr_start"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_epoch": 3}, r"my_config.py: unknown setting 'n_epoch': did you mean 'n_epochs'\?"),
+        ({"net_type": "LeNet"}, "my_config.py: net_type: expected one of .*did you mean 'lenet'.*, got 'LeNet'"),
+        ({"lr_start": "0.1"}, "lr_start: expected a number above 0, got '0.1'"),
+        ({"lr_start": 0.0}, "lr_start: expected a number above 0, got 0.0"),
+        ({"lr_start": float("nan")}, "lr_start: expected a number above 0, got nan"),
+        ({"valid_size": 1}, "valid_size: expected a number above 0 and below 1, got 1"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number of at least 1, got 2.5"),
+        ({"train_ens": 0}, "train_ens: expected a whole number of at least 1, got 0"),
+        ({"train_ens": True}, "train_ens: expected a whole number of at least 1, got True"),
+        ({"amp": "yes"}, "amp: expected True or False, got 'yes'"),
+        ({"random_flip": "often"}, "random_flip: expected 'auto', or True or False, got 'often'"),
+        ({"device": "gpu"}, "device: expected 'auto', or a device such as cpu or cuda:0, got 'gpu'"),
+        ({"beta_type": "blundell"}, "beta_type: expected a number .*did you mean 'Blundell'.*, got 'blundell'"),
+        ({"beta_type": -0.1}, "beta_type: expected a number of at least 0, got -0.1"),
+        ({"alpha_shape": (0, 1)}, "alpha_shape: expected None, or a shape such as"),
+        (
+            {"priors": {"prior_sigmas": 1}},
+            "my_config.py: priors: unknown prior 'prior_sigmas': did you mean 'prior_sigma'",
+        ),
+        ({"priors": 3}, "my_config.py: priors: priors must be a dict, got 3"),
+        ({"record_layers": [1]}, "record_layers: expected None, or names of layers"),
+        ({"seed": None}, "seed: expected a whole number of at least 0, got None"),
+    ],
+)
+def test_a_wrong_setting_in_the_file_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        from_config(BayesianSettings, config(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_setting_missing_from_the_file_is_named() -> None:
+    module = config()
+    del module.n_epochs
+    with pytest.raises(UserError, match="my_config.py: the setting 'n_epochs' is missing"):
+        from_config(BayesianSettings, module)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n_epoch", "3"], r"unknown setting '--n_epoch': did you mean --n_epochs\?"),
+        (["--layer-type=bbb"], r"unknown setting '--layer-type=bbb': did you mean --layer_type\?"),
+        (["--n_epochs", "three"], "--n_epochs: expected a whole number of at least 1, got 'three'"),
+        (["--n_epochs"], "--n_epochs: expected one argument"),
+        (["lenet"], "unexpected argument 'lenet'"),
+    ],
+)
+def test_a_wrong_flag_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_config(BayesianSettings, config_bayesian, words)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(script: Script, tmp_path: Path) -> None:
+    for name, arguments in (
+        ("main_bayesian.py", ("--beta_typ", "1")),
+        ("main_bayesian.py", ("--dataset", "MNST")),
+        ("main_bayesian.py", ("--alpha_shape", "7,1")),
+        ("main_bayesian.py", ("--compare", "--checkpoint_dir", tmp_path)),
+        ("main_bayesian.py", ("--resume", "--checkpoint_dir", tmp_path)),
+        ("main_frequentist.py", ("--layer_type", "bbb")),
+    ):
+        answer = script(name, *arguments, expect=2)
+        assert answer.stdout == "" and answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: ")
+
+
+def test_help_tells_of_every_setting(script: Script) -> None:
+    for name, kind in (("main_bayesian.py", BayesianSettings), ("main_frequentist.py", Settings)):
+        text = script(name, "--help").stdout
+        assert all(f"--{setting} " in text for setting in kind.__dataclass_fields__)
+    assert (ROOT / "config_bayesian.py").exists()
