@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from support import UserError
-from training.data import ImageFiles, augment, load_data, normalise
+from training.data import ImageFiles, Split, augment, load_data, normalise
 
 
 def keys(images: Tensor) -> set[bytes]:
@@ -140,6 +140,11 @@ def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(UserError, match="cannot read the image .*050.png"):
         load_data(str(root), "data", 0.1, 0)
+    for workers in (0, 2):
+        lazily = ImageFiles([str(broken)], 1)
+        with pytest.raises(UserError, match="^cannot read the image .*050.png") as error:
+            list(Split(lazily, torch.zeros(1, dtype=torch.int64)).batches(1, workers=workers))
+        assert "\n" not in str(error.value)
     shutil.copytree(pictures / "test" / "upright", root / "test" / "upright")
     with pytest.raises(UserError, match="same classes, but only one has lying"):
         load_data(str(root), "data", 0.1, 0)

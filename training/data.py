@@ -103,7 +103,10 @@ class Split:
             images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
         else:
             images = iter(DataLoader(self.images, batch_sampler=[c.tolist() for c in chosen], num_workers=workers))
-        yield from zip(images, (self.labels[indices] for indices in chosen), strict=True)
+        try:
+            yield from zip(images, (self.labels[indices] for indices in chosen), strict=True)
+        except UserError as error:  # from a worker it comes with the worker's traceback around it
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("support.errors.UserError: ")) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,58 @@
+"""Every command and snippet of the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_the_snippets_run_one_after_the_other() -> None:
+    assert len(blocks("python")) >= 2
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_two_commands_are_those_of_the_makefile() -> None:
+    make = [words for words in commands() if words[0] == "make"]
+    assert make == [["make", "train"], ["make", "test"]]
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    recipes = {}
+    for _, target in make:
+        answer = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        recipes[target] = answer.stdout
+    assert "pip install -q -r requirements.txt" in recipes["train"]
+    assert (
+        recipes["train"].splitlines()[-1].split()[1:] == "main_bayesian.py --dataset MNIST5k --net_type lenet".split()
+    )
+    assert [tool in recipes["test"] for tool in ("ruff check", "ruff format --check", "mypy", "-m pytest")] == [
+        True
+    ] * 4
+
+
+def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:
+    """On small data and for an epoch: real MNIST is not at hand everywhere, and all of it takes minutes."""
+    small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path)]
+    training = [words for words in commands() if len(words) > 1 and words[1].startswith("main_")]
+    assert len(training) >= 4
+    for words in training:
+        brief = [] if "--compare" in words else ["--n_epochs", "1"]
+        script(*words[1:], *small, *brief)
