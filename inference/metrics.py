@@ -1,13 +1,29 @@
-"""Scores of predicted class probabilities against labels."""
+"""Scores of predicted probabilities: accuracy, likelihood, calibration, selective prediction, novelty."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_roc,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
-CALIBRATION_BINS = 15
+from inference.prediction import Predictive
+
+BINS = 15
+
+
+def accuracy(probs: Tensor, labels: Tensor) -> float:
+    """The fraction of labels that have the highest probability."""
+    return multiclass_accuracy(probs, labels, probs.shape[-1], average="micro").item()
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
@@ -23,12 +39,15 @@ def brier(probs: Tensor, labels: Tensor) -> float:
 
 def ece(probs: Tensor, labels: Tensor) -> float:
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017, eq. 3), between 0 and 1."""
-    return multiclass_calibration_error(probs, labels, probs.shape[-1], n_bins=CALIBRATION_BINS, norm="l1").item()
+    return multiclass_calibration_error(probs, labels, probs.shape[-1], n_bins=BINS, norm="l1").item()
 
 
-def accuracy(probs: Tensor, labels: Tensor) -> float:
-    """The fraction of labels that have the highest probability."""
-    return multiclass_accuracy(probs, labels, probs.shape[-1], average="micro").item()
+def adaptive_ece(probs: Tensor, labels: Tensor) -> float:
+    """The same over 15 bins of equally many examples, the most to the least confident (Nguyen & O'Connor 2015)."""
+    confidence, correct = _confidence(probs, labels)
+    parts = confidence.argsort(descending=True).tensor_split(min(BINS, len(labels)))
+    gaps = [len(part) * (confidence[part].mean() - correct[part].mean()).abs() for part in parts]
+    return (torch.stack(gaps).sum() / len(labels)).item()
 
 
 def scores(probs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -39,3 +58,81 @@ def scores(probs: Tensor, labels: Tensor) -> dict[str, float]:
         "brier": brier(probs, labels),
         "ece": ece(probs, labels),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """A reliability diagram: mean confidence, accuracy and number of examples of each bin that has any, [bins]."""
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+
+
+def reliability(probs: Tensor, labels: Tensor) -> Reliability:
+    """Predictions in the bins that `ece` has (Guo et al. 2017)."""
+    confidence, correct = _confidence(probs, labels)
+    inner_edges = torch.linspace(0, 1, BINS + 1)[1:-1]
+    bins = torch.bucketize(confidence, inner_edges)
+    count = torch.bincount(bins, minlength=BINS)
+    held = count > 0
+    means = [
+        torch.bincount(bins, weights=values, minlength=BINS)[held] / count[held] for values in (confidence, correct)
+    ]
+    return Reliability(means[0], means[1], count[held])
+
+
+def risk_coverage(uncertainty: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+    """Error rate among the most certain predictions, for every number of them that could be kept.
+
+    Args:
+        uncertainty: [n], higher where the network is less certain.
+        wrong: [n], whether the prediction is false.
+
+    Returns:
+        Coverage, k/n for k = 1…n, and risk, the fraction of the k most certain that are false (El-Yaniv &
+        Wiener 2010); both [n].
+    """
+    kept = torch.arange(1, len(wrong) + 1)
+    return kept / len(wrong), wrong[uncertainty.argsort(stable=True)].double().cumsum(0) / kept
+
+
+def risk_coverage_area(uncertainty: Tensor, wrong: Tensor) -> float:
+    """The mean risk over all coverages: 0 is perfect, the error rate is what random order expects."""
+    return risk_coverage(uncertainty, wrong)[1].mean().item()
+
+
+SCORES: dict[str, Callable[[Predictive], Tensor]] = {
+    "total entropy": lambda predictive: predictive.entropy,
+    "mutual information": lambda predictive: predictive.mutual_information,
+    "max probability": lambda predictive: 1 - predictive.probs.max(-1).values,
+    "epistemic (softmax)": lambda predictive: predictive.epistemic_softmax,
+    "aleatoric (softmax)": lambda predictive: predictive.aleatoric_softmax,
+    "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
+    "aleatoric (normalized)": lambda predictive: predictive.aleatoric_normalized,
+}  # each [n], higher where the image is less like the known ones
+
+
+def novelty(known: Tensor, unknown: Tensor) -> dict[str, float]:
+    """How well a score [n] tells unknown images (for which it should be high) from known ones.
+
+    Returns:
+        auroc: probability that an unknown image scores above a known one, ties counting half.
+        aupr: average precision with the unknown as positives.
+        fpr95: fraction of known images above the highest threshold that catches 95 % of the unknown.
+    """
+    score = torch.cat([known, unknown]).double()
+    # torchmetrics squashes what lies outside [0, 1] by a sigmoid, which would make ties of large entropies.
+    score = score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
+    target = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))]).long()
+    fpr, tpr, _ = binary_roc(score, target)
+    return {
+        "auroc": binary_auroc(score, target).item(),
+        "aupr": binary_average_precision(score, target).item(),
+        "fpr95": fpr[(tpr >= 0.95).nonzero()[0]].item(),
+    }
+
+
+def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    confidence, predicted = probs.double().max(-1)
+    return confidence, (predicted == labels).double()

@@ -7,7 +7,7 @@ depends on the seed and t alone, never on how the images are cut into batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -102,41 +102,56 @@ def _logits(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     return torch.cat(outputs).float()
 
 
-def predict(net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 512, seed: int = 0) -> Tensor:
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities exp(logits) / Σ exp(logits) over the last axis."""
+    return logits.softmax(-1)
+
+
+def predict(
+    net: nn.Module,
+    images: Tensor,
+    num_samples: int = 25,
+    batch_size: int = 256,
+    seed: int = 0,
+    link: Callable[[Tensor], Tensor] = softmax,
+) -> Tensor:
     """Class probabilities of every sample: [num_samples, n, classes], on the CPU.
 
     Args:
         net: a Bayesian or deterministic network; a deterministic one gives a single sample.
         images: [n, channels, height, width], normalised as in training.
+        link: from logits to probabilities, `softmax` or `normalized`.
     """
     with torch.inference_mode():
         draws = posterior_draws(net, samples_needed(net, num_samples), seed)
-        return torch.stack([_logits(draw, images, batch_size).softmax(-1).cpu() for draw in draws])
+        return torch.stack([link(_logits(draw, images, batch_size)).cpu() for draw in draws])
 
 
 def posterior_predictive(
-    net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 512, seed: int = 0
+    net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 256, seed: int = 0
 ) -> Predictive:
     """The summaries of `predict`'s samples without keeping them: memory grows with n alone."""
     with torch.inference_mode():
-        softmax, softplus = _Moments(), _Moments()
+        plain, positive = _Moments(), _Moments()
         log_probs = entropies = None
         count = samples_needed(net, num_samples)
         for draw in posterior_draws(net, count, seed):
             logits = _logits(draw, images, batch_size)
             log_p = logits.log_softmax(-1)
             p = log_p.exp()
-            softmax.add(p)
-            softplus.add(normalized(logits))
+            plain.add(p)
+            positive.add(normalized(logits))
             log_probs = log_p if log_probs is None else log_probs.add_(log_p)
             h = entropy(p)
             entropies = h if entropies is None else entropies.add_(h)
         assert log_probs is not None and entropies is not None
-        parts = softmax.mean, log_probs / count, entropies / count, *softmax.traces(), *softplus.traces()
+        parts = plain.mean, log_probs / count, entropies / count, *plain.traces(), *positive.traces()
         return Predictive(*(part.cpu() for part in parts))
 
 
-def predict_batches(net: nn.Module, chunks: Iterable[Tensor], num_samples: int, batch_size: int, seed: int) -> Predictive:
+def predict_batches(
+    net: nn.Module, chunks: Iterable[Tensor], num_samples: int = 25, batch_size: int = 256, seed: int = 0
+) -> Predictive:
     """`posterior_predictive` of images that come in chunks, and need never all be in memory."""
     parts = [posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks]
     return Predictive(*(torch.cat([getattr(part, name) for part in parts]) for name in Predictive.__annotations__))

@@ -40,9 +40,13 @@ def test_the_two_commands_are_those_of_the_makefile() -> None:
         answer = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
         recipes[target] = answer.stdout
     assert "pip install -q -r requirements.txt" in recipes["train"]
-    assert (
-        recipes["train"].splitlines()[-1].split()[1:] == "main_bayesian.py --dataset MNIST5k --net_type lenet".split()
-    )
+    assert recipes["train"].splitlines()[-1].split()[1:] == [
+        "main_bayesian.py",
+        "--dataset",
+        "MNIST5k",
+        "--net_type",
+        "lenet",
+    ]
     assert [tool in recipes["test"] for tool in ("ruff check", "ruff format --check", "mypy", "-m pytest")] == [
         True
     ] * 4

@@ -311,6 +311,34 @@ def _listed(folder: Path) -> datasets.ImageFolder:
         ) from error
 
 
+def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
+    """Every image anywhere below a folder, and the paths of the files that look like one and cannot be read.
+
+    Returns:
+        uint8 [n, channels, 32, 32], in the order of their paths, and the paths that were passed over.
+
+    Raises:
+        UserError: there is no such folder, or no readable image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+    files = ImageFiles(paths, channels)
+
+    def read(index: int) -> Tensor | None:
+        try:
+            return files[index]
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(read, range(len(files))))
+    images = [image for image in found if image is not None]
+    if not images:
+        raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
+    return torch.stack(images), [path for path, image in zip(paths, found, strict=True) if image is None]
+
+
 def _one_of_each_class(listed: datasets.ImageFolder) -> list[str]:
     return list({label: path for path, label in listed.samples}.values())
 

@@ -28,7 +28,6 @@ from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 
-EVALUATION_BATCH = 512
 CHUNK = 8192  # images that are normalised at a time when evaluating
 MAY_CHANGE_ON_RESUME = (
     "resume",
@@ -300,7 +299,7 @@ class Run:
             normalise(self._moved(images), self.data.mean, self.data.std)
             for images, _ in split.batches(CHUNK, workers=self.settings.num_workers)
         )
-        return predict_batches(net, chunks, samples, EVALUATION_BATCH, self.settings.seed)
+        return predict_batches(net, chunks, samples, seed=self.settings.seed)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":

@@ -1,0 +1,128 @@
+"""Pictures of what a network knows and does not know; each is written whole to a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
+from inference.prediction import Predictive
+from support import written_whole
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito's, told apart by colour-blind readers too
+DASHES = ("-", "--", ":", "-.")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """The figure as a PNG file, whole or not at all."""
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
+
+
+def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple[str, str], title: str) -> Path:
+    """A histogram of every score for the known and for the unknown images."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    axes = figure.subplots(2, 4).flat
+    for ax, (name, score) in zip(axes, SCORES.items(), strict=False):
+        values = [score(known).numpy(), score(unknown).numpy()]
+        edges = np.linspace(0, max(1e-6, max(float(v.max()) for v in values)), 41)
+        for value, label, colour, hatch in zip(values, names, COLOURS, ("", "//"), strict=False):
+            weights = np.full(len(value), 1 / len(value))
+            ax.hist(value, edges, weights=weights, alpha=0.6, color=colour, hatch=hatch, label=label)
+        ax.set(title=name, yscale="log")
+    for ax in figure.axes[::4]:
+        ax.set_ylabel("fraction of images")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.axes[7].axis("off")
+    figure.axes[7].legend(handles, labels, loc="center", frameon=False, fontsize=13)
+    figure.suptitle(title)
+    return save(figure, path)
+
+
+def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) -> Path:
+    """Accuracy against confidence, bin by bin, a panel a network; below, how many predictions a bin has."""
+    figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
+    columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True).T
+    for (above, below), (name, each), colour in zip(columns, probs.items(), COLOURS, strict=False):
+        bins = reliability(each, labels)
+        above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+        above.plot(bins.confidence, bins.accuracy, "o-", color=colour)
+        above.set(title=f"{name}: ECE {ece(each, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
+        below.bar(bins.confidence, bins.count, 0.04, color=colour)
+        below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02))
+    return save(figure, path)
+
+
+def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels: Tensor) -> Path:
+    """Error among the predictions kept, against how many are kept, the most certain first (total entropy)."""
+    figure = Figure(figsize=(5.4, 4), layout="constrained")
+    ax = figure.subplots()
+    for (name, predictive), colour, dash in zip(predictives.items(), COLOURS, DASHES, strict=False):
+        wrong = predictive.probs.argmax(-1) != labels
+        coverage, risk = risk_coverage(predictive.entropy, wrong)
+        area = risk_coverage_area(predictive.entropy, wrong)
+        ax.plot(coverage, 100 * risk, dash, color=colour, label=f"{name} (area {area:.2e})")
+    ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1))
+    ax.legend(frameon=False)
+    ax.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def plot_sheet(
+    path: Path, sets: Mapping[str, tuple[Tensor, Predictive]], classes: Sequence[str], each: int = 6
+) -> Path:
+    """The most and the least certain images of each set, above their class probabilities as bars.
+
+    Args:
+        sets: by name, uint8 images [n, channels, height, width] and what was predicted of them.
+    """
+    figure = Figure(figsize=(1.5 * each + 1, 5.6 * len(sets)), layout="constrained")
+    grid = figure.subplots(4 * len(sets), each, squeeze=False, height_ratios=(1.4, 1) * 2 * len(sets))
+    for block, (name, (images, predictive)) in enumerate(sets.items()):
+        order = predictive.entropy.argsort(stable=True)
+        for row, (what, chosen) in enumerate((("most certain", order[:each]), ("least certain", order.flip(0)[:each]))):
+            pictures, bars = grid[4 * block + 2 * row], grid[4 * block + 2 * row + 1]
+            for column, index in enumerate(chosen.tolist()):
+                pixels = images[index].permute(1, 2, 0).squeeze(-1)
+                pictures[column].imshow(pixels, cmap="grey", vmin=0, vmax=255)
+                pictures[column].axis("off")
+                pictures[column].set_title(f"{predictive.entropy[index]:.2f} nats", fontsize=9)
+                bars[column].bar(range(len(classes)), predictive.probs[index], color=COLOURS[row])
+                bars[column].set(ylim=(0, 1), yticks=[], xticks=[])
+                if len(classes) <= 10:
+                    bars[column].set_xticks(range(len(classes)), [c[:4] for c in classes], fontsize=7)
+            if len(chosen):
+                pictures[0].text(
+                    -0.12, 0.5, f"{name}\n{what}", rotation=90, va="center", ha="right", transform=pictures[0].transAxes
+                )
+            for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
+                unused.axis("off")
+    return save(figure, path)
+
+
+def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> Path:
+    """Accuracy and uncertainty against how far images are shifted, for each network."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    quantities = (
+        ("accuracy", "accuracy"),
+        ("entropy", "total entropy (nats)"),
+        ("mutual_information", "mutual information (nats)"),
+    )
+    for ax, (key, name) in zip(axes, quantities, strict=True):
+        for (network, points), colour, dash in zip(rows.items(), COLOURS, DASHES, strict=False):
+            ax.plot(
+                [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=colour, label=network
+            )
+        ax.set(xlabel=label, ylabel=name, ylim=(0, None))
+        ax.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    return save(figure, path)

@@ -1,0 +1,96 @@
+"""Each score against a formula of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from inference import metrics
+from inference.prediction import Predictive
+
+
+@pytest.fixture
+def predictions() -> tuple[torch.Tensor, torch.Tensor]:
+    probs = (2 * torch.randn(500, 4)).softmax(-1)
+    return probs, torch.multinomial(probs.sqrt(), 1).squeeze(1)
+
+
+def test_accuracy_nll_and_brier(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    probs, labels = predictions
+    p, y = probs.double().numpy(), labels.numpy()
+    assert metrics.accuracy(probs, labels) == pytest.approx((p.argmax(1) == y).mean())
+    assert metrics.nll(probs, labels) == pytest.approx(-np.log(p[np.arange(500), y]).mean(), rel=1e-5)
+    assert metrics.brier(probs, labels) == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean(), rel=1e-5)
+    assert set(metrics.scores(probs, labels)) == {"accuracy", "nll", "brier", "ece"}
+
+
+def test_nll_of_an_impossible_label_is_finite() -> None:
+    assert 80 < metrics.nll(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) < 100
+
+
+def gaps(confidence: np.ndarray, correct: np.ndarray, parts: list[np.ndarray]) -> float:
+    return sum(len(i) / len(correct) * abs(confidence[i].mean() - correct[i].mean()) for i in parts if len(i))
+
+
+def test_calibration_errors_and_the_diagram(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    probs, labels = predictions
+    confidence = probs.max(1).values.double().numpy()
+    correct = (probs.argmax(1) == labels).double().numpy()
+    wide = [np.flatnonzero((confidence > k / 15) & (confidence <= (k + 1) / 15)) for k in range(15)]
+    assert metrics.ece(probs, labels) == pytest.approx(gaps(confidence, correct, wide), rel=1e-4)
+    even = np.array_split(np.argsort(-confidence, kind="stable"), 15)
+    assert metrics.adaptive_ece(probs, labels) == pytest.approx(gaps(confidence, correct, even), rel=1e-4)
+    diagram = metrics.reliability(probs, labels)
+    assert diagram.count.tolist() == [len(i) for i in wide if len(i)]
+    assert diagram.confidence.tolist() == pytest.approx([confidence[i].mean() for i in wide if len(i)])
+    assert diagram.accuracy.tolist() == pytest.approx([correct[i].mean() for i in wide if len(i)])
+    shown = (diagram.count / 500 * (diagram.confidence - diagram.accuracy).abs()).sum().item()
+    assert shown == pytest.approx(metrics.ece(probs, labels), rel=1e-4)
+
+
+def test_risk_falls_when_the_uncertain_are_left_out() -> None:
+    uncertainty = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    wrong = torch.tensor([False, True, False, True])
+    coverage, risk = metrics.risk_coverage(uncertainty, wrong)
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
+    assert metrics.risk_coverage_area(uncertainty, wrong) == pytest.approx((1 / 3 + 0.5) / 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 1e-6])
+def test_novelty_is_counted_pair_by_pair(scale: float) -> None:
+    known = scale * torch.rand(300).square()
+    unknown = scale * torch.rand(200).sqrt().round(decimals=2)
+    found = metrics.novelty(known, unknown)
+    k, u = known.double().numpy(), unknown.double().numpy()
+    pairs = (u[:, None] > k).mean() + (u[:, None] == k).mean() / 2
+    assert found["auroc"] == pytest.approx(pairs, abs=1e-5)
+    threshold = max(t for t in u if (u >= t).mean() >= 0.95)
+    assert found["fpr95"] == pytest.approx((k >= threshold).mean(), abs=1e-5)
+    precision = recall = 0.0
+    area = 0.0
+    for t in sorted(set(u) | set(k), reverse=True):
+        hits, alarms = (u >= t).sum(), (k >= t).sum()
+        precision, before, recall = hits / (hits + alarms), recall, hits / len(u)
+        area += precision * (recall - before)
+    assert found["aupr"] == pytest.approx(area, abs=1e-5)
+
+
+def test_a_score_without_information_is_chance() -> None:
+    found = metrics.novelty(torch.zeros(30), torch.zeros(10))
+    assert found["auroc"] == pytest.approx(0.5) and found["fpr95"] == 1
+
+
+def test_every_score_is_higher_for_a_less_certain_prediction() -> None:
+    half = torch.tensor([0.5, 0.5])
+
+    def predictive(probs: list[list[float]], traces: tuple[float, float], expected_entropy: float) -> Predictive:
+        one = torch.tensor([1.0])
+        e, a = traces
+        return Predictive(torch.tensor(probs), half.log(), expected_entropy * one, e * one, a * one, e * one, a * one)
+
+    sure = predictive([[0.99, 0.01]], (0.001, 0.01), 0.05)
+    unsure = predictive([[0.5, 0.5]], (0.2, 0.3), 0.4)
+    for name, score in metrics.SCORES.items():
+        assert (score(unsure) > score(sure)).all(), name

@@ -1,0 +1,151 @@
+"""The posterior predictive: its samples, its summaries, and that it leaves the network alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inference.prediction import (
+    entropy,
+    normalized,
+    posterior_draws,
+    posterior_predictive,
+    predict,
+    predict_batches,
+    softmax,
+)
+from inference.uncertainty import decompose, uncertainty
+from layers import BBBLinear, FlattenLayer, ModuleWrapper
+from models import build
+from utils import calc_uncertainty_normalized, calc_uncertainty_softmax
+
+WIDE = {"posterior_rho_initial": (-2.5, 0.1), "posterior_log_alpha_initial": -1.0}
+NETWORKS: list[dict[str, Any]] = [
+    {"bayesian": True, "layer_type": "lrt", "priors": WIDE},
+    {"bayesian": True, "layer_type": "bbb", "priors": WIDE},
+    {"bayesian": True, "layer_type": "flipout", "priors": WIDE},
+    {"bayesian": True, "layer_type": "lrt", "alpha_shape": (1, 1), "priors": WIDE},
+    {"bayesian": False},
+]
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda n: "-".join(str(v) for v in n.values() if v != WIDE))
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    return build("lenet", outputs=10, inputs=1, **request.param)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(12, 1, 32, 32)
+
+
+def samples(net: nn.Module) -> int:
+    return 7 if isinstance(net, ModuleWrapper) else 1
+
+
+def test_the_same_seed_gives_the_same_samples_whatever_the_batch_size(net: nn.Module, images: Tensor) -> None:
+    whole = predict(net, images, 7, batch_size=12, seed=3)
+    assert whole.shape == (samples(net), 12, 10)
+    torch.testing.assert_close(whole.sum(-1), torch.ones(samples(net), 12))
+    for batch_size in (1, 5, 100):
+        torch.testing.assert_close(predict(net, images, 7, batch_size, seed=3), whole, rtol=1e-4, atol=1e-6)
+    if isinstance(net, ModuleWrapper):
+        assert not torch.allclose(predict(net, images, 7, seed=4), whole)
+        assert not torch.allclose(whole[0], whole[1])
+        assert torch.equal(predict(net, images, 3, seed=3), predict(net, images, 7, seed=3)[:3])
+
+
+def test_streaming_agrees_with_the_samples_it_does_not_keep(net: nn.Module, images: Tensor) -> None:
+    p = predict(net, images, 7, seed=1).double()
+    q = predict(net, images, 7, seed=1, link=normalized).double()
+    mean = p.mean(0)
+    for found in (
+        posterior_predictive(net, images, 7, 5, seed=1),
+        predict_batches(net, images.split(4), 7, 3, seed=1),
+    ):
+        expected = {
+            "probs": mean,
+            "expected_log_probs": p.log().mean(0),
+            "expected_entropy": -(p * p.log()).sum(-1).mean(0),
+            "entropy": -(mean * mean.log()).sum(-1),
+            "epistemic_softmax": (p - mean).square().sum(-1).mean(0),
+            "aleatoric_softmax": (p * (1 - p)).sum(-1).mean(0),
+            "epistemic_normalized": (q - q.mean(0)).square().sum(-1).mean(0),
+            "aleatoric_normalized": (q * (1 - q)).sum(-1).mean(0),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(getattr(found, name).double(), value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(found.mutual_information, found.entropy - found.expected_entropy)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "normalized"])
+def test_the_traces_add_up_and_single_batched_and_streaming_agree(net: nn.Module, images: Tensor, kind: str) -> None:
+    batch = uncertainty(net, images, 7, kind, batch_size=5)
+    link = softmax if kind == "softmax" else normalized
+    mean = predict(net, images, 7, link=link).mean(0)
+    epistemic, aleatoric = batch.traces
+    torch.testing.assert_close(epistemic + aleatoric, 1 - mean.square().sum(-1), rtol=0, atol=1e-5)
+    streamed = posterior_predictive(net, images, 7)
+    torch.testing.assert_close(getattr(streamed, f"epistemic_{kind}"), epistemic, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(getattr(streamed, f"aleatoric_{kind}"), aleatoric, rtol=1e-4, atol=1e-6)
+    single = calc_uncertainty_softmax if kind == "softmax" else calc_uncertainty_normalized
+    for index in (0, 11):
+        both = single(net, images[index], T=7)
+        assert both == pytest.approx((epistemic[index].item(), aleatoric[index].item()), rel=1e-4, abs=1e-6)
+        details = single(net, images[index], T=7, details=True)
+        torch.testing.assert_close(details.epistemic, batch.epistemic[index], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(details.diagonals[1], batch.aleatoric[index].diagonal(), rtol=1e-4, atol=1e-6)
+        assert details.predicted.item() == mean[index].argmax().item()
+
+
+def test_the_covariances_are_those_of_the_one_hot_class() -> None:
+    """Var(y) = E Var(y|w) + Var E(y|w), and their entries each sum to zero, so only a trace can be a scalar."""
+    probs = torch.rand(9, 4, 5, dtype=torch.float64).softmax(-1)
+    found = decompose(probs)
+    torch.testing.assert_close(found.epistemic[2], torch.cov(probs[:, 2].T, correction=0))
+    mean = probs.mean(0)[2]
+    torch.testing.assert_close((found.epistemic + found.aleatoric)[2], mean.diag() - torch.outer(mean, mean))
+    for matrix in (found.epistemic, found.aleatoric):
+        assert matrix.sum((-1, -2)).abs().max() < 1e-15
+        assert torch.linalg.eigvalsh(matrix).min() > -1e-15
+
+
+def test_a_draw_is_a_draw_from_the_posterior_and_leaves_the_network_alone() -> None:
+    net = nn.Sequential(FlattenLayer(2), BBBLinear(2, 1, priors={"posterior_rho_initial": (0.0, 0.5)}))
+    before = copy.deepcopy(net.state_dict())
+    generator = torch.get_rng_state()
+    drawn = torch.stack([draw[1].weight.detach().clone() for draw in posterior_draws(net, 4000, 0)])  # type: ignore[index]
+    layer = net[1]
+    std = layer.posterior["weight"].std(layer.weight).detach()  # type: ignore[index, union-attr, operator, arg-type]
+    assert ((drawn.mean(0) - layer.weight.detach()).abs() < 5 * std / math.sqrt(4000)).all()  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(drawn.std(0), std, rtol=0.06, atol=0)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items()) and net.training
+
+
+def test_batch_norm_and_dropout_stay_in_evaluation() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), FlattenLayer(4), nn.Linear(4, 3)).train()
+    images = 5 + torch.randn(6, 1, 2, 2)
+    expected = copy.deepcopy(net).eval()(images).softmax(-1)
+    torch.testing.assert_close(predict(net, images, 4)[0], expected)
+    assert torch.equal(net[0].running_mean, torch.zeros(1)) and net.training  # type: ignore[arg-type]
+
+
+def test_entropy_is_in_nats_and_zero_probability_counts_nothing() -> None:
+    assert entropy(torch.full((4,), 0.25)).item() == pytest.approx(math.log(4))
+    assert entropy(torch.tensor([1.0, 0.0])).item() == 0
+
+
+def test_what_cannot_be_predicted_is_refused(images: Tensor) -> None:
+    net = build("lenet", False, 10, 1)
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        predict(net, images, 0)
+    with pytest.raises(ValueError, match="expected one image"):
+        calc_uncertainty_softmax(net, images)
+    with pytest.raises(ValueError, match="unknown kind 'sigmoid'"):
+        uncertainty(net, images, kind="sigmoid")

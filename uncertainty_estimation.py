@@ -1,0 +1,253 @@
+"""Ask a trained network what it does not know: known test images against unknown ones, by default notMNIST.
+
+Prints the mean epistemic and aleatoric uncertainty of every mini-batch and how well each score tells the two
+sets apart; writes the same as uncertainty.json, and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
+
+from inference import metrics, plots
+from inference.prediction import Predictive, posterior_predictive
+from models import NETWORKS
+from models.checkpoint import Description, load_network
+from support import UserError, nearest, report_user_errors, write_json
+from training.data import load_data, normalise, read_images
+
+SHIFTED = 2000  # images that are rotated or made noisy
+ANGLES = range(0, 181, 15)  # degrees
+NOISES = [level / 10 for level in range(11)]  # standard deviation of the noise, pixels being in [0, 1]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network and how its images are normalised."""
+
+    net: nn.Module
+    description: Description
+
+    @classmethod
+    def load(cls, path: Path, net_type: str) -> Network:
+        net, description, _ = load_network(path)
+        if description.net_type != net_type:
+            raise UserError(
+                f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
+            )
+        return cls(net, description)
+
+    def predict(self, images: Tensor, arguments: argparse.Namespace) -> Predictive:
+        """Of uint8 images [n, channels, height, width]."""
+        inputs = normalise(images, self.description.mean, self.description.std)
+        return posterior_predictive(self.net, inputs, arguments.num_samples, seed=arguments.seed)
+
+
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--net_type", default="lenet", help=f"the architecture of the weights: {', '.join(NETWORKS)}")
+    add(
+        "--weights_path",
+        type=Path,
+        default=Path("checkpoints/MNIST/bayesian/model_lenet.pt"),
+        help="of main_bayesian.py",
+    )
+    add("--frequentist_weights", type=Path, help="of main_frequentist.py: adds the twin to every table and picture")
+    add("--dataset", default="MNIST", help="whose test split is the known images")
+    add("--data_dir", default="data", help="where downloaded data lies or goes")
+    add(
+        "--not_mnist_dir",
+        type=Path,
+        default=Path("data"),
+        help="holds notMNIST_small or notMNIST_large, or is a folder of A..J",
+    )
+    add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
+    add("--num_batches", type=_at_least(1), help="mini-batches of each set; all of them if not given")
+    add("--num_samples", type=_at_least(1), default=25, help="posterior samples (%(default)s)")
+    add("--batch_size", type=_at_least(1), default=1000, help="images a mini-batch (%(default)s)")
+    add("--seed", type=int, default=0, help="of the posterior samples and of the order of the unknown images")
+    add("--rotate", action="store_true", help="also accuracy and uncertainty against rotation from 0° to 180°")
+    add("--noise", action="store_true", help="also accuracy and uncertainty against noise on the pixels")
+    add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
+    return parser.parse_args(given)
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {low}, got {text}")
+        return int(text)
+
+    return whole_number
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole report, printed, pictured and returned as `uncertainty.json` has it."""
+    if arguments.net_type not in NETWORKS:
+        near = nearest(arguments.net_type, NETWORKS)
+        raise UserError(f"unknown net_type {arguments.net_type!r}: did you mean {near!r}?")
+    networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type)}
+    if arguments.frequentist_weights:
+        networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type)
+    main = networks["bayesian"].description
+    # Only the test split is used, and no seed or validation size changes that.
+    data = load_data(arguments.dataset, arguments.data_dir, valid_size=0.1, seed=0)
+    for family, loaded in networks.items():
+        its = loaded.description
+        if (its.classes, len(its.mean)) != (data.classes, data.channels):
+            raise UserError(
+                f"the {family} weights know {len(its.classes)} classes of {len(its.mean)}-channel images, "
+                f"{data.name} has {len(data.classes)} of {data.channels}: give the --dataset that they were trained on"
+            )
+    folder = arguments.ood_dir or _not_mnist(arguments.not_mnist_dir)
+    unknown, skipped = read_images(folder, data.channels)
+    if skipped:
+        print(f"passed over {len(skipped)} unreadable of {len(skipped) + len(unknown)} images, the first {skipped[0]}")
+    unknown = unknown[torch.randperm(len(unknown), generator=torch.Generator().manual_seed(arguments.seed))]
+    limit = arguments.num_batches * arguments.batch_size if arguments.num_batches else None
+    chosen = torch.arange(len(data.test))[:limit]
+    known, labels = next(data.test.batches(len(chosen), chosen))
+    unknown = unknown[:limit]
+
+    started = time.perf_counter()
+    predicted = {name: (n.predict(known, arguments), n.predict(unknown, arguments)) for name, n in networks.items()}
+    seconds = time.perf_counter() - started
+    names = (f"{data.name} test", folder.name)
+    save_dir = arguments.save_dir or arguments.weights_path.parent / arguments.net_type / "uncertainty"
+    report: dict[str, Any] = {
+        "known": names[0], "unknown": names[1], "known_images": len(known), "unknown_images": len(unknown),
+        "skipped": len(skipped), "samples": arguments.num_samples, "seed": arguments.seed,
+        "prediction_seconds": round(seconds, 2), "networks": {},
+    }  # fmt: skip
+    for network, sets in predicted.items():
+        print(f"\n{network} {arguments.net_type}: mean uncertainty per mini-batch of {arguments.batch_size}")
+        batches = {name: _batches(p, arguments.batch_size) for name, p in zip(names, sets, strict=True)}
+        for name, rows in batches.items():
+            _print_batches(name, rows)
+        wrong = sets[0].probs.argmax(-1) != labels
+        report["networks"][network] = {
+            "batches": batches,
+            "known": metrics.scores(sets[0].probs, labels)
+            | {
+                "adaptive_ece": metrics.adaptive_ece(sets[0].probs, labels),
+                "risk_coverage_area": metrics.risk_coverage_area(sets[0].entropy, wrong),
+            },
+            "novelty": {
+                name: metrics.novelty(score(sets[0]), score(sets[1])) for name, score in metrics.SCORES.items()
+            },
+        }
+    _print_summary(report)
+    pictures = [
+        plots.plot_scores(save_dir / f"scores_{network}.png", *sets, names, f"{network} {arguments.net_type}")
+        for network, sets in predicted.items()
+    ]
+    pictures += [
+        plots.plot_reliability(save_dir / "reliability.png", {n: s[0].probs for n, s in predicted.items()}, labels),
+        plots.plot_risk_coverage(save_dir / "risk_coverage.png", {n: s[0] for n, s in predicted.items()}, labels),
+    ]
+    for network, sets in predicted.items():
+        shown = dict(zip(names, ((known, sets[0]), (unknown, sets[1])), strict=True))
+        pictures.append(plots.plot_sheet(save_dir / f"images_{network}.png", shown, main.classes))
+    for wanted, kind, shifts, shift, label in (
+        (arguments.rotate, "rotation", ANGLES, _rotated, "rotation (degrees)"),
+        (arguments.noise, "noise", NOISES, _noisy, "standard deviation of the noise"),
+    ):
+        if wanted:
+            curves = {
+                network: [_shifted(n, shift(known[:SHIFTED], s), labels[:SHIFTED], s, arguments) for s in shifts]
+                for network, n in networks.items()
+            }
+            report[kind] = curves
+            pictures.append(plots.plot_shift(save_dir / f"{kind}.png", curves, label))
+    write_json(save_dir / "uncertainty.json", report)
+    print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
+    return report
+
+
+def _not_mnist(folder: Path) -> Path:
+    """notMNIST_small or notMNIST_large below `folder`, or `folder` itself if it has the letters A to J."""
+    for candidate in (folder / "notMNIST_small", folder / "notMNIST_large", folder):
+        if all((candidate / letter).is_dir() for letter in "ABCDEFGHIJ"):
+            return candidate
+    raise UserError(
+        f"{folder} has no notMNIST_small or notMNIST_large and no folders A to J: give --not_mnist_dir, or another "
+        f"set of unknown images by --ood_dir"
+    )
+
+
+KINDS = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
+
+
+def _batches(predictive: Predictive, batch_size: int) -> list[dict[str, float]]:
+    """Mean traces of each mini-batch."""
+    columns = [getattr(predictive, kind).split(batch_size) for kind in KINDS]
+    return [dict(zip(KINDS, (c.mean().item() for c in row), strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _print_batches(name: str, rows: list[dict[str, float]]) -> None:
+    print(f"{name:<20}{'softmax':>24}{'normalized':>26}\n{'batch':<20}" + f"{'epistemic':>13}{'aleatoric':>13}" * 2)
+    for index, row in enumerate(rows):
+        print(f"{index + 1:<20}" + "".join(f"{row[kind]:>13.6f}" for kind in KINDS))
+    means = (sum(row[kind] for row in rows) / len(rows) for kind in KINDS)
+    print(f"{'mean of batches':<20}" + "".join(f"{mean:>13.6f}" for mean in means))
+
+
+def _print_summary(report: dict[str, Any]) -> None:
+    networks = report["networks"]
+    print(f"\n{report['known']} ({report['known_images']:,} images)")
+    for name in next(iter(networks.values()))["known"]:
+        print(
+            f"{name.replace('_', ' '):<26}"
+            + "".join(f"{network} {n['known'][name]:<12.4g}" for network, n in networks.items())
+        )
+    print(f"\n{report['known']} against {report['unknown']} ({report['unknown_images']:,} images)")
+    print(f"{'':<26}" + "".join(f"{network:^33}" for network in networks))
+    print(f"{'score':<26}" + f"{'AUROC':>9}{'AUPR':>9}{'FPR95':>9}      " * len(networks))
+    for score in metrics.SCORES:
+        cells = (n["novelty"][score] for n in networks.values())
+        print(f"{score:<26}" + "".join(f"{c['auroc']:>9.4f}{c['aupr']:>9.4f}{c['fpr95']:>9.4f}      " for c in cells))
+    print(f"predicted in {report['prediction_seconds']:.1f} s with {report['samples']} samples")
+
+
+def _rotated(images: Tensor, angle: float) -> Tensor:
+    return transforms.rotate(images, angle, transforms.InterpolationMode.BILINEAR) if angle else images
+
+
+def _noisy(images: Tensor, level: float) -> Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 255 * level * noise).clamp(0, 255).round().to(torch.uint8)
+
+
+def _shifted(
+    network: Network, images: Tensor, labels: Tensor, shift: float, arguments: argparse.Namespace
+) -> dict[str, float]:
+    predictive = network.predict(images, arguments)
+    return {
+        "shift": shift,
+        "accuracy": metrics.accuracy(predictive.probs, labels),
+        "entropy": predictive.entropy.mean().item(),
+        "mutual_information": predictive.mutual_information.mean().item(),
+        "epistemic": predictive.epistemic_softmax.mean().item(),
+        "aleatoric": predictive.aleatoric_softmax.mean().item(),
+    }
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """The report by the arguments; a user's mistake exits with code 2."""
+    with report_user_errors():
+        torch.set_flush_denormal(True)
+        run(parse(sys.argv[1:] if given is None else given))
+
+
+if __name__ == "__main__":
+    main()
