@@ -60,3 +60,14 @@ def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Pa
     for words in training:
         brief = [] if "--compare" in words else ["--n_epochs", "1"]
         script(*words[1:], *small, *brief)
+
+
+def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:
+    """With weights, digits and letters of its own, for the same reason."""
+    small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path), "--n_epochs", "1"]
+    for name in ("main_bayesian.py", "main_frequentist.py"):
+        script(name, *small)
+    (command,) = (words for words in commands() if words[1:2] == ["uncertainty_estimation.py"])
+    moved = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in command[1:]]
+    script(*moved, "--dataset", pictures, "--ood_dir", pictures / "train", "--num_samples", 2)
+    assert (tmp_path / pictures.name / "bayesian" / "lenet" / "uncertainty" / "rotation.png").exists()

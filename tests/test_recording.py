@@ -1,0 +1,344 @@
+"""Recordings hold the closed-form moments, evenly spread, survive SIGKILL, and leave training as it was."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, draw_pictures, script_environment
+from torch import Tensor, nn
+
+import config_bayesian
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
+from models import build
+from support import UserError
+from training import loop
+from training.recording import EXAMPLES, NODES, due_batches, read_recording, recorded_layers, recording
+from training.settings import BayesianSettings, from_config
+
+
+class Small(ModuleWrapper):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.conv = BBBConv2d(2, 3, 3, padding=1, stride=2, name="first", **settings)
+        self.act = nn.Softplus()
+        self.flat = FlattenLayer(48)
+        self.inner = nn.Sequential(BBBLinear(48, 5, bias=False, **settings))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two recordings hold the same records and weights, bit by bit."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("epoch", "batch", "mean", "variance", "nodes")]
+    pairs += [(one.posterior_epoch, other.posterior_epoch)]
+    for key, weights in one.weights.items():
+        pairs += [(weights.mean, other.weights[key].mean), (weights.std, other.weights[key].std)]
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+@pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
+def test_records_are_the_closed_forms(tmp_path: Path, layer_type: str, alpha_shape: tuple[int, ...] | None) -> None:
+    net = Small(layer_type=layer_type, alpha_shape=alpha_shape)
+    images = torch.randn(6, 2, 8, 8)
+    inputs: list[Tensor] = []
+    watch = net.inner[0].register_forward_hook(lambda layer, args, output: inputs.append(args[0]))
+    with recording(net, tmp_path, batches=1) as recorder:
+        net(images)
+        net(images)  # a second posterior sample of the same step is not recorded
+        recorder.step()
+    watch.remove()
+
+    conv, linear = net.conv, net.inner[0]
+    if alpha_shape is None:
+        variances = [F.softplus(layer.posterior["weight"].rho).square() for layer in (conv, linear)]
+        bias_variance = F.softplus(conv.posterior["bias"].rho).square()
+    else:
+        variances = [layer.posterior["weight"].log_alpha.exp() * layer.weight.square() for layer in (conv, linear)]
+        bias_variance = conv.posterior["bias"].log_alpha.exp() * conv.bias.square()
+    expected = {
+        "first": (
+            F.conv2d(images, conv.weight, conv.bias, stride=2, padding=1).flatten(1),
+            F.conv2d(images.square(), variances[0], bias_variance, stride=2, padding=1).flatten(1),
+        ),
+        "inner.0": (inputs[0] @ linear.weight.T, inputs[0].square() @ variances[1].T),
+    }
+    for name, (mean, variance) in expected.items():
+        recorded = read_recording(tmp_path / f"{name}.h5")
+        assert recorded.layer == name and recorded.mean.dtype == np.float32
+        np.testing.assert_allclose(recorded.mean[0], mean.detach(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(recorded.variance[0], variance.detach(), rtol=1e-5, atol=1e-12)
+        np.testing.assert_array_equal(recorded.std, np.sqrt(recorded.variance))
+
+    weights = read_recording(tmp_path / "first.h5").weights
+    assert set(weights) == {"weight", "bias"} and set(recorded.weights) == {"weight"}
+    assert weights["weight"].whole and weights["weight"].shape == (3, 2, 3, 3)
+    np.testing.assert_array_equal(weights["weight"].mean[0], conv.weight.detach().flatten())
+    std = variances[0].sqrt().detach().flatten()
+    np.testing.assert_allclose(weights["weight"].std[0], std, rtol=1e-5)
+    np.testing.assert_allclose(
+        weights["weight"].signal_to_noise[0], conv.weight.detach().abs().flatten() / std, rtol=1e-5
+    )
+
+
+def test_small_variances_keep_their_digits(tmp_path: Path) -> None:
+    layer = BBBLinear(4, 3, priors={"posterior_rho_initial": (-30.0, 0.0)}, name="fc")
+    with recording(layer, tmp_path, batches=1) as recorder:
+        layer(torch.ones(2, 4))
+        recorder.step()
+    np.testing.assert_allclose(read_recording(tmp_path / "fc.h5").variance, 5 * np.exp(-60), rtol=1e-5)
+
+
+def test_records_are_spread_evenly(tmp_path: Path) -> None:
+    assert due_batches(3, 9) == {0, 3, 6}
+    assert due_batches(32, 5) == set(range(5))
+    for frequency in range(1, 20):
+        gaps = np.diff([*sorted(due_batches(frequency, 19)), 19])
+        assert len(gaps) == frequency and gaps.max() - gaps.min() <= 1
+
+    layer = BBBLinear(2, 1, name="fc")
+    with recording(layer, tmp_path, batches=5, frequency=2, settings={"seed": 7}) as recorder:
+        for step in range(12):
+            layer.train()
+            layer(torch.full((3, 2), float(step)))
+            recorder.step()
+            layer.eval()
+            layer(torch.full((3, 2), 1e6))  # validation is never recorded
+    recorded = read_recording(tmp_path / "fc.h5")
+    assert list(zip(recorded.epoch, recorded.batch, strict=True)) == [(1, 1), (1, 3), (2, 1), (2, 3), (3, 1)]
+    np.testing.assert_allclose(recorded.time, [0, 0.4, 1, 1.4, 2], rtol=1e-6)
+    steps = np.array([0, 2, 5, 7, 10])[:, None]
+    expected = steps * layer.weight.sum().item() + layer.bias.item()
+    np.testing.assert_allclose(recorded.mean[:, :, 0], np.repeat(expected, 3, axis=1), rtol=1e-5, atol=1e-5)
+    assert recorded.posterior_epoch.tolist() == [1, 2]
+    assert (recorded.batches, recorded.frequency, recorded.settings) == (5, 2, {"seed": 7})
+
+
+def test_wide_layers_are_thinned_by_seed(tmp_path: Path) -> None:
+    layer = BBBConv2d(1, 6, 5, name="conv")
+    images = torch.randn(50, 1, 32, 32)
+    with recording(layer, tmp_path, batches=2, seed=3) as recorder:
+        for size in (50, 7):
+            layer(images[:size])
+            recorder.step()
+    recorded = read_recording(tmp_path / "conv.h5")
+    assert recorded.mean.shape == (2, EXAMPLES, NODES) and recorded.node_shape == (6, 28, 28)
+    assert recorded.nodes[0] == 0 and "64 of 4704 nodes, by seed 3" in recorded.kept
+    full = F.conv2d(images, layer.weight, layer.bias).detach().flatten(1).numpy()[:, recorded.nodes]
+    rows = [np.abs(full - row).max(axis=1).argmin() for row in recorded.mean[0]]
+    assert len(set(rows)) == EXAMPLES
+    np.testing.assert_allclose(recorded.mean[0], full[rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(recorded.mean[1, :7], full[:7], rtol=1e-4, atol=1e-5)
+    assert np.isnan(recorded.mean[1, 7:]).all()
+
+
+def test_a_long_recording_is_whole_and_small(tmp_path: Path) -> None:
+    layer = BBBLinear(84, 10, name="fc3")
+    with recording(layer, tmp_path, batches=32) as recorder:
+        for step in range(3200):
+            layer(torch.full((256, 84), step / 3200))
+            recorder.step()
+    recorded = read_recording(tmp_path / "fc3.h5")
+    assert recorded.mean.shape == (3200, EXAMPLES, 10) and recorded.posterior_epoch.tolist() == list(range(1, 101))
+    rise = torch.linspace(0, 1, 3201)[:-1, None] * layer.weight.sum(1).detach() + layer.bias.detach()
+    np.testing.assert_allclose(recorded.mean[:, 5], rise, rtol=1e-3, atol=1e-5)
+    assert (tmp_path / "fc3.h5").stat().st_size < 100e6
+    with h5py.File(tmp_path / "fc3.h5") as file:  # closed, it has no unused room left for other readers to mind
+        assert len(file["moments/epoch"]) == 3200
+
+
+def test_layers_go_by_name_or_path(tmp_path: Path) -> None:
+    net = Small()
+    assert list(recorded_layers(net)) == ["first", "inner.0"]
+    assert list(recorded_layers(net, ["conv"])) == list(recorded_layers(net, ["first"])) == ["first"]
+    with pytest.raises(UserError, match="'fc9': known are first, inner.0$"):
+        recorded_layers(net, ["first", "fc9"])
+    net.inner[0].name = "first"  # a name that two layers bear tells them not apart
+    assert list(recorded_layers(net)) == ["conv", "inner.0"]
+    with pytest.raises(UserError, match="no Bayesian layer"):
+        recorded_layers(nn.Linear(2, 2))
+    for frequency in (0, -1):
+        with pytest.raises(UserError, match="at least 1"), recording(net, tmp_path, 3, frequency=frequency):
+            pass
+
+
+def test_copies_and_compiled_networks(tmp_path: Path) -> None:
+    net = Small()
+    images = torch.randn(4, 2, 8, 8)
+    compiled = torch.compile(net, backend="eager")
+    with recording(net, tmp_path, batches=2) as recorder:
+        before = torch.get_rng_state()
+        recorder.observe(images)
+        assert torch.equal(torch.get_rng_state(), before)
+        compiled(images)
+        copy.deepcopy(net)(images + 1)
+        recorder.step()
+        compiled(images)
+        recorder.step()
+    recorded = read_recording(tmp_path / "first.h5")
+    assert recorded.batch.tolist() == [1]
+    expected = F.conv2d(images, net.conv.weight, net.conv.bias, stride=2, padding=1).detach().flatten(1)
+    np.testing.assert_allclose(recorded.mean[0], expected, rtol=1e-5, atol=1e-6)
+    net(images)
+    assert not net.conv._forward_pre_hooks
+
+
+def test_a_torn_record_is_left_out(tmp_path: Path) -> None:
+    layer, path = BBBLinear(3, 2, name="fc"), tmp_path / "fc.h5"
+    with recording(layer, tmp_path, batches=4) as recorder:
+        for _ in range(3):
+            layer(torch.randn(2, 3))
+            recorder.step()
+        assert len(read_recording(path).epoch) == 3  # while the run goes on, with room for more in the file
+        with h5py.File(path) as file:
+            assert len(file["moments/epoch"]) > 3
+    with h5py.File(path, "r+") as file:
+        file["moments/variance"][2, 1, 1] += 1
+    assert read_recording(path).batch.tolist() == [1, 2]
+    with (
+        pytest.raises(UserError, match="lacks the record of epoch 1, batch 3"),
+        recording(layer, tmp_path, batches=4, resume_at=3),
+    ):
+        pass
+    with recording(layer, tmp_path, batches=4, resume_at=2) as recorder:
+        layer(torch.randn(2, 3))
+        recorder.step()
+    assert read_recording(path).batch.tolist() == [1, 2, 3]
+
+
+CHILD = """
+import sys
+import torch
+from layers import BBBLinear
+from training.recording import recording
+
+torch.manual_seed(0)
+layer = BBBLinear(40, 60, name="fc")
+with recording(layer, sys.argv[1], batches=10, frequency=10) as recorder:
+    for step in range(10**9):
+        layer(torch.full((32, 40), float(step)))
+        print(step, flush=True)
+        recorder.step()
+"""
+
+
+@pytest.mark.parametrize("lines", [30, 1025, 2049])
+def test_a_killed_process_leaves_whole_records(tmp_path: Path, lines: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        cwd=ROOT,
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout
+        for _ in range(lines):
+            last = int(child.stdout.readline())
+        child.kill()  # SIGKILL: it is writing a record or about to
+    recorded = read_recording(tmp_path / "fc.h5")
+    count = len(recorded.epoch)
+    assert count >= last
+    np.testing.assert_array_equal((recorded.epoch - 1) * 10 + recorded.batch - 1, np.arange(count))
+    torch.manual_seed(0)
+    layer = BBBLinear(40, 60)
+    expected = np.arange(count)[:, None] * layer.weight.sum(1).detach().numpy() + layer.bias.detach().numpy()
+    np.testing.assert_allclose(recorded.mean[:, 0], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(recorded.mean, np.repeat(recorded.mean[:, :1], EXAMPLES, axis=1))
+
+
+FLAGS = {"batch_size": 4, "n_epochs": 4, "recording_freq_per_epoch": 20, "valid_ens": 1, "test_ens": 1, "device": "cpu"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., BayesianSettings]:
+    draw_pictures(tmp_path / "pictures" / "train", each=100)
+
+    def make(folder: str, **changed: Any) -> BayesianSettings:
+        given = FLAGS | {"dataset": tmp_path / "pictures", "checkpoint_dir": tmp_path / folder, "record_mean_var": True}
+        flags = [f"--{name}={value}" for name, value in (given | changed).items()]
+        return from_config(BayesianSettings, config_bayesian, flags)
+
+    return make
+
+
+def logs(tmp_path: Path, folder: str) -> dict[str, Path]:
+    return {path.stem: path for path in (tmp_path / folder / "pictures" / "bayesian" / "lenet").glob("*.h5")}
+
+
+def weights(tmp_path: Path, folder: str) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(tmp_path / folder / "pictures" / "bayesian" / "last.pt")["weights"]
+    return state
+
+
+def test_a_killed_run_is_resumed_without_gap_or_double(
+    tmp_path: Path, settings: Callable[..., BayesianSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop.run(settings("plain", record_mean_var=False))
+    loop.run(settings("whole"))
+    assert not logs(tmp_path, "plain") and len(logs(tmp_path, "whole")) == 5
+    for name, weight in weights(tmp_path, "plain").items():
+        assert torch.equal(weight, weights(tmp_path, "whole")[name]), f"recording changed {name}"
+
+    flags = FLAGS | {"dataset": tmp_path / "pictures", "checkpoint_dir": tmp_path / "killed", "record_mean_var": True}
+    with subprocess.Popen(
+        [sys.executable, "main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=ROOT,
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout and child.stdout.readline().startswith("epoch 1/4")
+        fc3 = tmp_path / "killed" / "pictures" / "bayesian" / "lenet" / "fc3.h5"
+        while len(read_recording(fc3).epoch) < 30:
+            assert child.poll() is None
+        child.kill()
+    killed = read_recording(fc3)
+    assert 30 <= len(killed.epoch) < 80
+    loop.run(settings("killed", resume=True))
+    for name, path in logs(tmp_path, "killed").items():
+        assert same(read_recording(path), read_recording(logs(tmp_path, "whole")[name])), name
+    assert len(read_recording(fc3).epoch) == 80 and read_recording(fc3).posterior_epoch.tolist() == [1, 2, 3, 4]
+
+    capsys.readouterr()
+    loop.run(settings("killed", record_layers="fc3", n_epochs=1))  # anew: what was recorded before is kept
+    assert f"the earlier recording went to {fc3.parent / 'earlier_recordings' / '1'}" in capsys.readouterr().out
+    assert list(logs(tmp_path, "killed")) == ["fc3"] and len(read_recording(fc3).epoch) == 20
+    assert len(read_recording(fc3.parent / "earlier_recordings" / "1" / "fc3.h5").epoch) == 80
+
+
+def test_a_log_of_another_run_is_not_continued(tmp_path: Path, settings: Callable[..., BayesianSettings]) -> None:
+    begun = settings("run", record_layers="fc3", n_epochs=1)
+    loop.run(begun)
+    (log,) = logs(tmp_path, "run").values()
+    with h5py.File(log, "r+") as file:
+        file["moments/crc32"][3:] = 0
+    with pytest.raises(UserError, match=r"fc3\.h5 lacks the record .* of another run"):
+        loop.run(replace(begun, resume=True, n_epochs=2))
+
+
+def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
+    net = build("lenet", True, 3, 1)
+    (tmp_path / "fc3.h5").write_text("mine")
+    with (
+        pytest.raises(UserError, match=r"fc3\.h5 is in the way"),
+        recording(net, tmp_path, 1, layers=["fc3"]) as recorder,
+    ):
+        net(torch.randn(2, 1, 32, 32))
+        recorder.step()
+    assert (tmp_path / "fc3.h5").read_text() == "mine"
+
+
+def test_a_wrong_layer_is_told_before_the_data_are_asked_for(script: Callable[..., Any]) -> None:
+    answer = script("main_bayesian.py", "--record_mean_var", "--record_layers=conv1,fc9", "--dataset=nowhere", expect=2)
+    assert answer.stderr == ("error: no Bayesian layer is called 'fc9': known are conv1, conv2, fc1, fc2, fc3\n")
+    with pytest.raises(UserError, match="^--recording_freq_per_epoch: expected a whole number of at least 1"):
+        from_config(BayesianSettings, config_bayesian, ["--recording_freq_per_epoch=0"])

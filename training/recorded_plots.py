@@ -1,0 +1,251 @@
+"""Pictures of recorded layers: how distributions of outputs and weights move while a network trains.
+
+Each function draws into the figure that it is given, and neither saves nor shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.animation import FuncAnimation
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from support import UserError, nearest
+from training.recording import Array, Recorded, read_recording
+from training.reports import BLUE, ORANGE
+
+KINDS = ("mean", "std", "variance", "both")
+FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighbouring records are pooled
+PLAIN = StrMethodFormatter("{x:g}")
+LABELS = {"mean": "mean of the output", "std": "standard deviation of the output", "variance": "variance of the output"}
+FILTERS, ROW = 32, 8  # of the first convolution, at most; more than a row of them make two rows
+
+
+def animate_distributions(
+    figure: Figure, recorded: Recorded, kind: str, node_no: int, plot_time: float
+) -> FuncAnimation:
+    """Frame by frame, the distribution of a node's moment over the examples of a batch.
+
+    `kind` 'both' draws the normal N(mean, variance) instead, both averaged over the examples. In grey stays
+    where training began.
+
+    Args:
+        plot_time: seconds a frame.
+    """
+    node = _node(recorded, kind, node_no)
+    times = [float(times.mean()) for times in _pooled(recorded.time, FRAMES)]
+    means, variances, deviations = (
+        [_numbers(pool) for pool in _pooled(values[:, :, node], FRAMES)]
+        for values in (recorded.mean, recorded.variance, recorded.std)
+    )
+    ax = figure.subplots()
+    if kind == "both":
+        spread = [math.sqrt(pool.mean()) for pool in variances]
+        centre = [float(pool.mean()) for pool in means]
+        reach = [c + side * s for c, s in zip(centre, spread, strict=True) for side in (-3.5, 3.5)]
+        grid = np.linspace(*_widened(min(reach), max(reach)), 400)
+        curves = [_normal(grid, c, s) for c, s in zip(centre, spread, strict=True)]
+        xlabel = "output"
+    else:
+        pools = {"mean": means, "std": deviations, "variance": variances}[kind]
+        edges = np.linspace(*_widened(*np.quantile(np.concatenate(pools), (0.002, 0.998))), 31)
+        grid = np.repeat(edges, 2)[1:-1]
+        curves = [np.repeat(np.histogram(np.clip(pool, *edges[[0, -1]]), edges, density=True)[0], 2) for pool in pools]
+        xlabel = LABELS[kind]
+    ax.fill_between(grid, curves[0], color="0.8", label=f"at the start (epoch {times[0]:.1f})")
+    (line,) = ax.plot(grid, curves[0], color=BLUE, linewidth=2)
+    top = 1.1 * max(float(curve.max()) for curve in curves)
+    ax.set(xlim=(grid[0], grid[-1]), ylim=(0, top), xlabel=xlabel, ylabel="density")
+    ax.legend(frameon=False, loc="upper right")
+    _plain(ax)
+
+    def draw(frame: int) -> list[Artist]:
+        line.set_ydata(curves[frame])
+        ax.set_title(f"{_title(recorded, node_no)}: epoch {times[frame]:.1f}")
+        return [line]
+
+    draw(0)
+    return FuncAnimation(figure, draw, frames=len(curves), interval=1000 * plot_time, repeat=False)
+
+
+def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> None:
+    """The average of a node's moment over the examples of a batch against epochs.
+
+    The band holds the middle 80 % of the examples; for `kind` 'both' it is one average deviation (the root of
+    the average variance) to either side of the average mean.
+    """
+    node = _node(recorded, kind, node_no)
+    times = [times.mean() for times in _pooled(recorded.time, POINTS)]
+    values = {"std": recorded.std, "variance": recorded.variance}.get(kind, recorded.mean)
+    pools = [_numbers(pool) for pool in _pooled(values[:, :, node], POINTS)]
+    average = np.array([pool.mean() for pool in pools])
+    if kind == "both":
+        pooled = _pooled(recorded.variance[:, :, node], POINTS)
+        deviation = np.sqrt([_numbers(variance).mean() for variance in pooled])
+        low, high, band = average - deviation, average + deviation, "± 1 standard deviation"
+    else:
+        low, high = np.array([np.quantile(pool, (0.1, 0.9)) for pool in pools]).T
+        band = "middle 80 % of the examples"
+    ax = figure.subplots()
+    marker = "o" if len(times) == 1 else None
+    ax.fill_between(times, low, high, color=ORANGE, alpha=0.3, linewidth=0, label=band)
+    ax.plot(times, average, color=BLUE, linewidth=2, marker=marker, label="average over the examples")
+    ax.set(xlabel="epoch", ylabel=LABELS["mean" if kind == "both" else kind], title=_title(recorded, node_no))
+    ax.legend(frameon=False, loc="best")
+    _plain(ax)
+
+
+def plot_weights(figure: Figure, recorded: Recorded, path: Path) -> None:
+    """Heat maps of the histograms of μ, σ and |μ|/σ over epochs, and below them a convolution's filters.
+
+    The filters are the recorded layer's own or, if it is no convolution, those of the first one among the
+    logs beside `path`; as means and deviations at the end of the last epoch, averaged over input channels.
+    """
+    if not len(recorded.posterior_epoch):
+        raise UserError(f"{path} holds no weights yet: they are recorded at the end of an epoch")
+    weight = recorded.weights["weight"]
+    first = _first_convolution(recorded, path)
+    ratios = (3, 1.2 if _filters(first) <= ROW else 1.9) if first else (1,)
+    parts = np.asarray(figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)).flat
+    ratio = weight.signal_to_noise
+    with np.errstate(divide="ignore"):
+        panels = (
+            (weight.mean, "mean μ", False),
+            (np.log10(weight.std), "deviation σ", True),
+            (np.log10(ratio), "signal-to-noise |μ|/σ", True),
+        )
+    axes = parts[0].subplots(1, 3)
+    for ax, (values, label, logarithmic) in zip(axes, panels, strict=True):
+        image = _heat_map(ax, recorded.posterior_epoch, values, logarithmic)
+        ax.set(xlabel="epoch", title=label)
+    parts[0].colorbar(
+        image, ax=list(axes), label="fraction of the\nfullest bin", ticks=(0, 0.5, 1), aspect=30, pad=0.02
+    )
+    parts[0].suptitle(f"{recorded.layer}: posterior of the weights", fontsize=13)
+    if first:
+        _draw_filters(parts[1], first)
+
+
+def _heat_map(ax: Axes, epochs: Array, values: Array, logarithmic: bool) -> QuadMesh:
+    finite = values[np.isfinite(values)]
+    low, high = _widened(*np.quantile(finite, (0.02, 0.998))) if finite.size else (0.0, 1.0)
+    bins = min(60, max(20, int(2 * math.sqrt(values.shape[1]))))
+    edges = np.linspace(low, high, bins + 1)
+    counts = np.array([np.histogram(row[np.isfinite(row)], edges)[0] for row in values], float)
+    counts /= np.maximum(counts.max(axis=1, keepdims=True), 1)
+    sides = np.append(epochs - 0.5, epochs[-1] + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if logarithmic:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(PLAIN)
+        ax.yaxis.set_minor_locator(NullLocator())
+    return ax.pcolormesh(sides, 10**edges if logarithmic else edges, counts.T, cmap="viridis", vmin=0, vmax=1)
+
+
+def _draw_filters(figure: SubFigure, recorded: Recorded) -> None:
+    weight = recorded.weights["weight"]
+    count = _filters(recorded)
+    rows = 1 if count <= ROW else 2
+    halves = np.asarray(figure.subfigures(1, 2))
+    for half, values, label, cmap in (
+        (halves[0], weight.mean, "mean μ", "RdBu_r"),
+        (halves[1], weight.std, "deviation σ", "viridis"),
+    ):
+        filters = values[-1].reshape(weight.shape)[:count].mean(axis=1)
+        axes = list(half.subplots(rows, math.ceil(count / rows), squeeze=False).flat)
+        most = max(float(np.abs(filters).max()), 1e-30)
+        norm = Normalize(-most, most) if cmap == "RdBu_r" else LogNorm(max(float(filters.min()), most / 1e4), most)
+        for ax in axes:
+            ax.axis("off")
+        for ax, picture in zip(axes, filters, strict=False):
+            image = ax.imshow(picture, cmap=cmap, norm=norm)
+        bar = half.colorbar(image, ax=axes, location="bottom", aspect=40, fraction=0.12, pad=0.04, format=PLAIN)
+        if isinstance(norm, LogNorm):
+            bar.set_ticks(LogLocator(subs=(1, 2, 5)))
+            bar.minorticks_off()
+        half.suptitle(f"{recorded.layer} filters: {label}", fontsize=11)
+
+
+def _filters(recorded: Recorded) -> int:
+    return min(recorded.weights["weight"].shape[0], FILTERS)
+
+
+def _first_convolution(recorded: Recorded, path: Path) -> Recorded | None:
+    """The recorded layer if its filters can be drawn, or the first such layer among the logs beside its own."""
+    if _has_filters(recorded):
+        return recorded
+    found = []
+    for beside in path.parent.glob("*.h5"):
+        try:
+            found.append(read_recording(beside))
+        except UserError:
+            continue  # another program's file is no concern of this picture
+    return min(filter(_has_filters, found), key=lambda log: log.order, default=None)
+
+
+def _has_filters(recorded: Recorded) -> bool:
+    weight = recorded.weights["weight"]
+    return len(weight.shape) == 4 and weight.whole and len(weight.mean) > 0
+
+
+def _node(recorded: Recorded, kind: str, node_no: int) -> int:
+    """The column of a node of the layer.
+
+    Raises:
+        UserError: no such kind, no such node, the node was not kept, or nothing was recorded yet.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown type {kind!r}: did you mean {nearest(kind, KINDS)!r}? Known are {', '.join(KINDS)}")
+    total = math.prod(recorded.node_shape)
+    if not 0 <= node_no < total:
+        raise UserError(f"{recorded.layer} has no node {node_no}: its {total} nodes are 0 to {total - 1}")
+    column = int(np.searchsorted(recorded.nodes, node_no))
+    if node_no not in recorded.nodes:
+        near = recorded.nodes[np.abs(recorded.nodes - node_no).argsort()[:3]]
+        raise UserError(
+            f"node {node_no} of {recorded.layer} was not recorded ({recorded.kept}): the nearest are "
+            f"{', '.join(str(node) for node in sorted(near))}"
+        )
+    if not len(recorded.epoch):
+        raise UserError(f"nothing was recorded of {recorded.layer} yet")
+    return column
+
+
+def _pooled(values: Array, most: int) -> list[Array]:
+    """The records in order, in at most so many groups of neighbours."""
+    return np.array_split(values, min(len(values), most))
+
+
+def _numbers(pool: Array) -> Array:
+    return np.asarray(pool[np.isfinite(pool)], np.float64)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """The range, or a little room around it where it is (almost) a point."""
+    room = max(0.0, 1e-3 * max(abs(low), abs(high), 1e-6) - (high - low) / 2)
+    return low - room, high + room
+
+
+def _normal(grid: Array, mean: float, std: float) -> Array:
+    std = max(std, (grid[-1] - grid[0]) / 1e4)  # a spike, where there is no variance
+    return np.asarray(np.exp(-0.5 * ((grid - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi)))
+
+
+def _title(recorded: Recorded, node_no: int) -> str:
+    if len(recorded.node_shape) == 1:
+        return f"{recorded.layer}, node {node_no}"
+    place = ", ".join(str(int(index)) for index in np.unravel_index(node_no, recorded.node_shape))
+    return f"{recorded.layer}, node {node_no} (at {place})"
+
+
+def _plain(ax: Axes) -> None:
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
