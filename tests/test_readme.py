@@ -55,11 +55,18 @@ def test_the_two_commands_are_those_of_the_makefile() -> None:
 def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:
     """On small data and for an epoch: real MNIST is not at hand everywhere, and all of it takes minutes."""
     small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path)]
-    training = [words for words in commands() if len(words) > 1 and words[1].startswith("main_")]
-    assert len(training) >= 4
+    written = [words for words in commands() if words[0] == "python"]
+    training = [words for words in written if words[1].startswith("main_")]
+    assert len(training) >= 5
     for words in training:
         brief = [] if "--compare" in words else ["--n_epochs", "1"]
         script(*words[1:], *small, *brief)
+    drawing = [words for words in written if words[1] == "visualize_mean_var.py"]
+    assert len(drawing) == 2
+    for words in drawing:
+        moved = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
+        script(*moved, "--save_dir", tmp_path / "pictures")
+    assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".png", ".gif"}
 
 
 def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:
