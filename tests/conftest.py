@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+# Tests are of small tensors, for which threads cost more than they bring.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
