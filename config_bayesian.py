@@ -15,7 +15,7 @@ layer_type = "lrt"  # lrt, bbb, flipout
 alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α a layer
 priors = {
     "prior_mu": 0.0,
-    "prior_sigma": 0.2,
+    "prior_sigma": 1.0,
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialisation by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }

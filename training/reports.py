@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from support import UserError, write_text, written_whole
 
 Row = dict[str, float]  # one epoch
+NOT_COMPARED = ("resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir")  # they change no result
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe & Ito's palette, told apart by colour-blind readers too
 
 
@@ -126,7 +127,7 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
     apart = [
         f"{name} {bayesian['settings'][name]!r} and {value!r}"
         for name, value in frequentist["settings"].items()
-        if bayesian["settings"].get(name) != value and name not in ("resume", "tensorboard", "num_workers")
+        if bayesian["settings"].get(name) != value and name not in NOT_COMPARED
     ]
     if apart:
         lines.append(f"settings that differ: {', '.join(apart)}")
