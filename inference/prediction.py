@@ -70,15 +70,15 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
     twin = to_deterministic(net).eval()
     with torch.no_grad():
         weights = [
-            (twin.get_parameter(name), mean.detach(), posterior.std(mean))
+            (twin.get_parameter(name), mean.detach(), posterior.std(mean), torch.empty(mean.shape))
             for name, mean, posterior in weight_posteriors(net)
         ]
         generator = torch.Generator()
         for sample in range(num_samples):
             generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
-            for weight, mean, std in weights:
-                noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
-                weight.copy_(torch.addcmul(mean, std, noise.to(mean)))
+            for weight, mean, std, noise in weights:
+                noise.normal_(generator=generator)  # on the CPU in float32: the same draw on every device
+                torch.addcmul(mean, std, noise.to(mean), out=weight)
             yield twin
 
 
