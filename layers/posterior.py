@@ -33,7 +33,7 @@ class Priors:
     """
 
     prior_mu: float = 0.0
-    prior_sigma: float = 0.1
+    prior_sigma: float = 1.0
     posterior_mu_initial: tuple[float, float] | None = None
     posterior_rho_initial: tuple[float, float] = (-5.0, 0.1)
     posterior_log_alpha_initial: float = -5.0
