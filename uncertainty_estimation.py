@@ -1,7 +1,7 @@
 """Ask a trained network what it does not know: known test images against unknown ones, by default notMNIST.
 
 Prints the mean epistemic and aleatoric uncertainty of every mini-batch and how well each score tells the two
-sets apart; writes the same as uncertainty.json, and pictures.
+sets apart; writes the same as uncertainty.json, and pictures. Images of any size are resized to the network's.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from inference import metrics, plots
-from inference.prediction import Predictive, posterior_predictive
+from inference.prediction import Predictive, predict_batches
 from models import NETWORKS
 from models.checkpoint import Description, load_network
-from support import UserError, nearest, report_user_errors, write_json
+from support import OneLineParser, UserError, nearest, report_user_errors, write_json
 from training.data import load_data, normalise, read_images
 
+CHUNK = 8192  # images that are float at a time
 SHIFTED = 2000  # images that are rotated or made noisy
 ANGLES = range(0, 181, 15)  # degrees
 NOISES = [level / 10 for level in range(11)]  # standard deviation of the noise, pixels being in [0, 1]
@@ -38,8 +39,13 @@ class Network:
     description: Description
 
     @classmethod
-    def load(cls, path: Path, net_type: str) -> Network:
+    def load(cls, path: Path, net_type: str, family: str) -> Network:
         net, description, _ = load_network(path)
+        if description.bayesian != (family == "bayesian"):
+            raise UserError(
+                f"{path} does not hold a {family} network: --weights_path is of main_bayesian.py, "
+                f"--frequentist_weights of main_frequentist.py"
+            )
         if description.net_type != net_type:
             raise UserError(
                 f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
@@ -48,12 +54,14 @@ class Network:
 
     def predict(self, images: Tensor, arguments: argparse.Namespace) -> Predictive:
         """Of uint8 images [n, channels, height, width]."""
-        inputs = normalise(images, self.description.mean, self.description.std)
-        return posterior_predictive(self.net, inputs, arguments.num_samples, seed=arguments.seed)
+        inputs = (normalise(chunk, self.description.mean, self.description.std) for chunk in images.split(CHUNK))
+        return predict_batches(self.net, inputs, arguments.num_samples, seed=arguments.seed)
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--net_type", default="lenet", help=f"the architecture of the weights: {', '.join(NETWORKS)}")
     add(
@@ -72,23 +80,28 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="holds notMNIST_small or notMNIST_large, or is a folder of A..J",
     )
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
-    add("--num_batches", type=_at_least(1), help="mini-batches of each set; all of them if not given")
-    add("--num_samples", type=_at_least(1), default=25, help="posterior samples (%(default)s)")
-    add("--batch_size", type=_at_least(1), default=1000, help="images a mini-batch (%(default)s)")
-    add("--seed", type=int, default=0, help="of the posterior samples and of the order of the unknown images")
+    add("--num_batches", type=_whole_number(1), help="mini-batches of each set; all of them if not given")
+    add("--num_samples", type=_whole_number(1), default=25, help="posterior samples (%(default)s)")
+    add("--batch_size", type=_whole_number(1), default=1000, help="images a mini-batch (%(default)s)")
+    add(
+        "--seed",
+        type=_whole_number(0),
+        default=0,
+        help="of the posterior samples and of the order of the unknown images",
+    )
     add("--rotate", action="store_true", help="also accuracy and uncertainty against rotation from 0° to 180°")
     add("--noise", action="store_true", help="also accuracy and uncertainty against noise on the pixels")
     add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
     return parser.parse_args(given)
 
 
-def _at_least(low: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {low}, got {text}")
+def _whole_number(low: int) -> Callable[[str], int]:
+    def parsed(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**31):
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {2**31 - 1}, got {text!r}")
         return int(text)
 
-    return whole_number
+    return parsed
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,9 +109,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.net_type not in NETWORKS:
         near = nearest(arguments.net_type, NETWORKS)
         raise UserError(f"unknown net_type {arguments.net_type!r}: did you mean {near!r}?")
-    networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type)}
+    networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type, "bayesian")}
     if arguments.frequentist_weights:
-        networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type)
+        networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type, "frequentist")
     main = networks["bayesian"].description
     # Only the test split is used, and no seed or validation size changes that.
     data = load_data(arguments.dataset, arguments.data_dir, valid_size=0.1, seed=0)
@@ -122,7 +135,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     predicted = {name: (n.predict(known, arguments), n.predict(unknown, arguments)) for name, n in networks.items()}
     seconds = time.perf_counter() - started
-    names = (f"{data.name} test", folder.name)
+    names = (f"{data.name} test", folder.resolve().name)
     save_dir = arguments.save_dir or arguments.weights_path.parent / arguments.net_type / "uncertainty"
     report: dict[str, Any] = {
         "known": names[0], "unknown": names[1], "known_images": len(known), "unknown_images": len(unknown),
@@ -245,7 +258,6 @@ def _shifted(
 def main(given: Sequence[str] | None = None) -> None:
     """The report by the arguments; a user's mistake exits with code 2."""
     with report_user_errors():
-        torch.set_flush_denormal(True)
         run(parse(sys.argv[1:] if given is None else given))
 
 

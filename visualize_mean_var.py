@@ -18,7 +18,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
-from support import UserError, report_user_errors, written_whole
+from support import OneLineParser, UserError, report_user_errors, written_whole
 from training.recorded_plots import KINDS, animate_distributions, plot_lines, plot_weights
 from training.recording import read_recording
 
@@ -136,13 +136,8 @@ def _check_time(plot_time: float) -> None:
         raise UserError(f"plot_time must be a number of seconds above 0, got {plot_time!r}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(message)
-
-
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--filename", required=True, help="a log, such as checkpoints/MNIST/bayesian/lenet/fc3.h5")
     parser.add_argument("--data_type", choices=KINDS, default="mean", help="of the outputs (now %(default)s)")
     parser.add_argument("--node_no", type=int, default=0, help="index into a flattened output (now %(default)s)")

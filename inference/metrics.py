@@ -105,7 +105,7 @@ def risk_coverage_area(uncertainty: Tensor, wrong: Tensor) -> float:
 SCORES: dict[str, Callable[[Predictive], Tensor]] = {
     "total entropy": lambda predictive: predictive.entropy,
     "mutual information": lambda predictive: predictive.mutual_information,
-    "max probability": lambda predictive: 1 - predictive.probs.max(-1).values,
+    "max probability": lambda predictive: _doubt(predictive.probs),
     "epistemic (softmax)": lambda predictive: predictive.epistemic_softmax,
     "aleatoric (softmax)": lambda predictive: predictive.aleatoric_softmax,
     "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
@@ -131,6 +131,11 @@ def novelty(known: Tensor, unknown: Tensor) -> dict[str, float]:
         "aupr": binary_average_precision(score, target).item(),
         "fpr95": fpr[(tpr >= 0.95).nonzero()[0]].item(),
     }
+
+
+def _doubt(probs: Tensor) -> Tensor:
+    """1 − max p̄ as the sum of the others: the difference rounds to 0 for many, which would tie them."""
+    return probs.scatter(-1, probs.argmax(-1, keepdim=True), 0).sum(-1)
 
 
 def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

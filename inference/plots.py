@@ -16,6 +16,7 @@ from support import written_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito's, told apart by colour-blind readers too
 DASHES = ("-", "--", ":", "-.")
+UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -31,13 +32,18 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
     """A histogram of every score for the known and for the unknown images."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     axes = figure.subplots(2, 4).flat
+    lowest = 0.5 / max(len(known.probs), len(unknown.probs))  # half an image
     for ax, (name, score) in zip(axes, SCORES.items(), strict=False):
         values = [score(known).numpy(), score(unknown).numpy()]
-        edges = np.linspace(0, max(1e-6, max(float(v.max()) for v in values)), 41)
-        for value, label, colour, hatch in zip(values, names, COLOURS, ("", "//"), strict=False):
+        highest = max(float(value.max()) for value in values)
+        edges = np.linspace(0, highest or 1, 41)
+        for value, label, colour, dash in zip(values, names, COLOURS, DASHES, strict=False):
             weights = np.full(len(value), 1 / len(value))
-            ax.hist(value, edges, weights=weights, alpha=0.6, color=colour, hatch=hatch, label=label)
-        ax.set(title=name, yscale="log")
+            ax.hist(value, edges, weights=weights, alpha=0.35, color=colour, label=label)
+            ax.hist(value, edges, weights=weights, histtype="step", color=colour, linestyle=dash, linewidth=1.5)
+        if highest == 0:
+            ax.text(0.5, 0.5, "0 for every image", ha="center", transform=ax.transAxes)
+        ax.set(title=name, xlabel=UNITS.get(name, "trace of the covariance"), yscale="log", ylim=(lowest, 1.5))
     for ax in figure.axes[::4]:
         ax.set_ylabel("fraction of images")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -50,14 +56,15 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
 def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) -> Path:
     """Accuracy against confidence, bin by bin, a panel a network; below, how many predictions a bin has."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
-    columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True).T
+    columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True, sharey="row").T
     for (above, below), (name, each), colour in zip(columns, probs.items(), COLOURS, strict=False):
         bins = reliability(each, labels)
+        confidence, correct, count = (part.numpy() for part in (bins.confidence, bins.accuracy, bins.count))
         above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
-        above.plot(bins.confidence, bins.accuracy, "o-", color=colour)
+        above.plot(confidence, correct, "o-", color=colour)
         above.set(title=f"{name}: ECE {ece(each, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
-        below.bar(bins.confidence, bins.count, 0.04, color=colour)
-        below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02))
+        below.bar(confidence, count, 0.04, color=colour)
+        below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02), ylim=(0.5, 2 * len(labels)))
     return save(figure, path)
 
 
@@ -69,8 +76,8 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
         wrong = predictive.probs.argmax(-1) != labels
         coverage, risk = risk_coverage(predictive.entropy, wrong)
         area = risk_coverage_area(predictive.entropy, wrong)
-        ax.plot(coverage, 100 * risk, dash, color=colour, label=f"{name} (area {area:.2e})")
-    ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1))
+        ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=colour, label=f"{name} (area {area:.2e})")
+    ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1), ylim=(0, None))
     ax.legend(frameon=False)
     ax.grid(alpha=0.3)
     return save(figure, path)
@@ -91,15 +98,20 @@ def plot_sheet(
         for row, (what, chosen) in enumerate((("most certain", order[:each]), ("least certain", order.flip(0)[:each]))):
             pictures, bars = grid[4 * block + 2 * row], grid[4 * block + 2 * row + 1]
             for column, index in enumerate(chosen.tolist()):
-                pixels = images[index].permute(1, 2, 0).squeeze(-1)
+                pixels = images[index].permute(1, 2, 0).squeeze(-1).numpy()
                 pictures[column].imshow(pixels, cmap="grey", vmin=0, vmax=255)
                 pictures[column].axis("off")
-                pictures[column].set_title(f"{predictive.entropy[index]:.2f} nats", fontsize=9)
-                bars[column].bar(range(len(classes)), predictive.probs[index], color=COLOURS[row])
-                bars[column].set(ylim=(0, 1), yticks=[], xticks=[])
-                if len(classes) <= 10:
-                    bars[column].set_xticks(range(len(classes)), [c[:4] for c in classes], fontsize=7)
+                nats = float(predictive.entropy[index])
+                pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
+                bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLOURS[row])
+                bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
+                labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.probs[index].argmax())]
+                bars[column].set_xticks(
+                    labelled, [classes[label][: 4 if len(labelled) > 1 else 12] for label in labelled], fontsize=7
+                )
             if len(chosen):
+                bars[0].set_yticks([0, 1], ["0", "1"], fontsize=7)
+                bars[0].set_ylabel("probability", fontsize=8, labelpad=-2)
                 pictures[0].text(
                     -0.12, 0.5, f"{name}\n{what}", rotation=90, va="center", ha="right", transform=pictures[0].transAxes
                 )

@@ -61,6 +61,7 @@ def normalized(logits: Tensor) -> Tensor:
     return positive / positive.sum(-1, keepdim=True)
 
 
+@torch.no_grad()  # of a generator: within each step, not in the code that uses the draws
 def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.Module]:
     """`num_samples` draws of `net`'s posterior, one at a time, each a deterministic network in eval mode.
 
@@ -68,18 +69,17 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
     Bayesian layers is yielded as often, unchanged. `net` itself is left as it is.
     """
     twin = to_deterministic(net).eval()
-    with torch.no_grad():
-        weights = [
-            (twin.get_parameter(name), mean.detach(), posterior.std(mean), torch.empty(mean.shape))
-            for name, mean, posterior in weight_posteriors(net)
-        ]
-        generator = torch.Generator()
-        for sample in range(num_samples):
-            generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
-            for weight, mean, std, noise in weights:
-                noise.normal_(generator=generator)  # on the CPU in float32: the same draw on every device
-                torch.addcmul(mean, std, noise.to(mean), out=weight)
-            yield twin
+    weights = [
+        (twin.get_parameter(name), mean.detach(), posterior.std(mean), torch.empty(mean.shape))
+        for name, mean, posterior in weight_posteriors(net)
+    ]
+    generator = torch.Generator()
+    for sample in range(num_samples):
+        generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
+        for weight, mean, std, noise in weights:
+            noise.normal_(generator=generator)  # on the CPU in float32: the same draw on every device
+            torch.addcmul(mean, std, noise.to(mean), out=weight)
+        yield twin
 
 
 def samples_needed(net: nn.Module, num_samples: int) -> int:

@@ -1,6 +1,6 @@
 """What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
 
-from support.errors import UserError, nearest, report_user_errors
+from support.errors import OneLineParser, UserError, nearest, report_user_errors
 from support.files import write_json, write_text, written_whole
 
-__all__ = ["UserError", "nearest", "report_user_errors", "write_json", "write_text", "written_whole"]
+__all__ = ["OneLineParser", "UserError", "nearest", "report_user_errors", "write_json", "write_text", "written_whole"]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
     """Something that the user can put right: what was wrong, what was expected, what to do, in one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s, without the usage that argparse prints before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 @contextmanager

@@ -82,6 +82,16 @@ def test_a_score_without_information_is_chance() -> None:
     assert found["auroc"] == pytest.approx(0.5) and found["fpr95"] == 1
 
 
+def test_near_certain_predictions_are_still_told_apart() -> None:
+    """1 − p̄ in float32 would be 0 for all of these, and leave their order to chance."""
+    rest = torch.tensor([1e-9, 3e-9, 1e-8])
+    probs = torch.stack([1 - rest, rest / 2, rest / 2], -1)
+    assert (probs[:, 0] == 1).all()
+    zero = torch.zeros(3)
+    predictive = Predictive(probs, probs.log(), zero, zero, zero, zero, zero)
+    torch.testing.assert_close(metrics.SCORES["max probability"](predictive), rest, rtol=1e-5, atol=0)
+
+
 def test_every_score_is_higher_for_a_less_certain_prediction() -> None:
     half = torch.tensor([0.5, 0.5])
 

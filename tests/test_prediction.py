@@ -128,6 +128,15 @@ def test_a_draw_is_a_draw_from_the_posterior_and_leaves_the_network_alone() -> N
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items()) and net.training
 
 
+def test_draws_leave_gradients_on_in_the_code_that_uses_them() -> None:
+    images, slopes = torch.randn(2, 2, 1), []
+    for draw in posterior_draws(nn.Sequential(FlattenLayer(2), BBBLinear(2, 1)), 2, 0):
+        assert torch.is_grad_enabled()
+        (slope,) = torch.autograd.grad(draw(images).sum(), draw[1].weight)  # type: ignore[index]
+        slopes.append(slope)
+    torch.testing.assert_close(slopes, [images.sum(0).T] * 2)
+
+
 def test_batch_norm_and_dropout_stay_in_evaluation() -> None:
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), FlattenLayer(4), nn.Linear(4, 3)).train()
     images = 5 + torch.randn(6, 1, 2, 2)

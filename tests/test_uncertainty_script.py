@@ -9,11 +9,12 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
 from conftest import Script, draw_pictures
+from PIL import Image
 
 import config_bayesian
 import config_frequentist
+import uncertainty_estimation
 from inference.prediction import posterior_predictive
 from models.checkpoint import load_network
 from training.data import load_data, normalise
@@ -42,6 +43,8 @@ def letters(tmp_path: Path) -> Path:
             for picture in (tmp_path / letter / name).iterdir():
                 picture.rename(root / letter / f"{name}{picture.name}")
     (root / "C" / "broken.png").write_bytes(b"\x89PNG")
+    small = root / "D" / "upright000.png"
+    Image.open(small).resize((9, 5)).save(small)  # any size is an image: the network's is made of it
     (root / "C" / "notes.txt").write_text("no picture")
     return tmp_path / "data"
 
@@ -54,6 +57,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
         "--save_dir", out, "--rotate", "--noise",
     ).stdout  # fmt: skip
+    assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
     assert "passed over 1 unreadable of 41 images" in answer and "broken.png" in answer
     report = json.loads((out / "uncertainty.json").read_text())
     assert (report["known_images"], report["unknown_images"], report["skipped"]) == (40, 40, 1)
@@ -88,23 +92,51 @@ def test_a_number_of_batches_and_any_other_unknown_set(
     beside = trained / "bayesian" / "lenet" / "uncertainty" / "uncertainty.json"
     first = json.loads(beside.read_text())
     assert [len(b) for b in first["networks"]["bayesian"]["batches"].values()] == [2, 2]
-    script("uncertainty_estimation.py", *arguments)
+    uncertainty_estimation.main([str(argument) for argument in arguments])
     second = json.loads(beside.read_text())
     assert first["networks"] == second["networks"]  # the same seed, the same figures
 
 
-def test_a_users_mistake_is_one_line(
-    script: Script, trained: Path, pictures: Path, letters: Path, tmp_path: Path
+def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_path: Path) -> None:
+    settings = from_config(BayesianSettings, config_bayesian)
+    Run(replace(settings, dataset="MNIST5k", checkpoint_dir=str(tmp_path), n_epochs=1, record_mean_var=False)).fit()
+    weights = tmp_path / "MNIST5k" / "bayesian" / "model_lenet.pt"
+    script(
+        "uncertainty_estimation.py", "--weights_path", weights, "--dataset", "MNIST5k",
+        "--not_mnist_dir", letters / "notMNIST_small", "--num_samples", 3, "--save_dir", tmp_path / "out",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
+    assert (report["known_images"], report["unknown_images"]) == (1000, 40)
+    assert report["networks"]["bayesian"]["known"]["accuracy"] > 0.5
+    assert set(report["networks"]["bayesian"]["batches"]) == {"MNIST5k test", "notMNIST_small"}
+
+
+def test_a_users_mistake_ends_the_process_with_one_line_and_code_2(script: Script, tmp_path: Path) -> None:
+    answer = script("uncertainty_estimation.py", "--weights_path", tmp_path / "none.pt", expect=2)
+    assert answer.stderr.startswith("error: there is no checkpoint") and answer.stderr.count("\n") == 1
+    assert answer.stdout == ""
+
+
+def test_every_mistake_is_told_in_one_line(
+    trained: Path, pictures: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = trained / "bayesian" / "model_lenet.pt"
+    weights, twin = (trained / family / "model_lenet.pt" for family in ("bayesian", "frequentist"))
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file where a folder should go")
     text = tmp_path / "text.pt"
     text.write_text("no network")
     nothing = tmp_path / "nothing"
     (nothing / "A").mkdir(parents=True)
     shutil.copy(text, nothing / "A" / "a.png")
-    torch.manual_seed(0)
+    quick = ["--weights_path", weights, "--dataset", pictures, "--num_samples", 1, "--num_batches", 1]
     for arguments, message in (
-        (["--weights_path", tmp_path / "none.pt"], "there is no checkpoint"),
+        (["--num_batches", "foo"], "--num_batches: expected a whole number from 1 to 2147483647, got 'foo'"),
+        (["--num_samples", 0], "--num_samples: expected a whole number from 1"),
+        (["--seed", 10**20], "--seed: expected a whole number from 0"),
+        (["--num_sample", 3], "unrecognized arguments: --num_sample 3"),
+        (["--weights_path", twin], "does not hold a bayesian network"),
+        (["--weights_path", weights, "--frequentist_weights", weights], "does not hold a frequentist network"),
+        ([*quick, "--not_mnist_dir", letters, "--save_dir", occupied], "cannot write"),
         (["--weights_path", text], "is not a readable checkpoint"),
         (["--weights_path", weights, "--net_type", "alexnet"], "holds a lenet, not a alexnet: give --net_type lenet"),
         (["--weights_path", weights, "--net_type", "lennet"], "did you mean 'lenet'"),
@@ -113,5 +145,7 @@ def test_a_users_mistake_is_one_line(
         (["--weights_path", weights, "--dataset", pictures, "--ood_dir", tmp_path / "none"], "there is no folder"),
         (["--weights_path", weights, "--dataset", pictures, "--ood_dir", nothing], "holds no readable image"),
     ):
-        answer = script("uncertainty_estimation.py", *arguments, expect=2)
-        assert message in answer.stderr and answer.stderr.count("\n") == 1, answer.stderr
+        with pytest.raises(SystemExit) as stopped:
+            uncertainty_estimation.main([str(argument) for argument in arguments])
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in told and told.count("\n") == 1, told

@@ -16,7 +16,7 @@ from layers.estimators import ESTIMATORS
 from layers.posterior import Priors
 from models import NETWORKS
 from models.architectures import ACTIVATIONS
-from support import UserError, nearest
+from support import OneLineParser, UserError, nearest
 from training.objective import SCHEDULES
 
 Check = Callable[[Any], Any]  # a given value to the setting's value; ValueError says what was expected
@@ -225,13 +225,8 @@ def _parsed(text: Any) -> Any:
         return text
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(message)
-
-
 def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str], purpose: str) -> dict[str, str]:
-    parser = _Parser(
+    parser = OneLineParser(
         description=f"{purpose} Every setting of {config.__name__}.py has a flag of its name; what a flag does not "
         f"give comes from that file.",
         allow_abbrev=False,
