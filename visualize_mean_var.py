@@ -19,6 +19,7 @@ from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
 from support import OneLineParser, UserError, report_user_errors, written_whole
+from support.figures import save_figure
 from training.recorded_plots import KINDS, animate_distributions, plot_lines, plot_weights
 from training.recording import read_recording
 
@@ -110,8 +111,7 @@ def _deliver(figure: Figure, path: Path, save_plots: bool, plot_time: float) -> 
         pyplot.pause(plot_time)
         pyplot.close(figure)
     elif save_plots or not _in_notebook():
-        with written_whole(path) as temporary:
-            figure.savefig(temporary, dpi=120)
+        save_figure(figure, path)
         print(f"saved {path}")
 
 

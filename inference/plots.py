@@ -12,20 +12,17 @@ from torch import Tensor
 
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support import written_whole
+from support.figures import COLOURS, save_figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito's, told apart by colour-blind readers too
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """The figure as a PNG file, whole or not at all."""
+    """The figure, its axes open above and to the right, as a PNG file."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    return path
+    return save_figure(figure, path)
 
 
 def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple[str, str], title: str) -> Path:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 from conftest import ROOT, Script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,8 +32,6 @@ def test_the_snippets_run_one_after_the_other() -> None:
 def test_the_two_commands_are_those_of_the_makefile() -> None:
     make = [words for words in commands() if words[0] == "make"]
     assert make == [["make", "train"], ["make", "test"]]
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
     recipes = {}
     for _, target in make:
         alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}

@@ -171,10 +171,10 @@ def load_data(
         UserError: an unknown name, no network and no data, a broken file or folder.
     """
     if dataset in SOURCES:
-        name, (classes, photographs, train, test) = dataset, SOURCES[dataset](Path(data_dir))
+        classes, photographs, train, test = SOURCES[dataset](Path(data_dir))
     elif Path(dataset).is_dir():
         limit = _free_memory() / 2 if memory_limit is None else memory_limit
-        name, (classes, photographs, train, test) = Path(dataset).resolve().name, _image_folder(Path(dataset), limit)
+        classes, photographs, train, test = _image_folder(Path(dataset), limit)
     elif os.sep in dataset:
         raise UserError(f"dataset {dataset!r}: there is no such folder")
     else:
@@ -186,7 +186,12 @@ def load_data(
         train, test = _parted(train, HELD_OUT, HOLD_OUT_SEED, "test")
     train, valid = _parted(train, valid_size, seed, "validation")
     mean, std = _pixel_moments(train)
-    return ImageData(name, classes, photographs, train, valid, test, mean, std)
+    return ImageData(data_name(dataset), classes, photographs, train, valid, test, mean, std)
+
+
+def data_name(dataset: str) -> str:
+    """What checkpoints and reports call a data set: its own name, or that of its folder."""
+    return dataset if dataset in SOURCES else Path(dataset).resolve().name
 
 
 def _parted(split: Split, fraction: float, seed: int, what: str) -> tuple[Split, Split]:

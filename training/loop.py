@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches
 from layers import kl_divergence
 from models import build
 from models.checkpoint import FORMAT, Description, load_network, read_checkpoint, save_network
 from support import UserError, write_json, written_whole
-from training.data import Split, augment, load_data, normalise
+from training.data import Split, augment, data_name, load_data, normalise
 from training.interruption import stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
 from training.recording import Recorder, recorded_layers, recording
@@ -257,8 +258,6 @@ class Run:
 
     def _test(self) -> dict[str, Any]:
         """The best network on the test split, once."""
-        from inference.metrics import scores  # torchmetrics takes seconds to import, and only the end needs it
-
         net, _, content = load_network(self.places.best, self.device)
         samples = self.bayesian.test_ens if self.bayesian else 1
         started = time.perf_counter()
@@ -376,19 +375,17 @@ def compare(settings: Settings) -> str:
 
 def _results(settings: Settings) -> tuple[Path, Path]:
     """Where the Bayesian network's and the twin's results are."""
-    name = Path(settings.dataset).resolve().name
+    name = data_name(settings.dataset)
     bayesian, frequentist = (Places.of(settings, name, family).reports / "results.json" for family in (True, False))
     return bayesian, frequentist
 
 
 def _validation(predictive: Predictive, labels: Tensor, kl: float, train_size: int) -> Row:
     """Accuracy, NLL of the mean prediction, and ELBO at β = 1 (nats per example), over the whole split."""
-    probs = predictive.probs.double()
-    chosen = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
     expected = predictive.expected_log_probs.double().gather(1, labels[:, None]).mean()
     return {
-        "valid_nll": float(-chosen.log().mean()),
-        "valid_accuracy": float((probs.argmax(1) == labels).double().mean()),
+        "valid_nll": nll(predictive.probs, labels),
+        "valid_accuracy": accuracy(predictive.probs, labels),
         "valid_elbo": float(expected) - kl / train_size,
     }
 
@@ -431,6 +428,6 @@ def _device(name: str) -> torch.device:
 
 
 def _tensorboard(folder: Path, stack: ExitStack) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs ask for it
 
     return stack.enter_context(SummaryWriter(str(folder / "tensorboard")))

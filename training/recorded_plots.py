@@ -18,8 +18,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from support import UserError, nearest
+from support.figures import BLUE, ORANGE
 from training.recording import Array, Recorded, read_recording
-from training.reports import BLUE, ORANGE
 
 KINDS = ("mean", "std", "variance", "both")
 FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighbouring records are pooled

@@ -15,11 +15,11 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
-from support import UserError, write_text, written_whole
+from support import UserError, write_text
+from support.figures import BLUE, ORANGE, save_figure
 
 Row = dict[str, float]  # one epoch
 NOT_COMPARED = ("resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir")  # they change no result
-BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe & Ito's palette, told apart by colour-blind readers too
 
 
 def epoch_line(row: Row, epochs: int, best: bool) -> str:
@@ -71,10 +71,7 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    path = folder / "history.png"
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    return path
+    return save_figure(figure, folder / "history.png")
 
 
 def versions() -> dict[str, str]:

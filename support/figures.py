@@ -1,0 +1,19 @@
+"""One palette for every picture, and pictures that are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from support.files import written_whole
+
+# Okabe & Ito's, told apart by colour-blind readers too.
+COLOURS = BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """The figure as a PNG file, whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path
