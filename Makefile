@@ -6,7 +6,7 @@ ARGS ?=
 .PHONY: train test
 
 train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 embedded digits
-	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet $(ARGS)
+	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet --lr_start 3e-3 $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install, then lint, check types and run every test
 	$(VENV)/bin/ruff check .

@@ -46,6 +46,8 @@ def test_the_two_commands_are_those_of_the_makefile() -> None:
         "MNIST5k",
         "--net_type",
         "lenet",
+        "--lr_start",
+        "3e-3",
     ]
     assert [tool in recipes["test"] for tool in ("ruff check", "ruff format --check", "mypy", "-m pytest")] == [
         True

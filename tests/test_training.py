@@ -30,7 +30,7 @@ from training.settings import BayesianSettings, Settings, from_config
 
 
 def bayesian(pictures: Path, folder: Path, **changes: Any) -> BayesianSettings:
-    changes = {"n_epochs": 3, "batch_size": 64, "valid_ens": 2, "test_ens": 3, **changes}
+    changes = {"n_epochs": 3, "batch_size": 64, "lr_start": 3e-3, "valid_ens": 2, "test_ens": 3, **changes}
     settings = from_config(BayesianSettings, config_bayesian)
     return replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), **changes)
 
@@ -163,7 +163,7 @@ def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_p
     broken = tmp_path / "broken"
     command = [
         sys.executable, "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
-        "--n_epochs", "6", "--batch_size", "64", "--valid_ens", "2", "--test_ens", "3",
+        "--n_epochs", "6", "--batch_size", "64", "--lr_start", "3e-3", "--valid_ens", "2", "--test_ens", "3",
     ]  # fmt: skip
     resume: list[str] = []
     for signum, epochs in ((signal.SIGKILL, 1), (signal.SIGTERM, 2), (signal.SIGKILL, 1)):
