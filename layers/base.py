@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.estimators import ESTIMATORS, Weights
+from layers.kernels import spreads
 from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior, Priors
 
 
@@ -127,7 +128,10 @@ def kl_divergence(module: nn.Module) -> Tensor:
 
     A scalar, 0 for a module with no Bayesian layer. It needs no forward pass.
     """
-    terms = [posterior.kl(mean) for _, mean, posterior in weight_posteriors(module)]
+    kinds: dict[type[Posterior], list[tuple[Posterior, Tensor]]] = {}
+    for _, mean, posterior in weight_posteriors(module):
+        kinds.setdefault(type(posterior), []).append((posterior, mean))
+    terms = [kind.joint_kl(*zip(*pairs, strict=True)) for kind, pairs in kinds.items()]
     if terms:
         return torch.stack(terms).sum()
     anchor = next(module.parameters(), None)
@@ -149,3 +153,19 @@ def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
     finally:
         for layer, switch in zip(layers, before, strict=True):
             layer.sampling = switch
+
+
+@contextmanager
+def spreads_kept(module: nn.Module) -> Iterator[None]:
+    """Within it, the forward passes and the KL of `module` share one computation of every Gaussian σ."""
+    posteriors = [posterior for _, _, posterior in weight_posteriors(module)]
+    mine = [
+        posterior for posterior in posteriors if isinstance(posterior, GaussianPosterior) and posterior.kept is None
+    ]
+    try:
+        for posterior, std in zip(mine, spreads([posterior.rho for posterior in mine]), strict=True):
+            posterior.kept = std
+        yield
+    finally:
+        for posterior in mine:
+            posterior.kept = None

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from layers.kernels import noisy
+
 Weights = tuple[Tensor, Tensor | None]  # of weight and bias
 
 
@@ -41,10 +43,7 @@ def lrt(layer: Estimable, input: Tensor) -> Tensor:
     """
     mean = layer.operation(input, *layer.means())
     variance = layer.operation(input.square(), *layer.variances())
-    # Where nothing varies (padding, dead units) sqrt would have an infinite slope; the clamp's is 0.
-    wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
-    std = wide.clamp_min(torch.finfo(wide.dtype).tiny).sqrt().to(variance.dtype)
-    return mean + std * torch.randn_like(std)
+    return noisy(mean, variance)
 
 
 def bbb(layer: Estimable, input: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from layers.base import kl_divergence
+from layers.base import kl_divergence, spreads_kept
 
 
 class ModuleWrapper(nn.Module):
@@ -27,11 +28,16 @@ class ModuleWrapper(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Any:
-        output = input
+        if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared
+            return self._run(input), self.kl()
+        with spreads_kept(self):
+            return self._run(input), self.kl()
+
+    def _run(self, output: Tensor) -> Any:
         # Not self.children(): that leaves out the second assignment of a module used twice.
         for child in self._modules.values():
             output = _apply(child, output)
-        return output, self.kl()
+        return output
 
     def kl(self) -> Tensor:
         """KL(q‖p) in nats over every Bayesian layer below, each counted once: a scalar."""

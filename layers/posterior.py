@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.kernels import gaussian_sums, in_few_rows, normal_like, spread
+
 
 @dataclass(frozen=True)
 class Priors:
@@ -84,9 +86,14 @@ def _require_finite(name: str, number: Any) -> None:
 class Posterior(nn.Module):
     """A fully factorised normal around a mean that its owner keeps and passes in.
 
-    A kind of posterior defines `std` and `kl`; the rest follows. Tensors in and out have the shape
+    A kind of posterior defines `std` and `joint_kl`; the rest follows. Tensors in and out have the shape
     of the weight.
     """
+
+    @staticmethod
+    def joint_kl(posteriors: Sequence[Any], means: Sequence[Tensor]) -> Tensor:
+        """KL(q‖p) in nats, summed over the weights of several posteriors of this kind: a scalar."""
+        raise NotImplementedError
 
     def std(self, mean: Tensor) -> Tensor:
         """Standard deviation of every weight."""
@@ -94,7 +101,7 @@ class Posterior(nn.Module):
 
     def kl(self, mean: Tensor) -> Tensor:
         """KL(q‖p) in nats, summed over the weights: a scalar."""
-        raise NotImplementedError
+        return self.joint_kl([self], [mean])
 
     def variance(self, mean: Tensor) -> Tensor:
         """Variance of every weight."""
@@ -102,11 +109,11 @@ class Posterior(nn.Module):
 
     def perturbation(self, mean: Tensor) -> Tensor:
         """A draw from q less its mean."""
-        return self.std(mean) * torch.randn_like(mean)
+        return self.std(mean) * normal_like(mean)
 
     def sample(self, mean: Tensor) -> Tensor:
         """A draw from q, differentiable in the mean and the spread (Kingma & Welling 2014)."""
-        return mean + self.perturbation(mean)
+        return torch.addcmul(mean, self.std(mean), normal_like(mean))
 
 
 class GaussianPosterior(Posterior):
@@ -114,32 +121,42 @@ class GaussianPosterior(Posterior):
 
     Args:
         mean: the parameter whose posterior this is; ρ takes its shape, device and dtype.
-        priors: the prior and the start of ρ. The prior is a persistent buffer: it is saved with the
-            weights and moves with them.
+        priors: the prior and the start of ρ. The prior is saved with the weights.
     """
-
-    prior_mu: Tensor
-    prior_sigma: Tensor
 
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(mean), *priors.posterior_rho_initial))
-        self.register_buffer("prior_mu", mean.new_tensor(priors.prior_mu))
-        self.register_buffer("prior_sigma", mean.new_tensor(priors.prior_sigma))
+        self.kept: Tensor | None = None  # σ, for as long as `layers.base.spreads_kept` lasts
+        self.prior_mu, self.prior_sigma = float(priors.prior_mu), float(priors.prior_sigma)
 
     def std(self, mean: Tensor) -> Tensor:
-        return F.softplus(self.rho)
+        return spread(self.rho) if self.kept is None else self.kept
 
-    def kl(self, mean: Tensor) -> Tensor:
+    @staticmethod
+    def joint_kl(posteriors: Sequence[GaussianPosterior], means: Sequence[Tensor]) -> Tensor:
         """KL(q‖p) = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
 
         From ∫ q log q = −½ log(2πeσ²) and ∫ q log p = −½ log(2πσ_p²) − (σ² + (μ−μ_p)²) / (2σ_p²).
         """
-        mean, rho = _at_least_float32(mean), _at_least_float32(self.rho)
-        prior_mu, prior_sigma = _at_least_float32(self.prior_mu), _at_least_float32(self.prior_sigma)
-        squares = F.softplus(rho).square() + (mean - prior_mu).square()
-        terms = squares / (2 * prior_sigma.square()) - _log_softplus(rho)
-        return terms.sum() + mean.numel() * (prior_sigma.log() - 0.5)
+        groups: dict[tuple[float, float], list[tuple[Tensor, Tensor]]] = {}
+        for posterior, mean in zip(posteriors, means, strict=True):
+            group = groups.setdefault((posterior.prior_mu, posterior.prior_sigma), [])
+            group.append((_at_least_float32(mean), _at_least_float32(posterior.std(mean))))
+        terms = []
+        for (prior_mu, prior_sigma), weights in groups.items():
+            for mean, std in zip(*map(in_few_rows, zip(*weights, strict=True)), strict=True):
+                squares, logs = gaussian_sums(mean, std, prior_mu)
+                terms.append(squares / (2 * prior_sigma**2) - logs + mean.numel() * (math.log(prior_sigma) - 0.5))
+        return torch.stack(terms).sum()
+
+    def get_extra_state(self) -> Tensor:
+        """The prior's mean and standard deviation, which `state_dict` keeps beside ρ."""
+        return torch.tensor([self.prior_mu, self.prior_sigma], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the prior from a `state_dict`."""
+        self.prior_mu, self.prior_sigma = state.tolist()
 
 
 class AlphaPosterior(Posterior):
@@ -169,22 +186,20 @@ class AlphaPosterior(Posterior):
     def std(self, mean: Tensor) -> Tensor:
         return (0.5 * self.log_alpha).exp() * mean.abs()
 
-    def kl(self, mean: Tensor) -> Tensor:
+    @staticmethod
+    def joint_kl(posteriors: Sequence[AlphaPosterior], means: Sequence[Tensor]) -> Tensor:
         """KL(q‖p) = Σ ½ log(1 + 1/α), in nats, to the prior N(0, τ²) at its best τ.
 
         KL(N(μ, σ²) ‖ N(0, τ²)) = log(τ/σ) + (σ² + μ²)/(2τ²) − ½ is least at τ² = μ² + σ², where it is
         ½ log((μ² + σ²)/σ²) = ½ log(1 + 1/α). A shared α counts as often as it is shared.
         """
-        log_alpha = _at_least_float32(self.log_alpha)
-        return 0.5 * F.softplus(-log_alpha).sum() * (mean.numel() / log_alpha.numel())
+        terms = []
+        for posterior, mean in zip(posteriors, means, strict=True):
+            log_alpha = _at_least_float32(posterior.log_alpha)
+            terms.append(F.softplus(-log_alpha).sum() * (0.5 * mean.numel() / log_alpha.numel()))
+        return torch.stack(terms).sum()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     """Sums over many half-precision weights would lose the KL's digits."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _log_softplus(rho: Tensor) -> Tensor:
-    """log softplus(ρ), and its gradient, where softplus itself underflows: there it is ρ."""
-    tiny = torch.finfo(rho.dtype).tiny
-    return torch.where(rho < -20, rho, F.softplus(rho).clamp_min(tiny).log())

@@ -99,7 +99,11 @@ def test_a_number_of_batches_and_any_other_unknown_set(
 
 def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_path: Path) -> None:
     settings = from_config(BayesianSettings, config_bayesian)
-    Run(replace(settings, dataset="MNIST5k", checkpoint_dir=str(tmp_path), n_epochs=1, record_mean_var=False)).fit()
+    Run(
+        replace(
+            settings, dataset="MNIST5k", checkpoint_dir=str(tmp_path), n_epochs=1, lr_start=3e-3, record_mean_var=False
+        )
+    ).fit()
     weights = tmp_path / "MNIST5k" / "bayesian" / "model_lenet.pt"
     script(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", "MNIST5k",

@@ -1,0 +1,133 @@
+"""The inner loops of the layers, with gradients in closed form.
+
+Each is a `torch.autograd.Function` because autograd, left to itself, makes a pass over memory and keeps a
+tensor for every operation. What a function keeps for its backward pass are inputs and outputs alone, so
+derivatives of any order, `torch.func` and `torch.compile` see through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RHO_FLOOR = -80.0  # softplus leaves float32 a little below it
+SMALL = 100_000  # elements: of a smaller tensor, an operation costs more than what it does to each
+
+
+def spread(rho: Tensor) -> Tensor:
+    """σ = softplus(ρ), at least 2e-35: there σ stays, and its logarithm keeps its slope of 1."""
+    return _Spread.apply(rho)
+
+
+class _Spread(torch.autograd.Function):
+    """dσ = sigmoid(ρ) dρ."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rho: Tensor) -> Tensor:
+        return F.softplus(rho.clamp_min(RHO_FLOOR))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (rho,) = ctx.saved_tensors
+        return grad * rho.clamp_min(RHO_FLOOR).sigmoid_()
+
+
+def spreads(rhos: Sequence[Tensor]) -> list[Tensor]:
+    """`spread` of each tensor, in few operations."""
+    rows = [spread(row) for row in in_few_rows(rhos)]
+    small = [rho.numel() for rho in rhos if rho.numel() <= SMALL]
+    parts = iter(rows.pop().split(small) if small else ())
+    large = iter(rows)
+    return [next(parts if rho.numel() <= SMALL else large).view_as(rho) for rho in rhos]
+
+
+def in_few_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All elements in vectors: one for each large tensor, then one for the small ones together."""
+    rows = [tensor.flatten() for tensor in tensors if tensor.numel() > SMALL]
+    small = [tensor.flatten() for tensor in tensors if tensor.numel() <= SMALL]
+    return [*rows, torch.cat(small)] if small else rows
+
+
+def normal_like(tensor: Tensor) -> Tensor:
+    """ε ~ N(0, 1) an element, laid out in memory as `tensor` is.
+
+    `torch.randn_like` is six times as slow on a CPU where the last axis is not the innermost (channels_last):
+    its fast path fills memory in order.
+    """
+    if tensor.is_contiguous():
+        return torch.randn_like(tensor)
+    strides = tensor.stride()
+    inward = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
+    outward = sorted(range(tensor.dim()), key=inward.__getitem__)
+    return torch.randn_like(tensor.permute(inward)).permute(outward)
+
+
+def noisy(mean: Tensor, variance: Tensor) -> Tensor:
+    """`mean + sqrt(variance) ⊙ ε`, ε ~ N(0, 1) an element.
+
+    A variance of 0 (padding, dead units) counts as the least normal float, where the square root still has
+    a finite slope.
+    """
+    return _Noisy.apply(mean, variance, normal_like(mean))[0]
+
+
+class _Noisy(torch.autograd.Function):
+    """(mean + s ⊙ ε, s) with s = sqrt(variance); ds = dvariance / 2s."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
+        std = wide.clamp_min(torch.finfo(wide.dtype).tiny).sqrt_().to(variance.dtype)
+        return torch.addcmul(mean, std, noise), std
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[2], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_std: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        noise, std = ctx.saved_tensors
+        slope = None if grad is None else grad * noise
+        if grad_std is not None:  # in derivatives of higher order
+            slope = grad_std if slope is None else slope + grad_std
+        return grad, None if slope is None else slope.div(std).mul_(0.5), None
+
+
+def gaussian_sums(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:
+    """Σ σ² + (μ − centre)² and Σ log σ of vectors μ and σ: what a Gaussian KL is made of, two scalars."""
+    return _GaussianSums.apply(mean, std, centre)
+
+
+class _GaussianSums(torch.autograd.Function):
+    """dΣσ² = 2σ dσ; dΣ(μ − c)² = 2(μ − c) dμ; dΣ log σ = dσ / σ."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:
+        distance = mean - centre if centre else mean
+        return torch.dot(std, std) + torch.dot(distance, distance), std.log().sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.centre = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, squares: Tensor, logs: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, std = ctx.saved_tensors
+        distance = mean - ctx.centre if ctx.centre else mean
+        return distance * (2 * squares), torch.div(logs, std).addcmul_(std, 2 * squares), None
