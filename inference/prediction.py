@@ -7,7 +7,7 @@ depends on the seed and t alone, never on how the images are cut into batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,20 @@ class Predictive:
     aleatoric_softmax: Tensor
     epistemic_normalized: Tensor
     aleatoric_normalized: Tensor
+
+    @classmethod
+    def interleaved(cls, parts: Sequence[Predictive]) -> Predictive:
+        """The whole of what k processes predicted, of which each took every k-th image."""
+        count = sum(len(part.probs) for part in parts)
+
+        def whole(name: str) -> Tensor:
+            tensors = [getattr(part, name) for part in parts]
+            found = tensors[0].new_empty((count, *tensors[0].shape[1:]))
+            for rank, tensor in enumerate(tensors):
+                found[rank :: len(parts)] = tensor
+            return found
+
+        return parts[0] if len(parts) == 1 else cls(*map(whole, cls.__annotations__))
 
     @property
     def entropy(self) -> Tensor:

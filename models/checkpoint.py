@@ -52,13 +52,21 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         UserError: the file is missing, is no checkpoint of this library, or does not fit together.
     """
     content = read_checkpoint(path, device)
+    return network_in(content, path, device), Description(**content["description"]), content
+
+
+def network_in(content: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The network (in eval mode) that the content of the checkpoint at `path` describes.
+
+    Raises:
+        UserError: the content does not fit together.
+    """
     try:
-        description = Description(**content["description"])
-        net = description.build()
+        net = Description(**content["description"]).build()
         net.load_state_dict(content["weights"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a network of this library: {_first_line(error)}") from error
-    return net.to(device).eval(), description, content
+    return net.to(device).eval()
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from models.architectures import IMAGE_SIZE
 from support import UserError, nearest
+from support.distributed import ALONE, World
 
 HELD_OUT = 0.2  # of a data set that comes without a test split of its own
 HOLD_OUT_SEED = 0  # not the run's seed: every run is tested on the same images
@@ -94,11 +95,15 @@ class Split:
         return Split(self.images.subset(indices), self.labels[indices])
 
     def batches(
-        self, batch_size: int, order: Tensor | None = None, workers: int = 0
+        self, batch_size: int, order: Tensor | None = None, workers: int = 0, world: World = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 images, labels) in `order` (None: as they lie), `batch_size` at a time; the last may be smaller."""
+        """(uint8 images, labels) in `order` (None: as they lie), `batch_size` at a time; the last may be smaller.
+
+        Of each batch, every process of `world` gets its share; if that is nothing, it gets the first image.
+        """
         order = torch.arange(len(self)) if order is None else order
-        chosen = order.split(batch_size) if len(order) else ()  # an empty tensor would split into one empty part
+        whole = order.split(batch_size) if len(order) else ()  # an empty tensor would split into one empty part
+        chosen = [part[world.rank :: world.size] if world.share(len(part)) else part[:1] for part in whole]
         if isinstance(self.images, Tensor):
             images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
         else:

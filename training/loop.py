@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches
 from layers import kl_divergence
 from models import build
-from models.checkpoint import FORMAT, Description, load_network, read_checkpoint, save_network
+from models.checkpoint import FORMAT, Description, network_in, read_checkpoint, save_network
 from support import UserError, write_json, written_whole
 from support.cpu import tune_cpu
+from support.distributed import ALONE, World, joined
 from training.data import Split, augment, data_name, load_data, normalise
-from training.interruption import stop_requests
+from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
 from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
@@ -49,7 +51,8 @@ class Progress:
 
     Attributes:
         epoch, batch: epochs finished, and batches finished of the one after.
-        steps: [batches, 4], a row a finished batch of that epoch: NLL, KL, correct, examples.
+        steps: [batches, 4], a row a finished batch of that epoch: NLL, KL, correct, examples, over all
+            processes.
         history: one row a finished epoch.
         best_nll, best_epoch: the best validation NLL and when.
         seconds: spent training and validating.
@@ -84,15 +87,18 @@ class Run:
 
     Args:
         settings: `BayesianSettings` for a Bayesian network, `Settings` for its frequentist twin.
+        world: the processes that train it together. Each takes its share of every batch, so a batch, a
+            step and the objective are what they are for one process; each draws its own noise.
 
     Raises:
         UserError: data that cannot be had, a device that is not there, nothing or another run to resume.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, world: World = ALONE) -> None:
         self.settings = settings
+        self.world = world
         self.bayesian = settings if isinstance(settings, BayesianSettings) else None
-        self.device = _device(settings.device)
+        self.device = _device(settings.device, world)
         tune_cpu()
         architecture: dict[str, Any] = {"activation_type": settings.activation_type}
         if self.bayesian:
@@ -100,20 +106,35 @@ class Run:
             if self.bayesian.record_mean_var:
                 with torch.device("meta"):  # a wrong name need not wait for the data, and a name asks for no weights
                     recorded_layers(build(settings.net_type, True, 1, 1, **architecture), self.bayesian.record_layers)
-        self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+        with world.first_on_each_machine():  # it may download
+            self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+        if min(settings.batch_size, len(self.data.valid), len(self.data.test)) < world.size:
+            raise UserError(
+                f"{world.size} processes are too many for batch_size {settings.batch_size}, {len(self.data.valid)} "
+                f"validation images and {len(self.data.test)} test images: each needs one of each"
+            )
         self.places = Places.of(settings, self.data.name, self.bayesian is not None)
         self.description = Description(
             settings.net_type, self.bayesian is not None, architecture, self.data.classes, self.data.mean, self.data.std
         )
         torch.manual_seed(settings.seed)
         self.net = self.description.build().to(self.device)
-        self.forward = torch.compile(self.net) if settings.compile else self.net
+        self.forward: Callable[[Tensor], Any] = self.net
+        if world.size > 1:
+            self.forward = DistributedDataParallel(self.net, [self.device] if self.device.type == "cuda" else None)
+        if settings.compile:
+            # On a CPU the compiler's own generator is twice as slow as torch's.
+            self.forward = torch.compile(self.forward, options={"fallback_random": self.device.type == "cpu"})
         self.optimiser, self.base_rates = self._optimiser()
         self.batches = math.ceil(len(self.data.train) / settings.batch_size)
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
-        if settings.resume:
+        torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
+        self.resumed = settings.resume or world.restarts > 0
+        if self.resumed:
             self._resume()
+        elif world.size > 1:
+            self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
 
     def _optimiser(self) -> tuple[torch.optim.Optimizer, list[float]]:
         spread = [p for name, p in self.net.named_parameters() if ".posterior." in name]
@@ -134,17 +155,17 @@ class Run:
         settings, progress = self.settings, self.progress
         with ExitStack() as stack:
             stop = stack.enter_context(stop_requests())
-            if self.bayesian and self.bayesian.record_mean_var:
+            if self.bayesian and self.bayesian.record_mean_var and self.world.leads:
                 self.recorder = stack.enter_context(self._recording(self.bayesian))
-            board = _tensorboard(self.places.reports, stack) if settings.tensorboard else None
+            board = _tensorboard(self.places.reports, stack) if settings.tensorboard and self.world.leads else None
             while progress.epoch < settings.n_epochs and not self._out_of_patience():
                 started = time.perf_counter()
-                for _ in self._train_epoch():
-                    if stop.signum is not None:
+                for signum in self._train_epoch(stop):
+                    if signum:
                         progress.seconds += time.perf_counter() - started
-                        self._interrupted(stop.signum)
+                        self._interrupted(signum)
                 row, best = self._finish_epoch(started)
-                print(epoch_line(row, settings.n_epochs, best), flush=True)
+                self._say(epoch_line(row, settings.n_epochs, best))
                 if board is not None:
                     for name, value in row.items():
                         board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
@@ -154,37 +175,47 @@ class Run:
         patience = self.settings.patience
         return bool(patience) and self.progress.epoch - self.progress.best_epoch >= patience
 
-    def _train_epoch(self) -> Iterator[None]:
-        """Take the steps that this epoch still has, yielding after each."""
+    def _train_epoch(self, stop: StopRequest) -> Iterator[int]:
+        """Take the steps that this epoch still has, yielding after each the signal that any process has got, or 0."""
         settings, data, progress = self.settings, self.data, self.progress
         flip = data.photographs if settings.random_flip == "auto" else bool(settings.random_flip)
         order = torch.randperm(len(data.train), generator=_generator(settings.seed, progress.epoch))
         left = order[progress.batch * settings.batch_size :]
         self.net.train()
         bar = tqdm(
-            data.train.batches(settings.batch_size, left, settings.num_workers),
+            data.train.batches(settings.batch_size, left, settings.num_workers, self.world),
             desc=f"epoch {progress.epoch + 1}/{settings.n_epochs}",
             total=self.batches,
             initial=progress.batch,
             unit="batch",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and self.world.leads),
         )
         for images, labels in bar:
-            generator = _generator(settings.seed, progress.epoch, progress.batch)
+            generator = _generator(settings.seed, progress.epoch, progress.batch, self.world.rank)
             images = augment(self._moved(images), settings.random_shift, flip, generator)
-            progress.steps[progress.batch] = self._step(normalise(images, data.mean, data.std), self._moved(labels))
+            count = min(settings.batch_size, len(data.train) - progress.batch * settings.batch_size)
+            row = self._step(normalise(images, data.mean, data.std), self._moved(labels), count)
+            progress.steps[progress.batch] = self._of_all(row)
             progress.batch += 1
             if self.recorder:
                 self.recorder.step()
             if self.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == self.batches:
                 self._check_finite()
                 bar.set_postfix(_postfix(progress.steps[: progress.batch], len(data.train), self.bayesian is not None))
-            yield
+                yield self.world.largest(stop.signum or 0)
+            elif self.world.size == 1:
+                yield stop.signum or 0
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step; NLL, KL, correct and examples of the batch as one tensor."""
+    def _step(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
+        """One optimiser step; NLL, KL, correct and examples of this process's share of the batch as one tensor.
+
+        DistributedDataParallel averages gradients over the processes. So that they become those of the whole
+        batch of `count` examples, whatever the shares, a share of n counts n·size/count times; the KL, the
+        same in all of them, counts once.
+        """
         settings, progress = self.settings, self.progress
+        share = self.world.share(count)
         step = progress.epoch * self.batches + progress.batch
         for group, rate in zip(self.optimiser.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * _rate_factor(settings.lr_schedule, step / (self.batches * settings.n_epochs))
@@ -199,12 +230,20 @@ class Run:
             else:
                 logits, kl, weight = [self.forward(images).float()], torch.zeros((), device=self.device), 0.0
         nll = expected_nll(logits, labels)
-        negative_elbo(nll, kl, weight, len(self.data.train)).backward()
+        negative_elbo(nll * (share * self.world.size / count), kl, weight, len(self.data.train)).backward()
         self.optimiser.step()
         with torch.no_grad():
             probs = torch.stack(logits).softmax(-1).mean(0)
-            correct = (probs.argmax(-1) == labels).sum()
-            return torch.stack([nll, kl, correct.float(), torch.full_like(nll, len(labels))]).detach()
+            correct = (probs.argmax(-1) == labels)[:share].sum()
+            return torch.stack([nll, kl, correct.float(), torch.full_like(nll, share)]).detach()
+
+    def _of_all(self, row: Tensor) -> Tensor:
+        """A step's figures over the shares of all processes."""
+        if self.world.size == 1:
+            return row
+        nll, kl, correct, examples = row
+        sums = self.world.summed(torch.stack([nll * examples, kl / self.world.size, correct, examples]))
+        return torch.stack([sums[0] / sums[3], *sums[1:]])
 
     def _recording(self, settings: BayesianSettings) -> AbstractContextManager[Recorder]:
         return recording(
@@ -213,7 +252,7 @@ class Run:
             self.batches,
             layers=settings.record_layers,
             frequency=settings.recording_freq_per_epoch,
-            resume_at=self.progress.epoch * self.batches + self.progress.batch if settings.resume else None,
+            resume_at=self.progress.epoch * self.batches + self.progress.batch if self.resumed else None,
             settings=asdict(settings),
             seed=settings.seed,
         )
@@ -249,17 +288,21 @@ class Run:
         best = row["valid_nll"] < progress.best_nll
         if best:
             progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
-            save_network(self.places.best, self.net, self.description, settings=asdict(self.settings), validation=row)
+            if self.world.leads:
+                report = {"settings": asdict(self.settings), "validation": row}
+                save_network(self.places.best, self.net, self.description, **report)
         progress.epoch, progress.batch, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
         progress.steps.zero_()
         progress.history.append(row)
-        write_history(self.places.reports, progress.history)
+        if self.world.leads:
+            write_history(self.places.reports, progress.history)
         self._save_last()
         return row, best
 
     def _test(self) -> dict[str, Any]:
         """The best network on the test split, once."""
-        net, _, content = load_network(self.places.best, self.device)
+        content = self.world.leaders(read_checkpoint(self.places.best) if self.world.leads else None)
+        net = network_in(content, self.places.best, self.device)
         samples = self.bayesian.test_ens if self.bayesian else 1
         started = time.perf_counter()
         probs = self._predictive(net, self.data.test, samples).probs
@@ -276,9 +319,12 @@ class Run:
             "training_seconds": round(self.progress.seconds, 2),
             "test_seconds": round(time.perf_counter() - started, 2),
             "seed": self.settings.seed,
+            "processes": self.world.size,
             "settings": asdict(self.settings),
             "versions": versions(),
         }
+        if not self.world.leads:
+            return results
         write_json(self.places.reports / "results.json", results)
         picture = plot_history(
             self.places.reports,
@@ -295,11 +341,19 @@ class Run:
         return results
 
     def _predictive(self, net: nn.Module, split: Split, samples: int) -> Predictive:
+        """Every process predicts its share of the images; all get the whole."""
+        mine = split.subset(torch.arange(self.world.rank, len(split), self.world.size))
         chunks = (
             normalise(self._moved(images), self.data.mean, self.data.std)
-            for images, _ in split.batches(CHUNK, workers=self.settings.num_workers)
+            for images, _ in mine.batches(CHUNK, workers=self.settings.num_workers)
         )
-        return predict_batches(net, chunks, samples, seed=self.settings.seed)
+        return Predictive.interleaved(
+            self.world.gathered(predict_batches(net, chunks, samples, seed=self.settings.seed))
+        )
+
+    def _say(self, text: str) -> None:
+        if self.world.leads:
+            print(text, flush=True)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
@@ -310,10 +364,9 @@ class Run:
         self._check_finite()
         self._save_last()
         progress = self.progress
-        print(
+        self._say(
             f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of "
-            f"{self.batches} steps; {self.places.last} is written: run the same command with --resume to go on",
-            flush=True,
+            f"{self.batches} steps; {self.places.last} is written: run the same command with --resume to go on"
         )
         raise SystemExit(128 + signum)
 
@@ -324,16 +377,17 @@ class Run:
             "weights": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "progress": vars(self.progress),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": self.world.gathered(self._random_state()),
         }
         if self.recorder:
             self.recorder.sync()
+        if not self.world.leads:
+            return
         with written_whole(self.places.last) as temporary:
             torch.save(content, temporary)
 
     def _resume(self) -> None:
-        content = read_checkpoint(self.places.last)
+        content = self.world.leaders(read_checkpoint(self.places.last) if self.world.leads else None)
         try:
             now, then = asdict(self.settings), content["settings"]
             for name, value in now.items():
@@ -346,21 +400,30 @@ class Run:
             self.optimiser.load_state_dict(content["optimiser"])
             self.progress = Progress(**content["progress"])
             self.progress.steps = self.progress.steps.to(self.device)
-            torch.set_rng_state(content["random"])
-            if self.device.type == "cuda" and content["random_cuda"] is not None:
-                torch.cuda.set_rng_state(content["random_cuda"].cpu(), self.device)
+            if len(content["random"]) == self.world.size:
+                self._set_random_state(content["random"][self.world.rank])
+            else:  # as many processes as there are now have no past
+                torch.manual_seed(_seed(self.settings.seed, self.world.rank, self.progress.epoch, self.progress.batch))
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.places.last} cannot be resumed: {error}") from error
-        print(
-            f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}",
-            flush=True,
-        )
+        self._say(f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}")
+
+    def _random_state(self) -> tuple[Tensor, Tensor | None]:
+        """Of this process's generators, on the CPU and on the GPU."""
+        on_gpu = self.device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
+
+    def _set_random_state(self, states: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(states[0])
+        if self.device.type == "cuda" and states[1] is not None:
+            torch.cuda.set_rng_state(states[1].cpu(), self.device)
 
 
 def run(settings: Settings) -> dict[str, Any]:
     """Train, validate and test by the settings, then print the twin's results beside these if there are any."""
-    results = Run(settings).fit()
-    if all(path.exists() for path in _results(settings)):
+    with joined(settings.device) as world:
+        results = Run(settings, world).fit()
+    if world.leads and all(path.exists() for path in _results(settings)):
         print(f"\n{compare(settings)}", flush=True)
     return results
 
@@ -411,16 +474,23 @@ def _rate_factor(schedule: str, done: float) -> float:
 
 def _generator(*seeds: int) -> torch.Generator:
     """A generator of its own for every combination of seeds, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed(_seed(*seeds))
+
+
+def _seed(*seeds: int) -> int:
+    """One seed for every combination of them."""
     mixed = 0
     for seed in seeds:
         mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    return mixed
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, world: World) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,1 @@
+"""How fast the layers, the training and the prediction are, beside deterministic twins and other libraries."""

@@ -1,0 +1,53 @@
+"""Measure and write benchmarks/results/<what>.json and <what>.md.
+
+step     a training step of this project's layers and of other libraries', as a ratio to the frequentist twin's
+predict  T posterior samples against T twin passes, and their memory
+epoch    a whole run of main_bayesian.py on MNIST against its bare training steps
+record   training with means and variances recorded against without
+scale    parameters, FLOPs and bytes of a step, and what many accelerators would make of them
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import epoch, predict, scale, step
+from benchmarks.measure import RESULTS
+from models import NETWORKS
+from support import OneLineParser, report_user_errors, write_json, write_text
+
+
+def main() -> None:
+    """Parse, measure, write, print."""
+    parser = OneLineParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["step", "predict", "epoch", "record", "scale"])
+    parser.add_argument("--rounds", type=int, default=15, help="of step and predict: medians are over so many")
+    parser.add_argument("--nets", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="of step")
+    parser.add_argument("--activation", choices=["softplus", "relu"], default="softplus", help="of step")
+    parser.add_argument("--compiled", action="store_true", help="of step: torch.compile's rows too (minutes more)")
+    with report_user_errors():
+        given = parser.parse_args()
+        if given.what == "step":
+            result = step.measure(given.nets, given.activation, rounds=given.rounds, compiled=given.compiled)
+            text = step.render(result)
+        elif given.what == "predict":
+            result = predict.measure(given.rounds)
+            text = predict.render(result)
+        elif given.what == "epoch":
+            result = epoch.measure_epoch()
+            text = epoch.render_epoch(result)
+        elif given.what == "record":
+            result = epoch.measure_record()
+            text = epoch.render_record(result)
+        else:
+            result = scale.measure()
+            text = scale.render(result)
+        write_json(RESULTS / f"{given.what}.json", result)
+        write_text(RESULTS / f"{given.what}.md", text)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The same three networks from the layers of several libraries, each ready for a training step."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import NETWORKS, build
+from models.architectures import ACTIVATIONS
+
+CLASSES, CHANNELS = 10, 3
+TWIN = "frequentist twin"
+Build = Callable[[str, str, int], nn.Module]  # net_type, activation_type, channels
+Kl = Callable[[nn.Module], Tensor]
+
+
+def _ours(bayesian: bool, **settings: Any) -> tuple[Build, None]:
+    def network(net_type: str, activation: str, channels: int) -> nn.Module:
+        return build(net_type, bayesian, CLASSES, channels, activation_type=activation, **settings)
+
+    return network, None
+
+
+def _of_layers(conv: Callable[..., nn.Module], linear: Callable[..., nn.Module]) -> Build:
+    """The project's architectures, put together from another library's layers."""
+
+    def network(net_type: str, activation: str, channels: int) -> nn.Module:
+        architecture = NETWORKS[net_type][1].architecture
+        return nn.Sequential(*architecture(conv, linear, ACTIVATIONS[activation], CLASSES, channels).values())
+
+    return network
+
+
+def _torchbnn() -> tuple[Build, Kl]:
+    library = importlib.import_module("torchbnn")
+    kl = library.BKLLoss(reduction="sum", last_layer_only=False)
+    return _of_layers(partial(library.BayesConv2d, 0, 1), partial(library.BayesLinear, 0, 1)), kl
+
+
+def _bayesian_torch(kind: str) -> tuple[Build, Kl]:
+    layers = importlib.import_module("bayesian_torch.layers")
+    kl = importlib.import_module("bayesian_torch.models.dnn_to_bnn").get_kl_loss
+
+    def quiet(layer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def make(*arguments: Any, **settings: Any) -> nn.Module:
+            made: Any = layer(*arguments, **settings)
+            made.dnn_to_bnn_flag = True  # a call returns the output alone
+            return made
+
+        return make
+
+    return _of_layers(quiet(getattr(layers, f"Conv2d{kind}")), quiet(getattr(layers, f"Linear{kind}"))), kl
+
+
+def _blitz() -> tuple[Build, Kl]:
+    modules = importlib.import_module("blitz.modules")
+    kl = importlib.import_module("blitz.losses").kl_divergence_from_nn
+
+    def conv(inputs: int, outputs: int, kernel: int, **settings: Any) -> nn.Module:
+        return modules.BayesianConv2d(inputs, outputs, (kernel, kernel), **settings)
+
+    return _of_layers(conv, modules.BayesianLinear), kl
+
+
+def _torch_uncertainty() -> tuple[Build, Kl]:
+    layers = importlib.import_module("torch_uncertainty.layers.bayesian")
+    kl = importlib.import_module("torch_uncertainty.losses").KLDiv
+    return _of_layers(layers.BayesConv2d, layers.BayesLinear), lambda net: kl(net)().sum()
+
+
+CONTENDERS: dict[str, Callable[[], tuple[Build, Kl | None]]] = {
+    TWIN: partial(_ours, False),
+    "lrt": partial(_ours, True, layer_type="lrt"),
+    "bbb": partial(_ours, True, layer_type="bbb"),
+    "flipout": partial(_ours, True, layer_type="flipout"),
+    "lrt, alpha": partial(_ours, True, layer_type="lrt", alpha_shape=(1, 1)),
+    "bbb, alpha": partial(_ours, True, layer_type="bbb", alpha_shape=(1, 1)),
+    "flipout, alpha": partial(_ours, True, layer_type="flipout", alpha_shape=(1, 1)),
+    "torchbnn": _torchbnn,
+    "bayesian-torch, reparameterisation": partial(_bayesian_torch, "Reparameterization"),
+    "bayesian-torch, flipout": partial(_bayesian_torch, "Flipout"),
+    "blitz": _blitz,
+    "torch-uncertainty": _torch_uncertainty,
+}
+
+
+def training_step(
+    name: str, net_type: str, activation: str, batch: int, compiled: bool, channels: int = CHANNELS
+) -> Callable[[], None]:
+    """Forward, KL, backward and a fused Adam step on one batch of random images, as a function of nothing.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
+    make, kl = CONTENDERS[name]()
+    torch.manual_seed(0)
+    net = make(net_type, activation, channels).train()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    forward = torch.compile(net, options={"fallback_random": True}) if compiled else net
+    images, labels = torch.randn(batch, channels, 32, 32), torch.randint(CLASSES, (batch,))
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        output = forward(images)
+        logits, penalty = output if isinstance(output, tuple) else (output, None if kl is None else kl(net))
+        loss = F.cross_entropy(logits, labels)
+        if penalty is not None:
+            loss = loss + penalty.sum() * (0.1 / 54_000)
+        loss.backward()
+        optimiser.step()
+
+    return step

@@ -1,0 +1,71 @@
+"""T posterior samples against T passes of the frequentist twin, and the memory that they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import CHANNELS, CLASSES
+from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, table
+from inference.prediction import posterior_predictive
+from models import NETWORKS, build
+from support.cpu import tune_cpu
+
+SIZES = ((25, 1000, 256), (5, 1000, 256), (100, 1000, 256), (25, 4000, 256), (25, 1000, 32), (25, 1000, 1000))
+
+
+def measure(rounds: int = 15) -> dict[str, Any]:
+    """For every network and (T, n, batch): seconds of both, and their ratio; then peak memory by T and n."""
+    tune_cpu()
+    found: dict[str, Any] = {}
+    for net_type in NETWORKS:
+        net, twin = (build(net_type, bayesian, CLASSES, CHANNELS).eval() for bayesian in (True, False))
+        found[net_type] = {}
+        for samples, images, batch in SIZES if net_type == "lenet" else SIZES[:1]:
+            data = torch.randn(images, CHANNELS, 32, 32)
+
+            def passes(twin: Any = twin, data: Any = data, samples: int = samples, batch: int = batch) -> None:
+                with torch.inference_mode():
+                    for _ in range(samples):
+                        for part in data.split(batch):
+                            twin(part).softmax(-1)
+
+            def sampled(net: Any = net, data: Any = data, samples: int = samples, batch: int = batch) -> None:
+                posterior_predictive(net, data, samples, batch)
+
+            rows = against(interleaved({"twin": passes, "bayesian": sampled}, rounds), "twin")
+            found[net_type][f"{samples},{images},{batch}"] = rows
+            print(f"{net_type} T={samples} n={images} batch={batch}: {rows['bayesian']['ratio']:.2f}", flush=True)
+    memory = {
+        f"{samples},{images}": in_a_process(predict_memory, samples, images)
+        for samples, images in ((5, 2000), (100, 2000), (5, 20_000), (100, 20_000))
+    }
+    return {"rounds": rounds, "networks": found, "memory_mib": memory, "conditions": conditions()}
+
+
+def predict_memory(samples: int, images: int) -> float:
+    """What predicting adds to the peak memory of a process that already holds the images, MiB."""
+    tune_cpu()
+    torch.set_num_threads(1)
+    net = build("lenet", True, CLASSES, CHANNELS)
+    data = torch.randn(images, CHANNELS, 32, 32)
+    posterior_predictive(net, data[:512], 1, 256)
+    before = peak_mib()
+    posterior_predictive(net, data, samples, 256)
+    return peak_mib() - before
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as two Markdown tables."""
+    rows = []
+    for net_type, sizes in result["networks"].items():
+        for size, found in sizes.items():
+            twin, bayesian = (f"{found[name]['seconds'] * 1000:.0f} ms" for name in ("twin", "bayesian"))
+            rows.append([net_type, *size.split(","), twin, bayesian, f"{found['bayesian']['ratio']:.2f}"])
+    times = table(["network", "samples T", "images", "batch", "T twin passes", "T samples", "ratio"], rows)
+    memory = table(
+        ["samples T", "images", "added to peak memory"],
+        [[*size.split(","), f"{mib:.1f} MiB"] for size, mib in result["memory_mib"].items()],
+    )
+    return f"{times}\n{memory}"

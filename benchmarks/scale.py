@@ -1,0 +1,132 @@
+"""What a training step costs on paper, and what many accelerators would make of it.
+
+FLOPs (2 a multiply-add) and bytes are counted while a step runs on tensors without data. Bytes are those of
+every tensor that an operation reads or writes, as if nothing were fused or cached. The speeds are the maker's:
+
+NVIDIA H100 SXM: 494.7 TFLOP/s in TF32 and 989.4 in bfloat16, dense; 3.35 TB/s of memory; 450 GB/s of NVLink
+each way within a node of 8 (NVIDIA H100 datasheet). Between nodes 50 GB/s each way an accelerator, one
+400 Gbit/s adapter each (NVIDIA DGX H100 datasheet).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet50
+
+from benchmarks.contenders import CHANNELS, CLASSES
+from benchmarks.measure import table
+from layers import BBBConv2d, BBBLinear, kl_divergence
+from models import NETWORKS, build
+
+BATCH = 256  # an accelerator
+FLOPS = {"float32 (TF32)": 494.7e12, "bfloat16": 989.4e12}
+MEMORY = 3.35e12
+EXCHANGE = {1: float("inf"), 8: 450e9, 64: 50e9}  # bytes a second each way, by the number of accelerators
+FREE = {"view", "_unsafe_view", "t", "detach", "expand", "split", "split_with_sizes", "as_strided", "alias", "unbind"}
+
+
+class _Bytes(TorchDispatchMode):
+    """Counts the bytes of every tensor that an operation reads or writes."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ not in FREE:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return output
+
+
+def measure() -> dict[str, Any]:
+    """Parameters, FLOPs and bytes of a step of 256 images, by network and method."""
+    found: dict[str, Any] = {}
+    for name in (*NETWORKS, "resnet50"):
+        for method in ("frequentist", "bbb", "lrt"):
+            with torch.device("meta"):
+                net = _network(name, method)
+                images = torch.empty(BATCH, 3, *((224, 224) if name == "resnet50" else (32, 32)))
+                labels = torch.empty(BATCH, dtype=torch.int64)
+            optimiser = torch.optim.Adam(net.parameters(), foreach=False)
+            with FlopCounterMode(display=False) as flops, _Bytes() as moved:
+                output = net(images)
+                logits = output[0] if isinstance(output, tuple) else output
+                (F.cross_entropy(logits, labels) + kl_divergence(net)).backward()
+            parameters = sum(parameter.numel() for parameter in net.parameters())
+            del optimiser
+            # A fused Adam reads weight, gradient and two moments, and writes all but the gradient.
+            traffic = moved.total + 7 * 4 * parameters
+            found.setdefault(name, {})[method] = {
+                "parameters": parameters, "flops": flops.get_total_flops(), "bytes": traffic,
+            }  # fmt: skip
+    return {"batch": BATCH, "networks": found}
+
+
+def _network(name: str, method: str) -> nn.Module:
+    if name != "resnet50":
+        settings = {} if method == "frequentist" else {"layer_type": method}
+        return build(name, method != "frequentist", CLASSES, CHANNELS, **settings)
+    net = resnet50()
+    for module in list(net.modules()) if method != "frequentist" else []:
+        for key, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                shape: dict[str, Any] = {name: getattr(child, name) for name in ("kernel_size", "stride", "padding")}
+                bayesian = BBBConv2d(child.in_channels, child.out_channels, **shape, bias=False, layer_type=method)
+                setattr(module, key, bayesian)
+            elif isinstance(child, nn.Linear):
+                setattr(module, key, BBBLinear(child.in_features, child.out_features, layer_type=method))
+    return net
+
+
+def bound(cost: dict[str, float], flops: float, accelerators: int) -> tuple[float, str]:
+    """The most images a second, and what bounds them.
+
+    Arithmetic and memory traffic overlap; the gradients' exchange, a ring's 2(K−1)/K of their bytes, overlaps
+    with the backward pass, two thirds of the step.
+    """
+    times = {"arithmetic": cost["flops"] / flops, "memory": cost["bytes"] / MEMORY}
+    step, why = max((seconds, why) for why, seconds in times.items())
+    exchange = 2 * (accelerators - 1) / accelerators * 4 * cost["parameters"] / EXCHANGE[accelerators]
+    if exchange > step * 2 / 3:
+        step, why = step / 3 + exchange, "exchange"
+    return accelerators * BATCH / step, why
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as two Markdown tables."""
+    costs, speeds = [], []
+    for name, methods in result["networks"].items():
+        for method, cost in methods.items():
+            costs.append([
+                name, method, f"{cost['parameters']:,}", f"{cost['flops'] / 1e9:,.0f} G",
+                f"{cost['bytes'] / 1e9:,.2f} GB", f"{cost['flops'] / cost['bytes']:.0f}",
+                f"{4 * cost['parameters'] / 1e6:,.1f} MB",
+            ])  # fmt: skip
+            for precision, flops in FLOPS.items():
+                # bfloat16 halves what activations and weights weigh in memory, to which most of the bytes belong
+                scaled = {**cost, "bytes": cost["bytes"] * (0.5 if precision == "bfloat16" else 1)}
+                cells = [bound(scaled, flops, accelerators) for accelerators in EXCHANGE]
+                speeds.append([name, method, precision, *(f"{rate:,.0f} ({why})" for rate, why in cells)])
+    header = [
+        "network",
+        "method",
+        "parameters",
+        "FLOPs a step",
+        "bytes a step",
+        "FLOPs a byte",
+        "gradients to exchange",
+    ]
+    ahead = [
+        "network",
+        "method",
+        "precision",
+        *(f"images/s, {count} accelerator{'s' * (count > 1)}" for count in EXCHANGE),
+    ]
+    return f"{table(header, costs)}\n{table(ahead, speeds)}"

@@ -1,0 +1,73 @@
+"""A training step of every contender as a ratio to the frequentist twin's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import CONTENDERS, TWIN, training_step
+from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, table
+from models import NETWORKS
+from support.cpu import tune_cpu
+
+COMPILED = (TWIN, "lrt", "bbb", "flipout")
+
+
+def measure(
+    nets: Sequence[str] = tuple(NETWORKS),
+    activation: str = "softplus",
+    batch: int = 256,
+    rounds: int = 15,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Ratios and peak memory of a training step, by network and contender."""
+    tune_cpu()
+    found: dict[str, Any] = {}
+    for net_type in nets:
+        torch.compiler.reset()
+        steps = {}
+        for name in CONTENDERS:
+            try:
+                steps[name] = training_step(name, net_type, activation, batch, False)
+            except ImportError:
+                print(f"{name} is not installed and left out", flush=True)
+        if compiled:
+            for name in COMPILED:
+                steps[f"{name}, compiled"] = training_step(name, net_type, activation, batch, True)
+        rows = against(interleaved(steps, rounds), TWIN)
+        for name, row in rows.items():
+            base = name.removesuffix(", compiled")
+            if base == name:
+                row["peak_mib"] = in_a_process(step_memory, name, net_type, activation, batch)
+        found[net_type] = rows
+        print(f"{net_type}: " + ", ".join(f"{name} {row['ratio']:.2f}" for name, row in rows.items()), flush=True)
+    return {"activation": activation, "batch": batch, "rounds": rounds, "networks": found, "conditions": conditions()}
+
+
+def step_memory(name: str, net_type: str, activation: str, batch: int) -> float:
+    """What three training steps add to the peak memory of a process, MiB."""
+    tune_cpu()
+    torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))  # the library's own pages
+    before = peak_mib()
+    step = training_step(name, net_type, activation, batch, False)
+    for _ in range(3):
+        step()
+    return peak_mib() - before
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    nets = list(result["networks"])
+    names = list(result["networks"][nets[0]])
+    rows = []
+    for name in names:
+        cells = [name]
+        for net_type in nets:
+            row = result["networks"][net_type][name]
+            memory = f", {row['peak_mib']:.0f} MiB" if "peak_mib" in row else ""
+            time = f"{row['seconds'] * 1000:.0f} ms" if name == TWIN else f"{row['ratio']:.2f}"
+            cells.append(f"{time}{memory}")
+        rows.append(cells)
+    return table(["training step", *nets], rows)

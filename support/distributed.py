@@ -1,0 +1,118 @@
+"""One process or many: who this one is, and the few things that all of them do together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from support.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train or predict one network together; by itself, a process alone.
+
+    Attributes:
+        rank: which of them this one is, from 0.
+        size: how many there are, on all machines.
+        local_rank: which of those on this machine this one is, from 0.
+        restarts: how often torchrun has started them anew after one was lost.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    restarts: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> int:
+        """How many of `count` things are this process's when each takes every `size`-th."""
+        return len(range(self.rank, count, self.size))
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        found = torch.tensor(number)
+        if self.size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def gathered(self, thing: Any) -> list[Any]:
+        """What each process has, by rank, on all of them."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def leaders(self, thing: Any) -> Any:
+        """What the leading process has, on all of them."""
+        things = [thing]
+        if self.size > 1:
+            dist.broadcast_object_list(things)
+        return things[0]
+
+    @contextmanager
+    def first_on_each_machine(self) -> Iterator[None]:
+        """One process of each machine goes through the block, and then the others: it finds or makes files."""
+        if self.size > 1 and self.local_rank:
+            dist.barrier()
+        yield
+        if self.size > 1 and not self.local_rank:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The world that torchrun started this process in, or a process alone.
+
+    Args:
+        device: 'auto', 'cpu', 'cuda' …: with GPUs the processes talk by NCCL, else by gloo.
+
+    Raises:
+        UserError: another process was lost, or stopped at a mistake that it has reported itself.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    store = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["LOCAL_WORLD_SIZE"] == str(size):
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in every build
+
+        # torchrun's store still holds the addresses of the processes that it replaced (PyTorch issue 135712).
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = PrefixStore(f"start {restarts}", TCPStore(address, port, is_master=False))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank if store else -1, world_size=size if store else -1)
+    try:
+        yield World(rank, size, local_rank, restarts)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower():
+            raise UserError(f"process {rank} of {size} lost another one: see what that one says") from error
+        raise
+    finally:
+        dist.destroy_process_group()

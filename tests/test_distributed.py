@@ -1,0 +1,99 @@
+"""Several processes train one network: the same gradients, the same figures, one writer, and none is missed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, script_environment
+from distributed_steps import epoch_of_steps
+
+from inference.prediction import Predictive
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def launched(arguments: Sequence[object]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LAUNCH, *map(str, arguments)],
+        cwd=ROOT,
+        env={**script_environment(), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pictures: Path, tmp_path: Path) -> None:
+    """180 training images in batches of 44 leave 4 for the last: shares of 2, and of 2, 1 and 1."""
+    worker = ROOT / "tests" / "distributed_steps.py"
+    process = launched([f"--nproc_per_node={processes}", worker, pictures, tmp_path, tmp_path / "found.pt"])
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    found = torch.load(tmp_path / "found.pt")
+    alone = epoch_of_steps(pictures, tmp_path / "alone")
+    assert len(found["gradients"]) == 5
+    for together, by_itself in zip(found["gradients"], alone["gradients"], strict=True):
+        for name, gradient in by_itself.items():
+            torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+    torch.testing.assert_close(found["steps"], alone["steps"], rtol=1e-5, atol=0)
+    assert found["steps"][:, 3].tolist() == [44, 44, 44, 44, 4]
+    torch.testing.assert_close(found["probs"], alone["probs"], rtol=1e-4, atol=1e-6)
+    assert len({tuple(noise.tolist()) for noise in found["noise"]}) == processes
+    for weights in found["weights"]:
+        assert all(torch.equal(weights[name], value) for name, value in alone["weights"][0].items())
+
+
+def test_a_lost_process_is_replaced_and_the_run_finishes(pictures: Path, tmp_path: Path) -> None:
+    process = launched([
+        "--nproc_per_node=2", "--max_restarts=1", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 8,
+        "--batch_size", 20, "--lr_start", "3e-3", "--checkpoint_dir", tmp_path, "--valid_ens", 2, "--test_ens", 3,
+    ])  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 2/8"):
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            workers = [pid for pid in children if b"main_bayesian.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert len(workers) == 2
+            os.kill(int(workers[1]), signal.SIGKILL)
+    output = "".join(lines)
+    assert process.wait(timeout=60) == 0, output
+    folder = tmp_path / "bars" / "bayesian" / "lenet"
+    assert f"resuming {tmp_path}/bars/bayesian/last.pt" in output
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["processes"], results["epochs"]) == (2, 8)
+    assert results["test"]["accuracy"] > 0.9
+    epochs = [line.split(",")[0] for line in (folder / "history.csv").read_text().splitlines()[1:]]
+    assert epochs == [str(epoch) for epoch in range(1, 9)]
+    assert output.count("epoch 8/8") == output.count("test  accuracy") == 1
+
+
+def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) -> None:
+    process = launched([
+        "--nproc_per_node=2", "main_bayesian.py", "--dataset", pictures, "--batch_size", 1,
+        "--checkpoint_dir", tmp_path,
+    ])  # fmt: skip
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "error: 2 processes are too many for batch_size 1" in output
+
+
+def test_what_was_predicted_in_shares_is_put_together_in_order() -> None:
+    def numbered(*numbers: int) -> Predictive:
+        column = torch.tensor(numbers, dtype=torch.float32)
+        pair = torch.stack([column, -column], 1)
+        return Predictive(pair, pair, *[column] * 5)
+
+    whole = Predictive.interleaved([numbered(0, 3, 6), numbered(1, 4), numbered(2, 5)])
+    assert whole.expected_entropy.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert whole.probs[:, 1].tolist() == [0, -1, -2, -3, -4, -5, -6]
