@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
+from support.distributed import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,19 @@ def predict_batches(
     """`posterior_predictive` of images that come in chunks, and need never all be in memory."""
     parts = [posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks]
     return Predictive(*(torch.cat([getattr(part, name) for part in parts]) for name in Predictive.__annotations__))
+
+
+def predict_together(count: int, predict: Callable[[Tensor], Predictive], world: World) -> Predictive:
+    """The summaries for `count` images, of which each process predicts its share; all of them get the whole.
+
+    Args:
+        count: how many images, at least one a process.
+        predict: the summaries for the images of these indices, such as
+            `lambda at: posterior_predictive(net, images[at])`.
+        world: the processes; `support.distributed.joined` gives it to a script that torchrun started.
+    """
+    mine = torch.arange(world.rank, count, world.size)
+    return Predictive.interleaved(world.gathered(predict(mine)))
 
 
 class _Moments:

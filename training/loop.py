@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from inference.metrics import accuracy, nll, scores
-from inference.prediction import Predictive, predict_batches
+from inference.prediction import Predictive, predict_batches, predict_together
 from layers import kl_divergence
 from models import build
 from models.checkpoint import FORMAT, Description, network_in, read_checkpoint, save_network
@@ -130,7 +130,7 @@ class Run:
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
         torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
-        self.resumed = settings.resume or world.restarts > 0
+        self.resumed = settings.resume or world.leaders(world.restarts > 0 and self.places.last.exists())
         if self.resumed:
             self._resume()
         elif world.size > 1:
@@ -341,15 +341,14 @@ class Run:
         return results
 
     def _predictive(self, net: nn.Module, split: Split, samples: int) -> Predictive:
-        """Every process predicts its share of the images; all get the whole."""
-        mine = split.subset(torch.arange(self.world.rank, len(split), self.world.size))
-        chunks = (
-            normalise(self._moved(images), self.data.mean, self.data.std)
-            for images, _ in mine.batches(CHUNK, workers=self.settings.num_workers)
-        )
-        return Predictive.interleaved(
-            self.world.gathered(predict_batches(net, chunks, samples, seed=self.settings.seed))
-        )
+        def of(indices: Tensor) -> Predictive:
+            chunks = (
+                normalise(self._moved(images), self.data.mean, self.data.std)
+                for images, _ in split.batches(CHUNK, indices, self.settings.num_workers)
+            )
+            return predict_batches(net, chunks, samples, seed=self.settings.seed)
+
+        return predict_together(len(split), of, self.world)
 
     def _say(self, text: str) -> None:
         if self.world.leads:
