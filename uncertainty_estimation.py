@@ -23,9 +23,8 @@ from inference.prediction import Predictive, predict_batches
 from models import NETWORKS
 from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, nearest, report_user_errors, write_json
-from training.data import load_data, normalise, read_images
+from training.data import CHUNK, load_data, normalise, read_images
 
-CHUNK = 8192  # images that are float at a time
 SHIFTED = 2000  # images that are rotated or made noisy
 ANGLES = range(0, 181, 15)  # degrees
 NOISES = [level / 10 for level in range(11)]  # standard deviation of the noise, pixels being in [0, 1]

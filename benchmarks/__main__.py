@@ -10,11 +10,22 @@ scale    parameters, FLOPs and bytes of a step, and what many accelerators would
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from benchmarks import epoch, predict, scale, step
 from benchmarks.measure import RESULTS
 from models import NETWORKS
 from support import OneLineParser, report_user_errors, write_json, write_text
+
+Result = dict[str, Any]
+BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Result], Callable[[Result], str]]] = {
+    "step": (lambda given: step.measure(given.nets, given.activation, 256, given.rounds, given.compiled), step.render),
+    "predict": (lambda given: predict.measure(given.rounds), predict.render),
+    "epoch": (lambda given: epoch.measure_epoch(), epoch.render_epoch),
+    "record": (lambda given: epoch.measure_record(), epoch.render_record),
+    "scale": (lambda given: scale.measure(), scale.render),
+}
 
 
 def main() -> None:
@@ -22,28 +33,16 @@ def main() -> None:
     parser = OneLineParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["step", "predict", "epoch", "record", "scale"])
+    parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("--rounds", type=int, default=15, help="of step and predict: medians are over so many")
     parser.add_argument("--nets", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="of step")
     parser.add_argument("--activation", choices=["softplus", "relu"], default="softplus", help="of step")
     parser.add_argument("--compiled", action="store_true", help="of step: torch.compile's rows too (minutes more)")
     with report_user_errors():
         given = parser.parse_args()
-        if given.what == "step":
-            result = step.measure(given.nets, given.activation, rounds=given.rounds, compiled=given.compiled)
-            text = step.render(result)
-        elif given.what == "predict":
-            result = predict.measure(given.rounds)
-            text = predict.render(result)
-        elif given.what == "epoch":
-            result = epoch.measure_epoch()
-            text = epoch.render_epoch(result)
-        elif given.what == "record":
-            result = epoch.measure_record()
-            text = epoch.render_record(result)
-        else:
-            result = scale.measure()
-            text = scale.render(result)
+        measure, render = BENCHMARKS[given.what]
+        result = measure(given)
+        text = render(result)
         write_json(RESULTS / f"{given.what}.json", result)
         write_text(RESULTS / f"{given.what}.md", text)
         print(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ def measure_epoch(dataset: str = "MNIST", batch: int = 256, epochs: int = 5) -> 
     with tempfile.TemporaryDirectory() as folder:
         seconds, results = _run(folder, dataset, batch, epochs)
     after = interleaved(bare, 15)["step"]
-    median = sorted(before + after)[15]
+    median = statistics.median_high(before + after)
     return {
         "dataset": dataset, "batch": batch, "epochs": epochs, "steps": steps * epochs, "step_seconds": median,
         "process_seconds": seconds, "training_seconds": results["training_seconds"],
@@ -58,7 +59,7 @@ def measure_record(dataset: str = "MNIST5k", batch: int = 256, epochs: int = 5, 
             size = sum(path.stat().st_size for path in Path(folder).rglob("*.h5"))
         ratios.append(recorded["training_seconds"] / plain["training_seconds"])
     return {
-        "dataset": dataset, "batch": batch, "epochs": epochs, "ratio": sorted(ratios)[rounds // 2], "ratios": ratios,
+        "dataset": dataset, "batch": batch, "epochs": epochs, "ratio": statistics.median_high(ratios), "ratios": ratios,
         "mib": size / 2**20, "conditions": conditions(),
     }  # fmt: skip
 

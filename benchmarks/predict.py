@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.contenders import CHANNELS, CLASSES
 from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, table
@@ -24,17 +27,11 @@ def measure(rounds: int = 15) -> dict[str, Any]:
         found[net_type] = {}
         for samples, images, batch in SIZES if net_type == "lenet" else SIZES[:1]:
             data = torch.randn(images, CHANNELS, 32, 32)
-
-            def passes(twin: Any = twin, data: Any = data, samples: int = samples, batch: int = batch) -> None:
-                with torch.inference_mode():
-                    for _ in range(samples):
-                        for part in data.split(batch):
-                            twin(part).softmax(-1)
-
-            def sampled(net: Any = net, data: Any = data, samples: int = samples, batch: int = batch) -> None:
-                posterior_predictive(net, data, samples, batch)
-
-            rows = against(interleaved({"twin": passes, "bayesian": sampled}, rounds), "twin")
+            actions: dict[str, Callable[[], object]] = {
+                "twin": partial(_passes, twin, data, samples, batch),
+                "bayesian": partial(posterior_predictive, net, data, samples, batch),
+            }
+            rows = against(interleaved(actions, rounds), "twin")
             found[net_type][f"{samples},{images},{batch}"] = rows
             print(f"{net_type} T={samples} n={images} batch={batch}: {rows['bayesian']['ratio']:.2f}", flush=True)
     memory = {
@@ -42,6 +39,13 @@ def measure(rounds: int = 15) -> dict[str, Any]:
         for samples, images in ((5, 2000), (100, 2000), (5, 20_000), (100, 20_000))
     }
     return {"rounds": rounds, "networks": found, "memory_mib": memory, "conditions": conditions()}
+
+
+def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:
+    with torch.inference_mode():
+        for _ in range(passes):
+            for part in data.split(batch):
+                twin(part).softmax(-1)
 
 
 def predict_memory(samples: int, images: int) -> float:

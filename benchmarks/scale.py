@@ -54,13 +54,11 @@ def measure() -> dict[str, Any]:
                 net = _network(name, method)
                 images = torch.empty(BATCH, 3, *((224, 224) if name == "resnet50" else (32, 32)))
                 labels = torch.empty(BATCH, dtype=torch.int64)
-            optimiser = torch.optim.Adam(net.parameters(), foreach=False)
             with FlopCounterMode(display=False) as flops, _Bytes() as moved:
                 output = net(images)
                 logits = output[0] if isinstance(output, tuple) else output
                 (F.cross_entropy(logits, labels) + kl_divergence(net)).backward()
             parameters = sum(parameter.numel() for parameter in net.parameters())
-            del optimiser
             # A fused Adam reads weight, gradient and two moments, and writes all but the gradient.
             traffic = moved.total + 7 * 4 * parameters
             found.setdefault(name, {})[method] = {

@@ -38,8 +38,7 @@ def measure(
                 steps[f"{name}, compiled"] = training_step(name, net_type, activation, batch, True)
         rows = against(interleaved(steps, rounds), TWIN)
         for name, row in rows.items():
-            base = name.removesuffix(", compiled")
-            if base == name:
+            if name in CONTENDERS:
                 row["peak_mib"] = in_a_process(step_memory, name, net_type, activation, batch)
         found[net_type] = rows
         print(f"{net_type}: " + ", ".join(f"{name} {row['ratio']:.2f}" for name, row in rows.items()), flush=True)

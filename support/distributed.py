@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +61,9 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
-    def leaders(self, thing: Any) -> Any:
-        """What the leading process has, on all of them."""
-        things = [thing]
+    def leaders(self, make: Callable[[], Any]) -> Any:
+        """What the leading process, and it alone, makes, on all of them."""
+        things = [make() if self.leads else None]
         if self.size > 1:
             dist.broadcast_object_list(things)
         return things[0]
@@ -107,7 +107,7 @@ def joined(device: str) -> Iterator[World]:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = PrefixStore(f"start {restarts}", TCPStore(address, port, is_master=False))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank if store else -1, world_size=size if store else -1)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, local_rank, restarts)
     except RuntimeError as error:

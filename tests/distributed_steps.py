@@ -17,7 +17,7 @@ from training.loop import Run
 from training.settings import BayesianSettings, from_config
 
 
-def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE, samples: bool = False) -> dict[str, Any]:
+def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE) -> dict[str, Any]:
     """Gradients and figures of every step at a learning rate of 0, a prediction, and noise."""
     settings = replace(
         from_config(BayesianSettings, config_bayesian),
@@ -26,7 +26,7 @@ def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE, samples: 
     run = Run(settings, world)
     run.base_rates = [0.0, 0.0]
     gradients = []
-    with sampling(run.net, samples):
+    with sampling(run.net, False):
         for _ in run._train_epoch(StopRequest()):
             gradients.append({name: parameter.grad.clone() for name, parameter in run.net.named_parameters()})
     return {

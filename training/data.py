@@ -28,6 +28,7 @@ from models.architectures import IMAGE_SIZE
 from support import UserError, nearest
 from support.distributed import ALONE, World
 
+CHUNK = 8192  # images that are normalised, and so float, at a time when predicting
 HELD_OUT = 0.2  # of a data set that comes without a test split of its own
 HOLD_OUT_SEED = 0  # not the run's seed: every run is tested on the same images
 

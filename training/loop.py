@@ -25,14 +25,13 @@ from models.checkpoint import FORMAT, Description, network_in, read_checkpoint, 
 from support import UserError, write_json, written_whole
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, joined
-from training.data import Split, augment, data_name, load_data, normalise
+from training.data import CHUNK, Split, augment, data_name, load_data, normalise
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
 from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 
-CHUNK = 8192  # images that are normalised at a time when evaluating
 MAY_CHANGE_ON_RESUME = (
     "resume",
     "device",
@@ -130,7 +129,7 @@ class Run:
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
         torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
-        self.resumed = settings.resume or world.leaders(world.restarts > 0 and self.places.last.exists())
+        self.resumed = settings.resume or (world.restarts > 0 and world.leaders(self.places.last.exists))
         if self.resumed:
             self._resume()
         elif world.size > 1:
@@ -301,7 +300,7 @@ class Run:
 
     def _test(self) -> dict[str, Any]:
         """The best network on the test split, once."""
-        content = self.world.leaders(read_checkpoint(self.places.best) if self.world.leads else None)
+        content = self.world.leaders(lambda: read_checkpoint(self.places.best))
         net = network_in(content, self.places.best, self.device)
         samples = self.bayesian.test_ens if self.bayesian else 1
         started = time.perf_counter()
@@ -386,7 +385,7 @@ class Run:
             torch.save(content, temporary)
 
     def _resume(self) -> None:
-        content = self.world.leaders(read_checkpoint(self.places.last) if self.world.leads else None)
+        content = self.world.leaders(lambda: read_checkpoint(self.places.last))
         try:
             now, then = asdict(self.settings), content["settings"]
             for name, value in now.items():
