@@ -56,8 +56,8 @@ def measure() -> dict[str, Any]:
                 labels = torch.empty(BATCH, dtype=torch.int64)
             with FlopCounterMode(display=False) as flops, _Bytes() as moved:
                 output = net(images)
-                logits = output[0] if isinstance(output, tuple) else output
-                (F.cross_entropy(logits, labels) + kl_divergence(net)).backward()
+                logits, kl = output if isinstance(output, tuple) else (output, kl_divergence(net))
+                (F.cross_entropy(logits, labels) + kl).backward()
             parameters = sum(parameter.numel() for parameter in net.parameters())
             # A fused Adam reads weight, gradient and two moments, and writes all but the gradient.
             traffic = moved.total + 7 * 4 * parameters
