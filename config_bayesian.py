@@ -9,7 +9,7 @@ random_flip = "auto"  # True, False, or auto: photographs only, never digits
 num_workers = 4  # used only when the images do not fit in memory
 
 # Network
-net_type = "lenet"  # lenet, alexnet, 3conv3fc
+net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
 layer_type = "lrt"  # lrt, bbb, flipout
 alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α a layer
@@ -19,6 +19,9 @@ priors = {
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialisation by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }
+init_from = None  # a frequentist checkpoint whose weights the posterior means start from
+moped = None  # with init_from: σ starts at so many times |w|
+prior_at_means = False  # with init_from: the prior is centred at those weights
 
 # Objective
 beta_type = 0.1  # Standard, Blundell, Soenderby, or the KL's weight: 1 is the true posterior, below 1 a cold one

@@ -9,7 +9,7 @@ random_flip = "auto"  # True, False, or auto: photographs only, never digits
 num_workers = 4  # used only when the images do not fit in memory
 
 # Network
-net_type = "lenet"  # lenet, alexnet, 3conv3fc
+net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
 
 # Optimisation

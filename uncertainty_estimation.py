@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches
-from models import NETWORKS
+from models import known_net_type
 from models.checkpoint import Description, load_network
-from support import OneLineParser, UserError, nearest, report_user_errors, write_json
+from support import OneLineParser, UserError, report_user_errors, write_json
 from training.data import CHUNK, load_data, normalise, read_images
 
 SHIFTED = 2000  # images that are rotated or made noisy
@@ -39,7 +39,7 @@ class Network:
 
     @classmethod
     def load(cls, path: Path, net_type: str, family: str) -> Network:
-        net, description, _ = load_network(path)
+        net, description, _ = load_network(path, net_type=net_type)
         if description.bayesian != (family == "bayesian"):
             raise UserError(
                 f"{path} does not hold a {family} network: --weights_path is of main_bayesian.py, "
@@ -62,7 +62,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--net_type", default="lenet", help=f"the architecture of the weights: {', '.join(NETWORKS)}")
+    add("--net_type", type=_net_type, default="lenet", help="the architecture of the weights, as in training")
     add(
         "--weights_path",
         type=Path,
@@ -94,6 +94,13 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def _net_type(text: str) -> str:
+    try:
+        return known_net_type(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {error}, got {text!r}") from error
+
+
 def _whole_number(low: int) -> Callable[[str], int]:
     def parsed(text: str) -> int:
         if not (text.isascii() and text.isdigit() and low <= int(text) < 2**31):
@@ -105,9 +112,6 @@ def _whole_number(low: int) -> Callable[[str], int]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole report, printed, pictured and returned as `uncertainty.json` has it."""
-    if arguments.net_type not in NETWORKS:
-        near = nearest(arguments.net_type, NETWORKS)
-        raise UserError(f"unknown net_type {arguments.net_type!r}: did you mean {near!r}?")
     networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type, "bayesian")}
     if arguments.frequentist_weights:
         networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type, "frequentist")
@@ -135,7 +139,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     predicted = {name: (n.predict(known, arguments), n.predict(unknown, arguments)) for name, n in networks.items()}
     seconds = time.perf_counter() - started
     names = (f"{data.name} test", folder.resolve().name)
-    save_dir = arguments.save_dir or arguments.weights_path.parent / arguments.net_type / "uncertainty"
+    save_dir = (
+        arguments.save_dir or arguments.weights_path.parent / arguments.net_type.replace(":", ".") / "uncertainty"
+    )
     report: dict[str, Any] = {
         "known": names[0], "unknown": names[1], "known_images": len(known), "unknown_images": len(unknown),
         "skipped": len(skipped), "samples": arguments.num_samples, "seed": arguments.seed,

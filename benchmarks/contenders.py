@@ -91,7 +91,13 @@ CONTENDERS: dict[str, Callable[[], tuple[Build, Kl | None]]] = {
 
 
 def training_step(
-    name: str, net_type: str, activation: str, batch: int, compiled: bool, channels: int = CHANNELS
+    name: str,
+    net_type: str,
+    activation: str,
+    batch: int,
+    compiled: bool = False,
+    channels: int = CHANNELS,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Callable[[], None]:
     """Forward, KL, backward and a fused Adam step on one batch of random images, as a function of nothing.
 
@@ -100,10 +106,10 @@ def training_step(
     """
     make, kl = CONTENDERS[name]()
     torch.manual_seed(0)
-    net = make(net_type, activation, channels).train()
+    net = make(net_type, activation, channels).to(memory_format=layout).train()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     forward = torch.compile(net, options={"fallback_random": True}) if compiled else net
-    images, labels = torch.randn(batch, channels, 32, 32), torch.randint(CLASSES, (batch,))
+    images, labels = torch.randn(batch, channels, 32, 32).to(memory_format=layout), torch.randint(CLASSES, (batch,))
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)

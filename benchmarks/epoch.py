@@ -20,7 +20,7 @@ from training.data import load_data
 ROOT = Path(__file__).parent.parent
 
 
-def measure_epoch(dataset: str = "MNIST", batch: int = 256, epochs: int = 5) -> dict[str, Any]:
+def measure_epoch(dataset: str = "MNIST", batch: int = 256, epochs: int = 30) -> dict[str, Any]:
     """A process of `epochs` epochs with data, validation, checkpoints and test, against its steps alone."""
     tune_cpu()
     steps = -(-len(load_data(dataset, "data", 0.1, 0).train) // batch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +18,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from training.reports import versions
+
 RESULTS = Path(__file__).parent / "results"
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
 Result = TypeVar("Result")
 
 
@@ -70,11 +75,17 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def return_freed_memory() -> None:
+    """Let glibc hand tensors back to the system when they are freed, so that a peak is of what was held at once."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+
+
 def conditions() -> dict[str, Any]:
-    """What a figure depends on: versions, processor, threads."""
-    packages = ("torch", "torchbnn", "bayesian-torch", "blitz-bayesian-pytorch", "torch-uncertainty")
+    """What a figure depends on: versions, commit, processor, threads."""
+    packages = ("torchbnn", "bayesian-torch", "blitz-bayesian-pytorch", "torch-uncertainty")
     return {
-        "python": platform.python_version(),
+        **versions(),
         "packages": {name: found for name in packages if (found := _version(name))},
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import CHANNELS, CLASSES
-from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, table
+from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, return_freed_memory, table
 from inference.prediction import posterior_predictive
 from models import NETWORKS, build
 from support.cpu import tune_cpu
@@ -50,7 +50,7 @@ def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:
 
 def predict_memory(samples: int, images: int) -> float:
     """What predicting adds to the peak memory of a process that already holds the images, MiB."""
-    tune_cpu()
+    return_freed_memory()
     torch.set_num_threads(1)
     net = build("lenet", True, CLASSES, CHANNELS)
     data = torch.randn(images, CHANNELS, 32, 32)

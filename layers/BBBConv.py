@@ -1,66 +1,97 @@
-"""Bayesian convolution."""
+"""Bayesian convolutions and transposed convolutions.
+
+Every argument of the `torch.nn` layer means what it means there; `strides` is an alias of `stride`, and the
+rest is told by `layers.base.BayesianLayer`. Shapes are those of the `torch.nn` layer; so is the weight's,
+against which `alpha_shape` is broadcast: [out, in / groups, …], transposed [in, out / groups, …].
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.base import BayesianLayer
-from layers.posterior import Priors
 
 
-class BBBConv2d(BayesianLayer, nn.Conv2d):
-    """`nn.Conv2d` with a posterior over its weights; every argument of `nn.Conv2d` means what it means there.
+class _Convolution(BayesianLayer):
+    """What convolutions of any number of axes share."""
 
-    Args:
-        strides: an alias of `stride`.
-        alpha_shape: shape of log α for the alpha posterior N(μ, αμ²), broadcast against the weight
-            [out, in / groups, height, width]; None for the Gaussian posterior N(μ, softplus(ρ)²).
-        priors: a dict with any of the fields of `layers.posterior.Priors`.
-        layer_type: 'lrt', 'bbb' or 'flipout' (see `layers.estimators`).
-        name: what recordings call the layer.
+    kernel_size: tuple[int, ...]
 
-    Shapes: input [n, in, h, w] or [in, h, w]; output as `nn.Conv2d`'s.
-
-    Raises:
-        ValueError: what `nn.Conv2d` refuses, and an `alpha_shape`, `priors` or `layer_type` that does
-            not fit.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        strides: int | tuple[int, int] | None = None,
-        alpha_shape: Sequence[int] | None = None,
-        priors: Priors | Mapping[str, Any] | None = None,
-        layer_type: str = "lrt",
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, *arguments: Any, strides: int | tuple[int, ...] | None = None, **settings: Any) -> None:
         if strides is not None:
-            if stride not in (1, (1, 1), strides):
-                raise ValueError(f"stride={stride} and its alias strides={strides} disagree: give one of them")
-            stride = strides
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.make_bayesian(alpha_shape, priors, layer_type, name)
+            given = arguments[3] if len(arguments) > 3 else settings.get("stride", 1)
+            if given != strides and any(size != 1 for size in (given if isinstance(given, tuple) else (given,))):
+                raise ValueError(f"stride={given} and its alias strides={strides} disagree: give one of them")
+            if len(arguments) > 3:
+                arguments = (*arguments[:3], strides, *arguments[4:])
+            else:
+                settings["stride"] = strides
+        super().__init__(*arguments, **settings)
 
     @property
     def feature_axis(self) -> int:
-        return -3
+        return -1 - len(self.kernel_size)
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(input, weight, bias)
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+        return self._conv_forward(input, weight, bias)  # type: ignore[operator]
+
+
+class BBBConv1d(_Convolution, nn.Conv1d):
+    """`nn.Conv1d` with a posterior over its weights. Input [n, in, length] or [in, length]."""
+
+
+class BBBConv2d(_Convolution, nn.Conv2d):
+    """`nn.Conv2d` with a posterior over its weights. Input [n, in, height, width] or [in, height, width]."""
+
+
+class BBBConv3d(_Convolution, nn.Conv3d):
+    """`nn.Conv3d` with a posterior over its weights. Input [n, in, depth, height, width], or without n."""
+
+
+class _Transposed(_Convolution):
+    """What transposed convolutions share; `forward(input, output_size)` is as in `torch.nn`."""
+
+    outputs_axis = 1
+    function: ClassVar[Callable[..., Tensor]]
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        return super().forward(input, output_size)
+
+    def operation(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        settings: Any = self
+        padding = settings._output_padding(
+            input,
+            output_size,
+            settings.stride,
+            settings.padding,
+            settings.kernel_size,
+            len(settings.kernel_size),
+            settings.dilation,
+        )
+        return type(self).function(
+            input, weight, bias, settings.stride, settings.padding, padding, settings.groups, settings.dilation
+        )
+
+
+class BBBConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` with a posterior over its weights. Input [n, in, length] or [in, length]."""
+
+    function = staticmethod(F.conv_transpose1d)
+
+
+class BBBConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` with a posterior over its weights. Input [n, in, height, width], or without n."""
+
+    function = staticmethod(F.conv_transpose2d)
+
+
+class BBBConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` with a posterior over its weights. Input [n, in, depth, height, width], or without n."""
+
+    function = staticmethod(F.conv_transpose3d)

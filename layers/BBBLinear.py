@@ -1,52 +1,52 @@
-"""Bayesian linear layer."""
+"""Bayesian linear layer and embedding; what their arguments mean is told by `layers.base.BayesianLayer`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.base import BayesianLayer
-from layers.posterior import Priors
 
 
-class BBBLinear(BayesianLayer, nn.Linear):  # type: ignore[misc]  # torch declares a bias that may be None a Tensor
-    """`nn.Linear` with a posterior over its weights; every argument of `nn.Linear` means what it means there.
-
-    Args:
-        alpha_shape: shape of log α for the alpha posterior N(μ, αμ²), broadcast against the weight
-            [out, in]; None for the Gaussian posterior N(μ, softplus(ρ)²).
-        priors: a dict with any of the fields of `layers.posterior.Priors`.
-        layer_type: 'lrt', 'bbb' or 'flipout' (see `layers.estimators`).
-        name: what recordings call the layer.
-
-    Shapes: input [..., in]; output [..., out].
-
-    Raises:
-        ValueError: an `alpha_shape`, `priors` or `layer_type` that does not fit.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        alpha_shape: Sequence[int] | None = None,
-        priors: Priors | Mapping[str, Any] | None = None,
-        layer_type: str = "lrt",
-        name: str | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.make_bayesian(alpha_shape, priors, layer_type, name)
+class BBBLinear(BayesianLayer, nn.Linear):
+    """`nn.Linear` with a posterior over its weights. Input [..., in], output [..., out]."""
 
     @property
     def feature_axis(self) -> int:
         return -1
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
         return F.linear(input, weight, bias)
+
+
+class BBBEmbedding(BayesianLayer, nn.Embedding):
+    """`nn.Embedding` with a posterior over its vectors. Input [...] of indices, output [..., embedding_dim].
+
+    It is a linear layer of one-hot inputs, which are their own squares. Under 'lrt' the noise of two
+    occurrences of an index is independent; under 'bbb' they share one draw.
+
+    Raises:
+        ValueError: with `padding_idx` or `max_norm`, which make constants of weights.
+    """
+
+    bias = None
+
+    def make_bayesian(self, *arguments: Any) -> None:
+        if self.padding_idx is not None or self.max_norm is not None:
+            raise ValueError("a Bayesian embedding has no padding_idx and no max_norm: mask what is padding instead")
+        super().make_bayesian(*arguments)
+
+    @property
+    def feature_axis(self) -> int:
+        return -1
+
+    def squared(self, input: Tensor) -> Tensor:
+        return input
+
+    def flipped(self, input: Tensor) -> Tensor:
+        return input
+
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+        return F.embedding(input, weight, None, None, 2.0, self.scale_grad_by_freq, self.sparse)

@@ -2,52 +2,91 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from layers.estimators import ESTIMATORS, Weights
+from layers.estimators import ESTIMATORS, Weights, signs
 from layers.kernels import spreads
-from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior, Priors
+from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior
+from layers.priors import Priors
 
 
 class BayesianLayer(nn.Module):
-    """Mixed in before a `torch.nn` layer, makes its `weight` and `bias` posterior means.
+    """Mixed in before a `torch.nn` layer, makes its parameters posterior means.
 
-    The layer below it in the method resolution order makes the parameters; `make_bayesian` then gives
-    each a posterior, in `self.posterior`, under the parameter's own name. A concrete layer adds its
-    `operation` and its `feature_axis` (see `layers.estimators`).
+    The layer below it in the method resolution order makes the parameters; each then has a posterior, in
+    `self.posterior`, under the parameter's own name. A concrete layer adds its `operation` and its
+    `feature_axis` (see `layers.estimators`); every argument of the `torch.nn` layer means what it means there.
+
+    Args:
+        alpha_shape: shape of log α for the alpha posterior N(μ, αμ²), broadcast against the weight; None for
+            the Gaussian posterior N(μ, softplus(ρ)²).
+        priors: a dict with any of the fields of `layers.priors.Priors`.
+        layer_type: the estimator, 'lrt', 'bbb' or 'flipout' (see `layers.estimators`); None for the first of
+            the layer's `estimators`.
+        name: what recordings call the layer.
 
     Attributes:
         sampling: whether a forward pass samples the posterior (True, in training and evaluation
             alike) or uses its means. Its own switch, apart from `train()` and `eval()`.
-        layer_type: the estimator, a key of `layers.estimators.ESTIMATORS`.
-        name: what recordings call the layer, or None.
+        estimators: those that the layer works with.
+        outputs_axis: the axis of a weight that runs along the layer's outputs.
+
+    Raises:
+        ValueError: what the `torch.nn` layer refuses, and an `alpha_shape`, `priors` or `layer_type` that
+            does not fit.
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # Tensor | None, but of a recurrent layer whether it has any
+    posterior: nn.ModuleDict
     sampling: bool
     layer_type: str
     name: str | None
+    estimators: ClassVar[tuple[str, ...]] = tuple(ESTIMATORS)
+    outputs_axis: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        *arguments: Any,
+        alpha_shape: Sequence[int] | None = None,
+        priors: Priors | Mapping[str, Any] | None = None,
+        layer_type: str | None = None,
+        name: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(*arguments, **settings)
+        self.make_bayesian(alpha_shape, priors, layer_type, name)
+
+    def __init_subclass__(cls) -> None:
+        """Know the layer as the Bayesian form of its `torch.nn` kind, and show the arguments of both in `help`."""
+        super().__init_subclass__()
+        kind = _plain_kind(cls)
+        if kind is None:
+            return
+        BAYESIAN_FORMS.setdefault(kind, cls)
+        original, added = (inspect.signature(function) for function in (kind, BayesianLayer.__init__))
+        own = inspect.signature(cls.__init__).parameters.values()
+        given = {p.name: p for p in [*added.parameters.values(), *own] if p.kind is p.KEYWORD_ONLY}
+        parameters = sorted([*original.parameters.values(), *given.values()], key=lambda p: p.kind)
+        cls.__signature__ = original.replace(parameters=parameters)  # type: ignore[attr-defined]
 
     def make_bayesian(
         self,
         alpha_shape: Sequence[int] | None,
         priors: Priors | Mapping[str, Any] | None,
-        layer_type: str,
+        layer_type: str | None,
         name: str | None,
     ) -> None:
-        """Give every parameter its posterior; called once, at the end of a layer's constructor.
-
-        Raises:
-            ValueError: an unknown `layer_type`, unfit `alpha_shape`, or bad `priors`.
-        """
-        if layer_type not in ESTIMATORS:
-            raise ValueError(f"unknown layer_type {layer_type!r}: known are {sorted(ESTIMATORS)}")
+        """Give every parameter its posterior; called once, at the end of a layer's making."""
+        layer_type = self.estimators[0] if layer_type is None else layer_type
+        if layer_type not in self.estimators:
+            raise ValueError(f"unknown layer_type {layer_type!r}: known are {sorted(self.estimators)}")
         priors = Priors.of(priors)
         self.sampling = True
         self.layer_type = layer_type
@@ -58,21 +97,35 @@ class BayesianLayer(nn.Module):
                 nn.init.normal_(mean, *priors.posterior_mu_initial)
             if alpha_shape is None:
                 self.posterior[key] = GaussianPosterior(mean, priors)
-            elif key == "bias":
-                # The bias has an α of its own for each of those that the weight has along its outputs.
-                outputs_first = (1,) * (self.weight.dim() - len(alpha_shape)) + tuple(alpha_shape)
-                self.posterior[key] = AlphaPosterior(mean, outputs_first[:1], priors)
             else:
-                self.posterior[key] = AlphaPosterior(mean, alpha_shape, priors)
+                self.posterior[key] = AlphaPosterior(mean, self._alpha_shape(mean, tuple(alpha_shape)), priors)
+
+    def _alpha_shape(self, mean: Tensor, of_weight: tuple[int, ...]) -> tuple[int, ...]:
+        """A bias has an α of its own for each of those that the weight has along its outputs."""
+        if mean.dim() > 1 or len(of_weight) < 2:
+            return of_weight
+        along = of_weight[self.outputs_axis] if len(of_weight) == self._weight_dim() else 1
+        return (along,) if along in (1, len(mean)) else (1,)
+
+    def _weight_dim(self) -> int:
+        return max(mean.dim() for mean in self.parameters(recurse=False))
 
     @property
     def feature_axis(self) -> int:
         """The axis of the features, counted from the end."""
         raise NotImplementedError
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The deterministic layer as a function of its input and its weights."""
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+        """The deterministic layer as a function of its input, its weights and what else `forward` is given."""
         raise NotImplementedError
+
+    def squared(self, input: Tensor) -> Tensor:
+        """What `operation` takes to add up variances: x², element by element."""
+        return input.square()
+
+    def flipped(self, input: Tensor) -> Tensor:
+        """x ⊙ s with random signs s, one an example and feature."""
+        return input * signs(input, self.feature_axis)
 
     def means(self) -> Weights:
         """Posterior means of weight and bias (None where there is no bias)."""
@@ -95,19 +148,75 @@ class BayesianLayer(nn.Module):
         bias = None if self.bias is None else getattr(self.posterior["bias"], method)(self.bias)
         return weight, bias
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *more: Any) -> Tensor:
         """A sample of the layer's output, or its value at the posterior means when `sampling` is off."""
         if not self.sampling:
-            return self.operation(input, *self.means())
-        return ESTIMATORS[self.layer_type](self, input)
+            return self.operation(input, *self.means(), *more)
+        return ESTIMATORS[self.layer_type](self, input, *more)
+
+    def plain(self) -> nn.Module:
+        """The `torch.nn` layer that this one extends, with the same parameters: those of the posterior means."""
+        kind = _plain_kind(type(self))
+        assert kind is not None
+        plain: nn.Module = object.__new__(kind)
+        plain.__dict__.update(self.__dict__)
+        plain._parameters = dict(self._parameters)
+        plain._modules = {name: child for name, child in self._modules.items() if name != "posterior"}
+        for name in ("sampling", "layer_type", "name"):
+            del plain.__dict__[name]
+        return plain
 
     def kl(self) -> Tensor:
         """KL(q‖p) of the layer's weights in nats, a scalar."""
         return kl_divergence(self)
 
     def extra_repr(self) -> str:
-        kind = "alpha" if isinstance(self.posterior["weight"], AlphaPosterior) else "gaussian"
-        return f"{super().extra_repr()}, layer_type={self.layer_type}, posterior={kind}"
+        kind = "alpha" if isinstance(next(iter(self.posterior.values())), AlphaPosterior) else "gaussian"
+        return f"{super().extra_repr()}, layer_type={self.layer_type}, posterior={kind}".removeprefix(", ")
+
+
+BAYESIAN_FORMS: dict[type[nn.Module], type[BayesianLayer]] = {}  # of each kind of torch.nn layer that has one
+
+
+def _plain_kind(layer: type[nn.Module]) -> type[nn.Module] | None:
+    """The `torch.nn` class that a Bayesian layer extends."""
+    kinds = (base for base in layer.__mro__ if base.__module__.startswith("torch.nn.modules") and base is not nn.Module)
+    return next(kinds, None)
+
+
+def bayesian_form(layer: nn.Module, kind: type[BayesianLayer], **settings: Any) -> BayesianLayer:
+    """The layer as one of `kind`, with the same parameters and the further arguments of that kind's constructor."""
+    form = object.__new__(kind)
+    form.__dict__.update(layer.__dict__)
+    form._modules = dict(layer._modules)
+    arguments = {name: settings.get(name) for name in ("alpha_shape", "priors", "layer_type", "name")}
+    form.make_bayesian(*arguments.values())
+    return form
+
+
+class DrawnLayer(BayesianLayer):
+    """A layer that is more than one linear operation: a forward pass draws all of its weights once.
+
+    The pass is then that of the `torch.nn` layer, with all of its arguments, at that draw.
+    """
+
+    estimators = ("bbb",)
+
+    def forward(self, *arguments: Any, **settings: Any) -> Any:
+        """What the `torch.nn` layer gives, at one draw of the weights, or at their means when `sampling` is off."""
+        return self._drawn()(*arguments, **settings)
+
+    def _drawn(self) -> nn.Module:
+        plain = self.plain()
+        if self.sampling:
+            plain._parameters = {  # type: ignore[misc]  # tensors do where torch says parameters
+                key: None if mean is None else cast(Posterior, self.posterior[key]).sample(mean)
+                for key, mean in self._parameters.items()
+            }
+        for name, child in plain._modules.items():
+            if isinstance(child, BayesianLayer):
+                plain._modules[name] = DrawnLayer._drawn(child)  # type: ignore[arg-type]
+        return plain
 
 
 def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterior]]:

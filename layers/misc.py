@@ -13,7 +13,8 @@ from layers.base import kl_divergence, spreads_kept
 class ModuleWrapper(nn.Module):
     """A network whose children run in the order of their assignment; calling it returns (output, kl).
 
-    A subclass assigns its layers in `__init__` and writes no `forward`. Wrappers nest, and a wrapper or
+    A subclass assigns its layers in `__init__` and writes no `forward`; or the layers, or one whole network, are
+    given as arguments, as to `nn.Sequential`. Wrappers nest, and a wrapper or
     an `nn.Sequential` may be a child: its KL counts once, as does that of a layer assigned twice. For
     another topology (skip connections, branches) write `forward` and return `output, self.kl()`.
 
@@ -26,6 +27,11 @@ class ModuleWrapper(nn.Module):
         ...         self.fc2 = BBBLinear(32, 10)
         >>> logits, kl = Net()(torch.randn(8, 64))
     """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for index, layer in enumerate(layers):
+            self.add_module(str(index), layer)
 
     def forward(self, input: Tensor) -> Any:
         if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared

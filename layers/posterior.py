@@ -8,79 +8,17 @@ by passing the mean.
 
 from __future__ import annotations
 
-import difflib
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
-from layers.kernels import gaussian_sums, in_few_rows, normal_like, spread
-
-
-@dataclass(frozen=True)
-class Priors:
-    """The prior of every weight and where its posterior starts; `priors={…}` of a layer, checked.
-
-    Attributes:
-        prior_mu: mean of the Gaussian prior.
-        prior_sigma: standard deviation of the Gaussian prior, above zero.
-        posterior_mu_initial: (mean, std) of the normal that the posterior means start from; None
-            keeps `torch.nn`'s own initialisation by fan-in.
-        posterior_rho_initial: (mean, std) of the normal that ρ starts from, σ = softplus(ρ).
-        posterior_log_alpha_initial: where log α of the alpha posterior starts.
-    """
-
-    prior_mu: float = 0.0
-    prior_sigma: float = 1.0
-    posterior_mu_initial: tuple[float, float] | None = None
-    posterior_rho_initial: tuple[float, float] = (-5.0, 0.1)
-    posterior_log_alpha_initial: float = -5.0
-
-    def __post_init__(self) -> None:
-        for name in ("prior_mu", "prior_sigma", "posterior_log_alpha_initial"):
-            _require_finite(name, getattr(self, name))
-        if self.prior_sigma <= 0:
-            raise ValueError(f"prior_sigma must be above 0, got {self.prior_sigma}")
-        for name in ("posterior_mu_initial", "posterior_rho_initial"):
-            pair = getattr(self, name)
-            if pair is None and name == "posterior_mu_initial":
-                continue
-            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-                raise ValueError(f"{name} must be a pair (mean, std), got {pair!r}")
-            for number in pair:
-                _require_finite(name, number)
-            if pair[1] < 0:
-                raise ValueError(f"{name} must have a std of at least 0, got {pair[1]}")
-
-    @classmethod
-    def of(cls, given: Priors | Mapping[str, Any] | None) -> Priors:
-        """The priors that a user's dict (or None, for the defaults) describes.
-
-        Raises:
-            ValueError: an unknown key (the nearest known one is named) or a value out of range.
-        """
-        if isinstance(given, Priors):
-            return given
-        given = {} if given is None else given
-        if not isinstance(given, Mapping):
-            raise ValueError(f"priors must be a dict, got {given!r}")
-        known = [field.name for field in fields(cls)]
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-                raise ValueError(f"unknown prior {key!r}: did you mean {near!r}? Known: {known}")
-        return cls(**given)
-
-
-def _require_finite(name: str, number: Any) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise ValueError(f"{name} must be a number, got {number!r}")
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
+from layers.kernels import RHO_FLOOR, gaussian_sums, in_few_rows, normal_like, spread
+from layers.priors import Priors, as_distribution, as_plain
 
 
 class Posterior(nn.Module):
@@ -97,6 +35,10 @@ class Posterior(nn.Module):
 
     def std(self, mean: Tensor) -> Tensor:
         """Standard deviation of every weight."""
+        raise NotImplementedError
+
+    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+        """Set every σ to `ratio · |μ|`: MOPED's posterior (Krishnan et al. 2020, section 3)."""
         raise NotImplementedError
 
     def kl(self, mean: Tensor) -> Tensor:
@@ -117,46 +59,125 @@ class Posterior(nn.Module):
 
 
 class GaussianPosterior(Posterior):
-    """q = N(μ, σ²) with σ = softplus(ρ); prior N(prior_mu, prior_sigma²) (Blundell et al. 2015, 3.2).
+    """q = N(μ, σ²) with σ = softplus(ρ); prior N(prior_mu, prior_sigma²) (Blundell et al. 2015, 3.2), or any other.
 
     Args:
         mean: the parameter whose posterior this is; ρ takes its shape, device and dtype.
         priors: the prior and the start of ρ. The prior is saved with the weights.
+
+    Raises:
+        ValueError: a prior whose shape does not broadcast to the mean's.
     """
+
+    prior_mu: Tensor | float
+    log_prior_sigma: nn.Parameter | None
 
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(mean), *priors.posterior_rho_initial))
         self.kept: Tensor | None = None  # σ, for as long as `layers.base.spreads_kept` lasts
         self.prior_mu, self.prior_sigma = float(priors.prior_mu), float(priors.prior_sigma)
+        learnt = nn.Parameter(mean.new_tensor(math.log(self.prior_sigma))) if priors.learn_prior_sigma else None
+        self.register_parameter("log_prior_sigma", learnt)
+        self.prior = None if priors.prior is None else as_plain(priors.prior)
+        if self.prior is not None:
+            made = as_distribution(self.prior)
+            shape = made.batch_shape + made.event_shape
+            if not _broadcasts(shape, mean.shape):
+                raise ValueError(f"a prior of shape {tuple(shape)} does not broadcast to weights {tuple(mean.shape)}")
 
     def std(self, mean: Tensor) -> Tensor:
         return spread(self.rho) if self.kept is None else self.kept
 
+    @torch.no_grad()
+    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+        """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ); σ is at least 1e-6, from which a weight of 0 can still learn one."""
+        std = (ratio * mean.abs()).clamp_min(1e-6)
+        self.rho.copy_((std + torch.log(-torch.expm1(-std))).clamp_min(RHO_FLOOR))
+
+    @torch.no_grad()
+    def centre_prior(self, at: Tensor) -> None:
+        """Make `at`, of the weight's shape, the mean of the Gaussian prior.
+
+        Raises:
+            ValueError: the prior is not Gaussian.
+        """
+        if self.prior is not None:
+            raise ValueError(f"only a Gaussian prior can be centred at weights, not {self.prior['family']}")
+        del self.prior_mu
+        self.register_buffer("prior_mu", at.detach().clone())
+
     @staticmethod
     def joint_kl(posteriors: Sequence[GaussianPosterior], means: Sequence[Tensor]) -> Tensor:
-        """KL(q‖p) = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
+        """KL(q‖p) = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats; of another prior see `_other_kl`.
 
         From ∫ q log q = −½ log(2πeσ²) and ∫ q log p = −½ log(2πσ_p²) − (σ² + (μ−μ_p)²) / (2σ_p²).
         """
-        groups: dict[tuple[float, float], list[tuple[Tensor, Tensor]]] = {}
-        for posterior, mean in zip(posteriors, means, strict=True):
-            group = groups.setdefault((posterior.prior_mu, posterior.prior_sigma), [])
-            group.append((_at_least_float32(mean), _at_least_float32(posterior.std(mean))))
+        groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}
         terms = []
-        for (prior_mu, prior_sigma), weights in groups.items():
-            for mean, std in zip(*map(in_few_rows, zip(*weights, strict=True)), strict=True):
-                squares, logs = gaussian_sums(mean, std, prior_mu)
-                terms.append(squares / (2 * prior_sigma**2) - logs + mean.numel() * (math.log(prior_sigma) - 0.5))
+        for posterior, mean in zip(posteriors, means, strict=True):
+            weights = _at_least_float32(mean), _at_least_float32(posterior.std(mean))
+            if posterior.prior is not None:
+                terms.append(_other_kl(posterior.prior, *weights))
+                continue
+            centre, sigma = posterior.prior_mu, posterior.log_prior_sigma
+            if isinstance(centre, Tensor):
+                weights, centre = (weights[0] - centre, weights[1]), 0.0
+            if sigma is None:
+                groups.setdefault((centre, posterior.prior_sigma), []).append(weights)
+            else:
+                terms.append(_gaussian_kl([weights], centre, _at_least_float32(sigma).exp()))
+        terms += [_gaussian_kl(weights, centre, sigma) for (centre, sigma), weights in groups.items()]
         return torch.stack(terms).sum()
 
     def get_extra_state(self) -> Tensor:
-        """The prior's mean and standard deviation, which `state_dict` keeps beside ρ."""
-        return torch.tensor([self.prior_mu, self.prior_sigma], dtype=torch.float64)
+        """The prior, which `state_dict` keeps beside ρ: its mean and deviation, or another one's text."""
+        if self.prior is not None:
+            return torch.tensor(list(json.dumps(self.prior).encode()), dtype=torch.uint8)
+        mean = math.nan if isinstance(self.prior_mu, Tensor) else self.prior_mu  # a tensor is kept as a buffer
+        return torch.tensor([mean, self.prior_sigma], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the prior from a `state_dict`."""
-        self.prior_mu, self.prior_sigma = state.tolist()
+        if state.dtype == torch.uint8:
+            self.prior = json.loads(bytes(state.tolist()))
+            return
+        mean, self.prior_sigma = state.tolist()
+        self.prior = None
+        if not math.isnan(mean):
+            del self.prior_mu
+            self.prior_mu = mean
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if f"{prefix}prior_mu" in state_dict:
+            self.centre_prior(state_dict[f"{prefix}prior_mu"].to(self.rho))
+        elif isinstance(self.prior_mu, Tensor):
+            del self.prior_mu
+            self.prior_mu = 0.0  # until the extra state says
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _gaussian_kl(weights: Sequence[tuple[Tensor, Tensor]], prior_mu: float, prior_sigma: Tensor | float) -> Tensor:
+    """Of (μ, σ) pairs to one Gaussian prior."""
+    log_sigma = prior_sigma.log() if isinstance(prior_sigma, Tensor) else math.log(prior_sigma)
+    total: Any = 0.0
+    for mean, std in zip(*map(in_few_rows, zip(*weights, strict=True)), strict=True):
+        squares, logs = gaussian_sums(mean, std, prior_mu)
+        total = total + squares / (2 * prior_sigma**2) - logs + mean.numel() * (log_sigma - 0.5)
+    return total
+
+
+def _other_kl(prior: dict[str, Any], mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std²)‖p): torch's closed form, or else an unbiased estimate.
+
+    KL = −H(q) − E_q[log p], with H(q) = Σ ½ log(2πeσ²) exact and the expectation by one draw.
+    """
+    p = as_distribution(prior, like=mean)
+    try:
+        return distributions.kl_divergence(distributions.Normal(mean, std, validate_args=False), p).sum()
+    except NotImplementedError:
+        entropy = std.log().sum() + 0.5 * math.log(2 * math.pi * math.e) * std.numel()
+        return -entropy - p.log_prob(torch.addcmul(mean, std, normal_like(mean))).sum()
 
 
 class AlphaPosterior(Posterior):
@@ -168,23 +189,26 @@ class AlphaPosterior(Posterior):
         priors: where log α starts.
 
     Raises:
-        ValueError: `alpha_shape` does not broadcast to the mean's shape.
+        ValueError: `alpha_shape` does not broadcast to the mean's shape, or `priors` asks for another prior.
     """
 
     def __init__(self, mean: Tensor, alpha_shape: Sequence[int], priors: Priors) -> None:
         super().__init__()
-        try:
-            fits = torch.broadcast_shapes(tuple(alpha_shape), mean.shape) == mean.shape
-        except (RuntimeError, TypeError):
-            fits = False
-        if not fits:
+        if not _broadcasts(alpha_shape, mean.shape):
             raise ValueError(
                 f"alpha_shape {tuple(alpha_shape)} does not broadcast to the weight's shape {tuple(mean.shape)}"
             )
+        if priors.prior is not None or priors.learn_prior_sigma:
+            raise ValueError("the alpha posterior has a prior of its own: leave out prior and learn_prior_sigma")
         self.log_alpha = nn.Parameter(mean.new_full(tuple(alpha_shape), priors.posterior_log_alpha_initial))
 
     def std(self, mean: Tensor) -> Tensor:
         return (0.5 * self.log_alpha).exp() * mean.abs()
+
+    @torch.no_grad()
+    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+        """α = ratio²."""
+        self.log_alpha.fill_(2 * math.log(ratio))
 
     @staticmethod
     def joint_kl(posteriors: Sequence[AlphaPosterior], means: Sequence[Tensor]) -> Tensor:
@@ -198,6 +222,13 @@ class AlphaPosterior(Posterior):
             log_alpha = _at_least_float32(posterior.log_alpha)
             terms.append(F.softplus(-log_alpha).sum() * (0.5 * mean.numel() / log_alpha.numel()))
         return torch.stack(terms).sum()
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    try:
+        return torch.broadcast_shapes(tuple(shape), to) == to
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

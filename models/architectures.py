@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torchvision import models
 
 from layers import BayesianLayer, BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 
@@ -77,6 +78,14 @@ def three_conv_three_fc(conv: Make, linear: Make, activation: Make, outputs: int
         "act5": activation(),
         "fc3": linear(1000, outputs),
     }
+
+
+def resnet18(outputs: int, inputs: int) -> nn.Module:
+    """torchvision's ResNet-18 (He et al. 2016) with a stem for images of 32×32: 3×3, stride 1, no pooling."""
+    net = models.resnet18(num_classes=outputs)
+    net.conv1 = nn.Conv2d(inputs, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
 
 
 Architecture = Callable[[Make, Make, Make, int, int], dict[str, nn.Module]]

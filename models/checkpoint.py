@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import build
+from models import FACTORIES, NETWORKS, build
 from support import UserError, written_whole
 
 FORMAT = 1
@@ -45,13 +45,23 @@ def save_network(path: Path, net: nn.Module, description: Description, **report:
         torch.save(content, temporary)
 
 
-def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Description, dict[str, Any]]:
+def load_network(
+    path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None
+) -> tuple[nn.Module, Description, dict[str, Any]]:
     """The network (in eval mode), its description, and the whole content of the file.
+
+    Args:
+        net_type: the `package.module:factory` that the file may call; needed for a network of your own, because a
+            file could name any.
 
     Raises:
         UserError: the file is missing, is no checkpoint of this library, or does not fit together.
     """
     content = read_checkpoint(path, device)
+    description = content.get("description")
+    wanted = description.get("net_type") if isinstance(description, dict) else None
+    if wanted not in (*NETWORKS, *FACTORIES, net_type):
+        raise UserError(f"{path} holds a network that {wanted!r} makes: give that as net_type if it is your own")
     return network_in(content, path, device), Description(**content["description"]), content
 
 

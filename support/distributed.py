@@ -23,12 +23,14 @@ class World:
         rank: which of them this one is, from 0.
         size: how many there are, on all machines.
         local_rank: which of those on this machine this one is, from 0.
+        launch: the name that torchrun gave to this launch of them; '' for a process alone.
         restarts: how often torchrun has started them anew after one was lost.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    launch: str = ""
     restarts: int = 0
 
     @property
@@ -91,11 +93,15 @@ def joined(device: str) -> Iterator[World]:
     Raises:
         UserError: another process was lost, or stopped at a mistake that it has reported itself.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+    if "RANK" not in os.environ:
         yield ALONE
         return
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    launch, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    world = World(rank, size, local_rank, launch, restarts)
+    if size == 1:
+        yield world
+        return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -109,7 +115,7 @@ def joined(device: str) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield World(rank, size, local_rank, restarts)
+        yield world
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower():
             raise UserError(f"process {rank} of {size} lost another one: see what that one says") from error

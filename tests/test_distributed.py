@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ import torch
 from conftest import ROOT, script_environment
 from distributed_steps import epoch_of_steps
 
+import config_bayesian
 from inference.prediction import Predictive
+from support.distributed import World
+from training.loop import Run
+from training.settings import BayesianSettings, from_config
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -52,9 +57,10 @@ def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pic
         assert all(torch.equal(weights[name], value) for name, value in alone["weights"][0].items())
 
 
-def test_a_lost_process_is_replaced_and_the_run_finishes(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_lost_process_is_replaced_and_the_run_finishes(processes: int, pictures: Path, tmp_path: Path) -> None:
     process = launched([
-        "--nproc_per_node=2", "--max_restarts=1", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 8,
+        f"--nproc_per_node={processes}", "--max_restarts=1", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 8,
         "--batch_size", 20, "--lr_start", "3e-3", "--checkpoint_dir", tmp_path, "--valid_ens", 2, "--test_ens", 3,
     ])  # fmt: skip
     assert process.stdout is not None
@@ -64,18 +70,28 @@ def test_a_lost_process_is_replaced_and_the_run_finishes(pictures: Path, tmp_pat
         if line.startswith("epoch 2/8"):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             workers = [pid for pid in children if b"main_bayesian.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-            assert len(workers) == 2
-            os.kill(int(workers[1]), signal.SIGKILL)
+            assert len(workers) == processes
+            os.kill(int(workers[-1]), signal.SIGKILL)
     output = "".join(lines)
     assert process.wait(timeout=60) == 0, output
     folder = tmp_path / "bars" / "bayesian" / "lenet"
     assert f"resuming {tmp_path}/bars/bayesian/last.pt" in output
     results = json.loads((folder / "results.json").read_text())
-    assert (results["processes"], results["epochs"]) == (2, 8)
+    assert (results["processes"], results["epochs"]) == (processes, 8)
     assert results["test"]["accuracy"] > 0.9
     epochs = [line.split(",")[0] for line in (folder / "history.csv").read_text().splitlines()[1:]]
     assert epochs == [str(epoch) for epoch in range(1, 9)]
     assert output.count("epoch 8/8") == output.count("test  accuracy") == 1
+
+
+def test_only_what_the_same_launch_left_is_gone_on_with_by_itself(pictures: Path, tmp_path: Path) -> None:
+    settings = replace(
+        from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=1
+    )
+    assert not Run(settings, World(launch="first")).resumed
+    assert not Run(settings, World(launch="second")).resumed
+    assert Run(settings, World(launch="second", restarts=1)).resumed
+    assert not Run(settings, World(launch="third", restarts=1)).resumed
 
 
 def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) -> None:

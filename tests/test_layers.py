@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -261,9 +262,16 @@ def test_layers_work_under_torch_func() -> None:
     assert noisy.unique(dim=0).shape[0] == 5
 
 
-def test_under_autocast_the_moments_stay_close_and_the_kl_exact() -> None:
-    layer = BBBLinear(64, 2, priors=WIDE)
-    features = torch.randn(3, 64)
+@pytest.mark.parametrize("layer_type", ESTIMATORS)
+@pytest.mark.parametrize("alpha_shape", POSTERIORS)
+@pytest.mark.parametrize(
+    ("make", "shape"), [(partial(BBBLinear, 24, 2), (3, 24)), (partial(BBBConv2d, 3, 2, 3), (3, 3, 4, 4))]
+)
+def test_under_autocast_the_moments_stay_close_and_the_kl_exact(
+    make: Callable[..., BayesianLayer], shape: tuple[int, ...], alpha_shape: tuple[int, ...] | None, layer_type: str
+) -> None:
+    layer = make(priors=WIDE, alpha_shape=alpha_shape, layer_type=layer_type)
+    features = torch.randn(shape)
     mean = layer.operation(features, *layer.means()).detach()
     variance = layer.operation(features.square(), *layer.variances()).detach()
     with torch.autocast("cpu", torch.bfloat16):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import distributions
 
-from layers.posterior import AlphaPosterior, GaussianPosterior, Priors
+from layers import BBBLinear, scale_mixture
+from layers.posterior import AlphaPosterior, GaussianPosterior
+from layers.priors import Priors, as_distribution, as_plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -95,8 +97,125 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior(alpha_shape: tupl
         ({"posterior_rho_initial": None}, "posterior_rho_initial must be a pair"),
         ({"posterior_mu_initial": (0, -1)}, "posterior_mu_initial must have a std of at least 0"),
         ([0, 1], "priors must be a dict"),
+        ({"learn_prior_sigma": 1}, "learn_prior_sigma must be True or False, got 1"),
+        ({"prior": 3}, "prior must be of torch.distributions, got 3"),
+        ({"prior": {"family": "Lapalce"}}, "unknown family 'Lapalce'"),
+        ({"prior": {"family": "Laplace", "loc": 0.0}}, "cannot be made: .*scale"),
+        ({"prior": {"family": "Laplace", "loc": 0.0, "scale": -1.0}}, "cannot be made: "),
+        ({"prior": {"family": "ScaleMixture", "pi": 0.5}}, "needs pi, sigma1 and sigma2"),
+        ({"prior": scale_mixture(0.5, 1, 0.1), "prior_sigma": 0.5}, "prior takes the place of prior_mu"),
     ],
 )
 def test_bad_priors_are_refused_by_name(priors: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Priors.of(priors)  # type: ignore[arg-type]
+
+
+PRIORS = {
+    "a Laplace, whose divergence is closed": distributions.Laplace(0.1, 0.7),
+    "a Student t": distributions.StudentT(3.0, 0.0, 0.5),
+    "a scale mixture": scale_mixture(0.3, 1.0, 0.1),
+    "one a column": distributions.Normal(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])),
+    "one of whole rows": distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_the_kl_to_any_prior_is_that_of_many_draws_and_of_its_own_mean(kind: str) -> None:
+    prior = PRIORS[kind]
+    mean = torch.randn(2, 3, dtype=torch.float64)
+    posterior = GaussianPosterior(mean, Priors(prior=prior, posterior_rho_initial=(-1.0, 0.3)))
+    q = distributions.Normal(mean, posterior.std(mean).detach())
+    draws = q.sample((100_000,))
+    ratios = q.log_prob(draws).sum((1, 2)) - prior.log_prob(draws.float()).double().flatten(1).sum(1)
+    found = torch.stack([posterior.kl(mean).detach() for _ in range(4000)])
+    noise = math.hypot(float(ratios.std()) / math.sqrt(100_000), float(found.std()) / math.sqrt(4000))
+    assert found.mean().item() == pytest.approx(ratios.mean().item(), abs=5 * noise + 1e-5)
+    assert (found.std() < 1e-9) == (kind in ("a Laplace, whose divergence is closed", "one a column"))
+
+
+def test_the_gradient_of_an_estimated_kl_is_unbiased() -> None:
+    """A Gaussian prior written as a mixture of itself has no closed form in torch, but it has one here."""
+    mean = torch.randn(200, 100, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    estimated = GaussianPosterior(mean, Priors(prior=scale_mixture(0.5, 0.8, 0.8), posterior_rho_initial=(-1.0, 0.0)))
+    closed = GaussianPosterior(mean, Priors(prior_sigma=0.8, posterior_rho_initial=(-1.0, 0.0)))
+    for parameter, other in ((mean, mean), (estimated.rho, closed.rho)):
+        found = torch.autograd.grad(estimated.kl(mean), parameter)[0]
+        expected = torch.autograd.grad(closed.kl(mean), other)[0]
+        error = (found - expected) / math.sqrt(found.numel())
+        assert abs(error.sum().item()) < 5 * found.std().item()
+        slope = (found * expected).sum() / expected.square().sum()
+        assert slope.item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_scale_mixture_is_that_of_blundell() -> None:
+    weights = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    one, two = (distributions.Normal(0.0, sigma).log_prob(weights).exp() for sigma in (1.5, 0.05))
+    prior = as_distribution({"family": "ScaleMixture", "pi": 0.25, "sigma1": 1.5, "sigma2": 0.05}, like=weights)
+    torch.testing.assert_close(prior.log_prob(weights).exp(), 0.25 * one + 0.75 * two)
+    with pytest.raises(ValueError, match="expected 0 < pi < 1"):
+        scale_mixture(1.0, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_a_prior_survives_its_description(kind: str) -> None:
+    plain = as_plain(PRIORS[kind])
+    assert as_plain(as_distribution(plain)) == plain
+    weights = torch.randn(2, 3)
+    torch.testing.assert_close(as_distribution(plain).log_prob(weights), PRIORS[kind].log_prob(weights))
+    layer, other = BBBLinear(3, 2, False, priors={"prior": PRIORS[kind]}), BBBLinear(3, 2, False)
+    other.load_state_dict(layer.state_dict())
+    kls = []
+    for each in (layer, other):
+        torch.manual_seed(2)
+        kls.append(each.kl())
+    assert torch.equal(*kls)
+
+
+def test_a_prior_that_does_not_broadcast_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a prior of shape \(2,\) does not broadcast to weights \(4, 3\)"):
+        BBBLinear(3, 4, priors={"prior": distributions.Normal(torch.zeros(2), 1.0)})
+
+
+def test_a_learnt_prior_finds_the_width_that_is_best() -> None:
+    """At the optimum σ_p² is the mean of σ² + (μ − μ_p)²: the derivative of the KL by σ_p is 0 there."""
+    mean = torch.randn(30, 20, dtype=torch.float64) * 0.3
+    posterior = GaussianPosterior(mean, Priors(learn_prior_sigma=True, prior_sigma=2.0, prior_mu=0.1))
+    assert posterior.log_prior_sigma is not None
+    at_two = GaussianPosterior(mean, Priors(prior_sigma=2.0, prior_mu=0.1))
+    at_two.rho.data.copy_(posterior.rho.data)
+    torch.testing.assert_close(posterior.kl(mean), at_two.kl(mean))
+    best = (posterior.variance(mean) + (mean - 0.1).square()).mean().sqrt().log()
+    posterior.log_prior_sigma.data.copy_(best)
+    slope = torch.autograd.grad(posterior.kl(mean), posterior.log_prior_sigma)[0]
+    assert slope.item() == pytest.approx(0, abs=1e-9 * mean.numel())
+    with pytest.raises(ValueError, match="the alpha posterior has a prior of its own"):
+        AlphaPosterior(mean, (1, 1), Priors(learn_prior_sigma=True))
+
+
+def test_a_prior_centred_at_the_weights_moves_and_is_saved() -> None:
+    layer = BBBLinear(6, 4, priors={"prior_sigma": 0.5})
+    with torch.no_grad():
+        for key, posterior in layer.posterior.items():
+            posterior.centre_prior(getattr(layer, key))
+    centred = layer.kl().item()
+    std = torch.cat([layer.posterior[key].std(getattr(layer, key)).flatten() for key in ("weight", "bias")])
+    expected = distributions.kl_divergence(distributions.Normal(0, std), distributions.Normal(0, 0.5)).sum()
+    assert centred == pytest.approx(expected.item(), rel=1e-5)
+    other = BBBLinear(6, 4)
+    other.load_state_dict(layer.state_dict())
+    assert other.kl().item() == centred and other.double().kl().dtype == torch.float64
+    other.load_state_dict(BBBLinear(6, 4, priors={"prior_mu": 0.25}).state_dict())
+    assert other.posterior["weight"].prior_mu == 0.25
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 3.0])
+@pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
+def test_a_spread_in_proportion_to_the_weights(alpha_shape: tuple[int, ...] | None, ratio: float) -> None:
+    mean = torch.randn(5, 4, dtype=torch.float64)
+    posterior = (
+        GaussianPosterior(mean, Priors()) if alpha_shape is None else AlphaPosterior(mean, alpha_shape, Priors())
+    )
+    posterior.spread_in_proportion(mean, ratio)
+    torch.testing.assert_close(posterior.std(mean), ratio * mean.abs())

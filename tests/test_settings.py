@@ -28,7 +28,8 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "compile": True, "patience": 2, "resume": True, "checkpoint_dir": "there", "tensorboard": True,
         "layer_type": "flipout", "alpha_shape": (1, 1), "priors": {"prior_sigma": 0.5}, "beta_type": "Blundell",
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
-        "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"],
+        "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
+        "prior_at_means": True,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
@@ -79,6 +80,8 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ),
         ({"priors": 3}, "my_config.py: priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None, or names of layers"),
+        ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
+        ({"priors": {"prior": {"family": "Laplac"}}}, "priors: unknown family 'Laplac' of the prior"),
         ({"seed": None}, "seed: expected a whole number of at least 0, got None"),
     ],
 )

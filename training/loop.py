@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
-from layers import kl_divergence
+from layers import ModuleWrapper, kl_divergence, start_at_means
 from models import build
-from models.checkpoint import FORMAT, Description, network_in, read_checkpoint, save_network
+from models.checkpoint import FORMAT, Description, load_network, network_in, read_checkpoint, save_network
 from support import UserError, write_json, written_whole
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, joined
@@ -78,7 +78,8 @@ class Places:
     def of(cls, settings: Settings, dataset: str, bayesian: bool) -> Places:
         """`<checkpoint_dir>/<dataset>/<family>/` and what lies in it."""
         folder = Path(settings.checkpoint_dir) / dataset / ("bayesian" if bayesian else "frequentist")
-        return cls(folder / f"model_{settings.net_type}.pt", folder / "last.pt", folder / settings.net_type)
+        name = settings.net_type.replace(":", ".")
+        return cls(folder / f"model_{name}.pt", folder / "last.pt", folder / name)
 
 
 class Run:
@@ -117,7 +118,10 @@ class Run:
             settings.net_type, self.bayesian is not None, architecture, self.data.classes, self.data.mean, self.data.std
         )
         torch.manual_seed(settings.seed)
-        self.net = self.description.build().to(self.device)
+        net = self.description.build()
+        if self.bayesian and self.bayesian.init_from:
+            self._start_from(self.bayesian.init_from, net)
+        self.net = net.to(self.device)
         self.forward: Callable[[Tensor], Any] = self.net
         if world.size > 1:
             self.forward = DistributedDataParallel(self.net, [self.device] if self.device.type == "cuda" else None)
@@ -129,11 +133,34 @@ class Run:
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
         torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
-        self.resumed = settings.resume or (world.restarts > 0 and world.leaders(self.places.last.exists))
-        if self.resumed:
-            self._resume()
-        elif world.size > 1:
+        last = world.leaders(self._last)
+        self.resumed = last is not None
+        if last is not None:
+            self._resume(last)
+        elif world.launch:
             self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
+
+    def _start_from(self, path: str, net: nn.Module) -> None:
+        """Give a fresh Bayesian network the weights of a frequentist checkpoint, and MOPED's start if asked."""
+        assert self.bayesian is not None
+        plain, found, _ = load_network(path, net_type=self.settings.net_type)
+        mine = self.description
+        wanted = replace(mine, bayesian=False, architecture={"activation_type": self.settings.activation_type})
+        for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std"):
+            if getattr(found, name) != getattr(wanted, name):
+                raise UserError(
+                    f"{path} cannot be started from: its {name} is {getattr(found, name)!r}, "
+                    f"this run needs {getattr(wanted, name)!r}"
+                )
+        inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of one that was made Bayesian
+        missing, unexpected = inner.load_state_dict(plain.state_dict(), strict=False)
+        apart = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
+        if apart:
+            raise UserError(f"{path} cannot be started from: the networks differ in {apart[0]}")
+        try:
+            start_at_means(net, self.bayesian.moped, self.bayesian.prior_at_means)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _optimiser(self) -> tuple[torch.optim.Optimizer, list[float]]:
         spread = [p for name, p in self.net.named_parameters() if ".posterior." in name]
@@ -376,6 +403,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "progress": vars(self.progress),
             "random": self.world.gathered(self._random_state()),
+            "launch": self.world.launch,
         }
         if self.recorder:
             self.recorder.sync()
@@ -384,8 +412,16 @@ class Run:
         with written_whole(self.places.last) as temporary:
             torch.save(content, temporary)
 
-    def _resume(self) -> None:
-        content = self.world.leaders(lambda: read_checkpoint(self.places.last))
+    def _last(self) -> dict[str, Any] | None:
+        """What `last.pt` holds if this run is to go on from it: asked to, or started anew after a process was lost."""
+        if self.settings.resume:
+            return read_checkpoint(self.places.last)
+        if self.world.restarts and self.places.last.exists():
+            content = read_checkpoint(self.places.last)
+            return content if content.get("launch") == self.world.launch else None
+        return None
+
+    def _resume(self, content: dict[str, Any]) -> None:
         try:
             now, then = asdict(self.settings), content["settings"]
             for name, value in now.items():

@@ -53,7 +53,8 @@ def recorded_layers(net: nn.Module, names: Sequence[str] | None = None) -> dict[
     Raises:
         UserError: no layer bears a name (the known ones are listed), or the network has no Bayesian layer.
     """
-    paths = {path: module for path, module in net.named_modules() if isinstance(module, BayesianLayer)}
+    layers = {path: module for path, module in net.named_modules() if isinstance(module, BayesianLayer)}
+    paths = {path: layer for path, layer in layers.items() if "lrt" in layer.estimators}  # whose outputs have moments
     if not paths:
         raise UserError(f"{type(net).__name__} has no Bayesian layer to record")
     bearers = Counter(layer.name for layer in paths.values())
@@ -78,9 +79,9 @@ def moments(layer: BayesianLayer, input: Tensor) -> tuple[Tensor, Tensor]:
     Both of the output's shape [n, ...], without gradient and not in a lower precision than the weights'.
     """
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        input = input.to(layer.weight.dtype)
+        input = input.to(layer.weight.dtype) if input.is_floating_point() else input
         mean = layer.operation(input, *layer.means())
-        variance = layer.operation(input.square(), *layer.variances())
+        variance = layer.operation(layer.squared(input), *layer.variances())
         return mean, variance.clamp_min(0)
 
 

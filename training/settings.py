@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 import torch
 
 from layers.estimators import ESTIMATORS
-from layers.posterior import Priors
-from models import NETWORKS
+from layers.priors import Priors, as_plain
+from models import FACTORIES, NETWORKS, known_net_type
 from models.architectures import ACTIVATIONS
 from support import OneLineParser, UserError, nearest
 from training.objective import SCHEDULES
@@ -91,8 +91,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _priors(value: Any) -> dict[str, Any]:
-    Priors.of(value)
-    return dict(value)
+    """As plain values, which a checkpoint can hold."""
+    prior = Priors.of(value).prior
+    return dict(value) if prior is None else {**value, "prior": as_plain(prior)}
 
 
 def _names(value: Any) -> list[str]:
@@ -122,7 +123,11 @@ class Settings:
         "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", _text
     )
     data_dir: str = _setting("where downloaded data lies or goes", _text)
-    net_type: str = _setting("the architecture: lenet, alexnet or 3conv3fc", _one_of(*NETWORKS))
+    net_type: str = _setting(
+        f"the architecture: {', '.join((*NETWORKS, *FACTORIES))}, or package.module:factory of your own, a function of "
+        "(outputs, inputs)",
+        known_net_type,
+    )
     activation_type: str = _setting("relu or softplus", _one_of(*ACTIVATIONS))
     n_epochs: int = _setting("passes over the training split", _whole(1))
     lr_start: float = _setting(
@@ -161,6 +166,14 @@ class BayesianSettings(Settings):
     priors: dict[str, Any] = _setting(
         "prior_mu, prior_sigma, posterior_mu_initial, posterior_rho_initial: a dict", _priors
     )
+    init_from: str | None = _setting(
+        "start the posterior means from this checkpoint of main_frequentist.py; None for fresh ones", _or(None, _text)
+    )
+    moped: float | None = _setting(
+        "with init_from, start every σ at so many times |w|, 0.1 say; None for posterior_rho_initial",
+        _or(None, _number(0, open_ends=True)),
+    )
+    prior_at_means: bool = _setting("with init_from, centre the Gaussian prior of every weight at its start", _flag)
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
@@ -200,7 +213,12 @@ def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[
     values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
     for name, text in _flags(kind, config, arguments, purpose).items():
         values[name] = _checked(known[name], _parsed(text), f"--{name}")
-    return kind(**values)
+    settings = kind(**values)
+    if isinstance(settings, BayesianSettings) and settings.init_from is None:
+        for name in ("moped", "prior_at_means"):
+            if getattr(settings, name):
+                raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+    return settings
 
 
 def _is_setting(name: str, value: Any) -> bool:
