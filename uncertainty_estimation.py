@@ -23,6 +23,7 @@ from inference.prediction import Predictive, predict_batches
 from models import known_net_type
 from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, report_user_errors, write_json
+from support.cpu import tune_cpu
 from training.data import CHUNK, load_data, normalise, read_images
 
 SHIFTED = 2000  # images that are rotated or made noisy
@@ -112,6 +113,7 @@ def _whole_number(low: int) -> Callable[[str], int]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole report, printed, pictured and returned as `uncertainty.json` has it."""
+    tune_cpu()
     networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type, "bayesian")}
     if arguments.frequentist_weights:
         networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type, "frequentist")

@@ -2,7 +2,8 @@
 
 step     a training step of this project's layers and of other libraries', as a ratio to the frequentist twin's
 profile  where a step spends its time, as shares of the twin's step, and what channels_last does to it
-predict  T posterior samples against T twin passes, and their memory
+predict  T posterior samples against T twin passes
+memory   what T posterior samples of n images add to the memory of a process
 epoch    a whole run of main_bayesian.py on MNIST against its bare training steps
 record   training with means and variances recorded against without
 scale    parameters, FLOPs and bytes of a step, and what many accelerators would make of them
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Result], Callable[[Re
     "step": (lambda given: step.measure(given.nets, given.activation, 256, given.rounds, given.compiled), step.render),
     "profile": (lambda given: profile.measure(given.nets, 256, given.rounds), profile.render),
     "predict": (lambda given: predict.measure(given.rounds), predict.render),
+    "memory": (lambda given: predict.measure_memory(), predict.render_memory),
     "epoch": (lambda given: epoch.measure_epoch(), epoch.render_epoch),
     "record": (lambda given: epoch.measure_record(), epoch.render_record),
     "scale": (lambda given: scale.measure(), scale.render),

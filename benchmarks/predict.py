@@ -1,4 +1,4 @@
-"""T posterior samples against T passes of the frequentist twin, and the memory that they take."""
+"""T posterior samples against T passes of the frequentist twin; the memory that they take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = ((25, 1000, 256), (5, 1000, 256), (100, 1000, 256), (25, 4000, 256), (25
 
 
 def measure(rounds: int = 15) -> dict[str, Any]:
-    """For every network and (T, n, batch): seconds of both, and their ratio; then peak memory by T and n."""
+    """For every network and (T, n, batch): seconds of both, and their ratio."""
     tune_cpu()
     found: dict[str, Any] = {}
     for net_type in NETWORKS:
@@ -34,11 +34,7 @@ def measure(rounds: int = 15) -> dict[str, Any]:
             rows = against(interleaved(actions, rounds), "twin")
             found[net_type][f"{samples},{images},{batch}"] = rows
             print(f"{net_type} T={samples} n={images} batch={batch}: {rows['bayesian']['ratio']:.2f}", flush=True)
-    memory = {
-        f"{samples},{images}": in_a_process(predict_memory, samples, images)
-        for samples, images in ((5, 2000), (100, 2000), (5, 20_000), (100, 20_000))
-    }
-    return {"rounds": rounds, "networks": found, "memory_mib": memory, "conditions": conditions()}
+    return {"rounds": rounds, "networks": found, "conditions": conditions()}
 
 
 def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:
@@ -46,6 +42,23 @@ def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:
         for _ in range(passes):
             for part in data.split(batch):
                 twin(part).softmax(-1)
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    rows = []
+    for net_type, sizes in result["networks"].items():
+        for size, found in sizes.items():
+            twin, bayesian = (f"{found[name]['seconds'] * 1000:.0f} ms" for name in ("twin", "bayesian"))
+            rows.append([net_type, *size.split(","), twin, bayesian, f"{found['bayesian']['ratio']:.2f}"])
+    return table(["network", "samples T", "images", "batch", "T twin passes", "T samples", "ratio"], rows)
+
+
+def measure_memory() -> dict[str, Any]:
+    """MiB that predicting adds to the peak memory of a process, by T and n."""
+    sizes = [(samples, images) for images in (1000, 10_000) for samples in (1, 5, 25)]
+    found = {f"{samples},{images}": in_a_process(predict_memory, samples, images) for samples, images in sizes}
+    return {"memory_mib": found, "conditions": conditions()}
 
 
 def predict_memory(samples: int, images: int) -> float:
@@ -60,16 +73,7 @@ def predict_memory(samples: int, images: int) -> float:
     return peak_mib() - before
 
 
-def render(result: dict[str, Any]) -> str:
-    """The result as two Markdown tables."""
-    rows = []
-    for net_type, sizes in result["networks"].items():
-        for size, found in sizes.items():
-            twin, bayesian = (f"{found[name]['seconds'] * 1000:.0f} ms" for name in ("twin", "bayesian"))
-            rows.append([net_type, *size.split(","), twin, bayesian, f"{found['bayesian']['ratio']:.2f}"])
-    times = table(["network", "samples T", "images", "batch", "T twin passes", "T samples", "ratio"], rows)
-    memory = table(
-        ["samples T", "images", "added to peak memory"],
-        [[*size.split(","), f"{mib:.1f} MiB"] for size, mib in result["memory_mib"].items()],
-    )
-    return f"{times}\n{memory}"
+def render_memory(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    rows = [[*size.split(","), f"{mib:.1f} MiB"] for size, mib in result["memory_mib"].items()]
+    return table(["samples T", "images", "added to peak memory"], rows)

@@ -108,13 +108,15 @@ def samples_needed(net: nn.Module, num_samples: int) -> int:
     return num_samples if any(True for _ in weight_posteriors(net)) else 1
 
 
-def _logits(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+def logits_of(net: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """The network's outputs alone, batch by batch, in float32 at least."""
     device = next(net.parameters()).device
     outputs = []
     for batch in images.split(batch_size):
         output = net(batch.to(device, non_blocking=True))
         outputs.append(output[0] if isinstance(output, tuple) else output)
-    return torch.cat(outputs).float()
+    whole = torch.cat(outputs)
+    return whole.to(torch.promote_types(whole.dtype, torch.float32))
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ def predict(
     """
     with torch.inference_mode():
         draws = posterior_draws(net, samples_needed(net, num_samples), seed)
-        return torch.stack([link(_logits(draw, images, batch_size)).cpu() for draw in draws])
+        return torch.stack([link(logits_of(draw, images, batch_size)).cpu() for draw in draws])
 
 
 def posterior_predictive(
@@ -151,7 +153,7 @@ def posterior_predictive(
         log_probs = entropies = None
         count = samples_needed(net, num_samples)
         for draw in posterior_draws(net, count, seed):
-            logits = _logits(draw, images, batch_size)
+            logits = logits_of(draw, images, batch_size)
             log_p = logits.log_softmax(-1)
             p = log_p.exp()
             plain.add(p)

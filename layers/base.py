@@ -209,10 +209,11 @@ class DrawnLayer(BayesianLayer):
     def _drawn(self) -> nn.Module:
         plain = self.plain()
         if self.sampling:
-            plain._parameters = {  # type: ignore[misc]  # tensors do where torch says parameters
+            draws: dict[str, Any] = {
                 key: None if mean is None else cast(Posterior, self.posterior[key]).sample(mean)
                 for key, mean in self._parameters.items()
             }
+            plain._parameters = draws
         for name, child in plain._modules.items():
             if isinstance(child, BayesianLayer):
                 plain._modules[name] = DrawnLayer._drawn(child)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -100,11 +99,9 @@ def test_outputs_have_the_closed_mean_and_variance(
     torch.testing.assert_close(draws.var(0), variance, rtol=0.12, atol=0)
 
 
-def test_an_operations_variance_is_that_of_its_weights() -> None:
-    """An embedding's output is a row of weights, so its moments are the row's; one-hot inputs to a linear layer agree."""
+def test_an_embeddings_output_has_the_variance_of_its_row() -> None:
     layer = made("Embedding", priors=WIDE)
-    index = torch.tensor([3])
-    variance = layer.operation(layer.squared(index), *layer.variances())
+    variance = layer.operation(layer.squared(torch.tensor([3])), *layer.variances())
     assert torch.equal(variance[0], layer.posterior["weight"].std(layer.weight)[3].square())
 
 
