@@ -36,7 +36,12 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--weights_path", type=Path, required=True, help="a checkpoint of main_bayesian.py")
     add("--fraction", type=float, help="how many of the weights go (chosen on the validation split)")
-    add("--max_loss", type=float, default=0.003, help="accuracy that may be lost on validation when it is chosen (0.003: 0.3 points)")
+    add(
+        "--max_loss",
+        type=float,
+        default=0.003,
+        help="accuracy that may be lost on validation when it is chosen (0.003: 0.3 points)",
+    )
     add("--by_layer", action="store_true", help="the same fraction of every tensor rather than of all together")
     add("--num_samples", type=int, default=25, help="posterior samples a prediction")
     add("--net_type", help="package.module:factory, if the network is your own")
@@ -66,7 +71,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return metrics.scores(_predict(network, split, data, arguments.num_samples).probs, split.labels)
 
     curve = []
-    settings: list[float | None] = sorted({*FRACTIONS, *([arguments.fraction] if arguments.fraction is not None else [])})
+    settings: list[float | None] = sorted(
+        {*FRACTIONS, *([arguments.fraction] if arguments.fraction is not None else [])}
+    )
     if any(isinstance(module, AlphaPosterior) for module in net.modules()):
         settings.append(None)  # log α > 3
     for fraction in settings:

@@ -91,4 +91,11 @@ def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, 
     (command,) = (words for words in commands() if words[1:2] == ["uncertainty_estimation.py"])
     moved = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in command[1:]]
     script(*moved, "--dataset", pictures, "--ood_dir", pictures / "train", "--num_samples", 2)
-    assert (tmp_path / pictures.name / "bayesian" / "lenet" / "uncertainty" / "rotation.png").exists()
+    folder = tmp_path / pictures.name / "bayesian"
+    assert (folder / "lenet" / "uncertainty" / "rotation.png").exists()
+    more = [words for words in commands() if words[1:2] == ["-m"] and words[0] == "python"]
+    assert [words[2] for words in more] == ["inference.prune", "inference.export"]
+    for words in more:
+        moved = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
+        script(*moved, "--num_samples", 2)
+    assert (folder / "model_lenet.pruned.png").exists() and (folder / "model_lenet.predictive.onnx").exists()

@@ -290,7 +290,8 @@ def test_a_killed_run_is_resumed_without_gap_or_double(
 
     flags = FLAGS | {"dataset": tmp_path / "pictures", "checkpoint_dir": tmp_path / "killed", "record_mean_var": True}
     with subprocess.Popen(
-        [sys.executable, "main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items())],
+        # Of low priority, so that on a busy machine it is not done before it is killed.
+        ["nice", sys.executable, "main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items())],
         cwd=ROOT,
         env=script_environment(),
         stdout=subprocess.PIPE,

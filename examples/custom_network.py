@@ -1,0 +1,56 @@
+"""A Bayesian network of one's own, trained on 8×8 digits that ship with scikit-learn, in a few seconds."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from inference.metrics import scores
+from inference.prediction import posterior_predictive
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
+
+
+class Net(ModuleWrapper):
+    """Its layers run in the order of their assignment; a call returns (logits, kl)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = BBBConv2d(1, 16, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.flatten = FlattenLayer(16 * 4 * 4)
+        self.fc = BBBLinear(16 * 4 * 4, 10)
+
+
+def main(epochs: int = 30) -> dict[str, float]:
+    """Train on 1,400 digits, test on the rest."""
+    torch.manual_seed(0)
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+    order = torch.randperm(len(labels))
+    train, test = order[:1400], order[1400:]
+    net = Net()
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for batch in train[torch.randperm(len(train))].split(64):
+            logits, kl = net(images[batch])
+            loss = F.cross_entropy(logits, labels[batch]) + 0.1 * kl / len(train)  # nats per example
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    predictive = posterior_predictive(net, images[test], num_samples=25)
+    found = scores(predictive.probs, labels[test])
+    doubtful = predictive.entropy.argsort(descending=True)[:3]
+    print(", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    print(f"least certain: digits {[_named(labels[test][i], predictive.probs[i]) for i in doubtful]}")
+    return found
+
+
+def _named(label: Tensor, probs: Tensor) -> str:
+    return f"{int(label)}, taken for {int(probs.argmax())} with {float(probs.max()):.0%}"
+
+
+if __name__ == "__main__":
+    main()

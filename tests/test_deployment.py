@@ -1,0 +1,120 @@
+"""Exported networks, run by torch.export and by onnxruntime, give what the library gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+import config_bayesian
+from inference.deployment import MeanNetwork, PredictiveNetwork, export, quantised
+from inference.export import main
+from inference.prediction import posterior_predictive
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
+from support import UserError
+from training import loop
+from training.settings import BayesianSettings, from_config
+
+MOMENTS: dict[str, Any] = {"mean": (0.4, 0.5), "std": (0.2, 0.3)}
+
+
+class Small(ModuleWrapper):
+    def __init__(self, alpha_shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        wide: dict[str, Any] = {
+            "alpha_shape": alpha_shape,
+            "priors": {"posterior_rho_initial": (-1.5, 0.3), "posterior_log_alpha_initial": -1.0},
+        }
+        self.conv = BBBConv2d(2, 3, 3, stride=2, **wide)
+        self.act = nn.ReLU()
+        self.flatten = FlattenLayer(27)
+        self.fc = BBBLinear(27, 4, **wide)
+
+
+def run(path: Path, images: Tensor) -> list[Tensor]:
+    if path.suffix == ".pt2":
+        output = torch.export.load(path).module()(images)
+        return list(output) if isinstance(output, tuple) else [output]
+    return [torch.from_numpy(part) for part in InferenceSession(str(path)).run(None, {"images": images.numpy()})]
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_the_mean_network_runs_elsewhere_with_equal_outputs(ending: str, tmp_path: Path) -> None:
+    net = Small()
+    network = MeanNetwork(net, **MOMENTS)
+    path = export(network, 2, 8, tmp_path / f"mean{ending}")
+    for count in (1, 7):
+        images = torch.rand(count, 2, 8, 8)
+        found = run(path, images)[0]
+        normalised = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
+        with sampling(net, False):
+            expected = net(normalised)[0].softmax(-1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-6)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_the_predictive_network_has_the_librarys_distribution(
+    ending: str, alpha_shape: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """Over many calls of few draws, the means of all outputs agree within the noise that the calls show."""
+    net = Small(alpha_shape)
+    path = export(PredictiveNetwork(net, 4, (0.0, 0.0), (1.0, 1.0)), 2, 8, tmp_path / f"predictive{ending}")
+    images = torch.rand(5, 2, 8, 8)
+    if ending == ".onnx":
+        session = InferenceSession(str(path))
+        assert [output.name for output in session.get_outputs()] == ["probs", "epistemic", "aleatoric"]
+        calls = [session.run(None, {"images": images.numpy()}) for _ in range(400)]
+        found = [torch.stack([torch.from_numpy(call[part]) for call in calls]) for part in range(3)]
+    else:
+        module = torch.export.load(path).module()
+        with torch.no_grad():
+            outputs = [module(images) for _ in range(400)]
+        found = [torch.stack([output[part] for output in outputs]) for part in range(3)]
+    own = [posterior_predictive(net, images, num_samples=4, seed=seed) for seed in range(400)]
+    expected = [
+        torch.stack([each.probs for each in own]),
+        torch.stack([each.mutual_information for each in own]),
+        torch.stack([each.expected_entropy for each in own]),
+    ]
+    for one, other in zip(found, expected, strict=True):
+        noise = ((one.var(0) + other.var(0)) / 400).sqrt()
+        assert ((one.mean(0) - other.mean(0)).abs() < 5 * noise).all()
+        torch.testing.assert_close(one.std(0), other.std(0), rtol=0.3, atol=1e-3)
+    probs, epistemic, aleatoric = found
+    entropy = torch.special.entr(probs).sum(-1)
+    torch.testing.assert_close(epistemic + aleatoric, torch.maximum(entropy, aleatoric), rtol=1e-4, atol=1e-5)
+
+
+def test_int8_stays_close() -> None:
+    network = MeanNetwork(Small(), **MOMENTS)
+    images = torch.rand(50, 2, 8, 8)
+    small = quantised(network)
+    assert type(small.net.fc).__module__ != type(network.net.fc).__module__  # type: ignore[union-attr]
+    difference = (small(images) - network(images)).abs().max().item()
+    assert 0 < difference < 0.02
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the name must end in \.pt2 or \.onnx"):
+        export(MeanNetwork(Small(), **MOMENTS), 2, 8, tmp_path / "net.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_and_compares(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = from_config(BayesianSettings, config_bayesian)
+    loop.run(replace(settings, dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=2, batch_size=20))
+    folder = tmp_path / "bars" / "bayesian"
+    main(["--weights_path", str(folder / "model_lenet.pt"), "--num_samples", "2", "--check", "30"])
+    names = {path.name for path in folder.glob("*.*")}
+    assert {f"model_lenet.{kind}{ending}" for kind in ("mean", "predictive") for ending in (".pt2", ".onnx")} <= names
+    printed = capsys.readouterr().out
+    assert float(printed.split("probabilities differ by at most ")[1].split()[0]) < 1e-5
+    assert "int8 mean network: accuracy" in printed

@@ -1,0 +1,41 @@
+"""The examples and the notebook run, and show what they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+from examples import convert_torchvision, custom_network, regression
+
+
+def test_a_custom_network_learns_digits() -> None:
+    assert custom_network.main(epochs=8)["accuracy"] > 0.9
+
+
+def test_a_torchvision_network_stays_as_good_when_it_becomes_bayesian(capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_torchvision.main(steps=40) > 0.8
+    printed = capsys.readouterr().out.split()
+    digits, noise = (float(printed[printed.index(word) + 1].rstrip(",")) for word in ("digits", "noise"))
+    assert noise > 2 * digits
+
+
+def test_regression_is_less_sure_where_no_data_is(tmp_path: Path) -> None:
+    found = regression.main(tmp_path / "bands.png", steps=1500)
+    grid = [-4 + 10 * index / 200 for index in range(201)]
+    unsure = {at: found.epistemic[min(range(201), key=lambda i: abs(grid[i] - at)), 0].sqrt() for at in (0, 0.85, 5)}
+    assert unsure[0] < 0.7 * unsure[0.85] < 0.7 * unsure[5]
+    assert matplotlib.image.imread(tmp_path / "bands.png").std() > 0.05
+
+
+def test_the_notebook_runs() -> None:
+    notebook = nbformat.read(ROOT / "examples" / "mnist5k.ipynb", as_version=4)
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "examples"}}
+    ).execute()
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "entropy" in printed and "the means alone: 9" in printed

@@ -1,0 +1,113 @@
+"""A network of the user's own, by `package.module:factory`, trained, started from and loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import config_bayesian
+import config_frequentist
+from layers import BBBConv2d, ModuleWrapper, weight_posteriors
+from models import build
+from models.checkpoint import load_network
+from support import UserError
+from training.loop import Run, run
+from training.settings import BayesianSettings, Settings, from_config
+
+FACTORY = """
+from torch import nn
+from layers import BBBLinear, ModuleWrapper
+
+def make(outputs, inputs):
+    return nn.Sequential(
+        nn.Conv2d(inputs, 4, 5, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, outputs)
+    )
+
+def bayesian(outputs, inputs):
+    return ModuleWrapper(nn.Flatten(), BBBLinear(1024 * inputs, outputs))
+
+def number(outputs, inputs):
+    return outputs
+"""
+
+
+@pytest.fixture
+def settings(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    (tmp_path / "my_networks.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return {"dataset": str(pictures), "checkpoint_dir": str(tmp_path / "runs"), "net_type": "my_networks:make",
+            "n_epochs": 4, "batch_size": 20, "lr_start": 3e-3}  # fmt: skip
+
+
+def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any], tmp_path: Path) -> None:
+    results = run(replace(from_config(Settings, config_frequentist), **settings))
+    assert results["test"]["accuracy"] > 0.8
+    plain_path = tmp_path / "runs" / "bars" / "frequentist" / "model_my_networks.make.pt"
+    with pytest.raises(UserError, match="holds a network that 'my_networks:make' makes: give that as net_type"):
+        load_network(plain_path)
+    plain, _, _ = load_network(plain_path, net_type="my_networks:make")
+
+    moped = replace(
+        from_config(BayesianSettings, config_bayesian), **settings, init_from=str(plain_path), moped=0.2,
+        prior_at_means=True, valid_ens=2, test_ens=2,
+    )  # fmt: skip
+    start = Run(moped).net
+    weights = plain.state_dict()
+    assert type(start) is ModuleWrapper
+    for name, mean, posterior in weight_posteriors(start):
+        trained = weights[name.removeprefix("0.")]
+        assert torch.equal(mean, trained) and torch.equal(posterior.prior_mu, trained)
+        torch.testing.assert_close(posterior.std(mean), 0.2 * trained.abs(), rtol=1e-3, atol=2e-6)
+    assert torch.equal(start.get_buffer("0.1.running_mean"), weights["1.running_mean"])
+    assert run(moped)["test"]["accuracy"] >= results["test"]["accuracy"] - 0.1
+    path = tmp_path / "runs" / "bars" / "bayesian" / "model_my_networks.make.pt"
+    loaded, _, _ = load_network(path, net_type="my_networks:make")
+    assert isinstance(loaded.get_submodule("0.0"), BBBConv2d)
+    centres = [posterior.prior_mu for _, _, posterior in weight_posteriors(loaded)]
+    assert all(torch.equal(c, weights[n.removeprefix("0.")])
+               for c, (n, _, _) in zip(centres, weight_posteriors(loaded), strict=True))  # fmt: skip
+
+    for changes, message in (
+        ({"net_type": "lenet"}, "holds a network that 'my_networks:make' makes"),
+        ({"valid_size": 0.2}, "its mean is .*, this run needs"),
+        ({"alpha_shape": (1, 1)}, "leave out alpha_shape"),
+        ({"init_from": str(path)}, "its bayesian is True, this run needs False"),
+        ({"init_from": str(tmp_path / "none.pt")}, "there is no checkpoint"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Run(replace(moped, **changes))
+
+
+def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(settings: dict[str, Any]) -> None:
+    net = build("my_networks:bayesian", True, 2, 1, layer_type="lrt")
+    logits, kl = net(torch.randn(3, 1, 32, 32))
+    assert logits.shape == (3, 2) and kl > 0
+    with pytest.raises(UserError, match="its layers are Bayesian already"):
+        build("my_networks:bayesian", False, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("net_type", "message"),
+    [
+        ("my_networks:mak", "has no attribute 'mak': give it as package.module:function"),
+        ("my_network:make", "No module named 'my_network'"),
+        ("my_networks:number", "expected an nn.Module, got 2"),
+        ("my networks:make", "unknown net_type 'my networks:make': expected one of lenet"),
+        ("resnet81", "did you mean 'resnet18'"),
+    ],
+)
+def test_a_factory_that_cannot_be_had_is_one_line(settings: dict[str, Any], net_type: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        build(net_type, False, 2, 1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_has_its_own_activations() -> None:
+    with pytest.raises(UserError, match="activation_type does not apply"):
+        build("resnet18", False, 10, 3, activation_type="softplus")
+    net = build("resnet18", True, 10, 1, activation_type="relu", layer_type="bbb")
+    assert sum(p.numel() for _, p, _ in weight_posteriors(net)) == 11_172_810 - 2 * 4800
