@@ -45,9 +45,8 @@ def main(steps: int = 60) -> float:
     predictive = posterior_predictive(net, images[test], num_samples=10)
     accuracy = (predictive.probs.argmax(-1) == labels[test]).float().mean().item()
     noise = posterior_predictive(net, torch.rand(100, 3, 32, 32), num_samples=10)
-    print(
-        f"accuracy {accuracy:.2%}; entropy of digits {predictive.entropy.mean():.3f}, of noise {noise.entropy.mean():.3f}"
-    )
+    entropies = f"entropy of digits {predictive.entropy.mean():.3f}, of noise {noise.entropy.mean():.3f}"
+    print(f"accuracy {accuracy:.2%}; {entropies}")
     assert type(to_deterministic(net.get_submodule("0")).fc) is torch.nn.Linear  # and back
     return accuracy
 

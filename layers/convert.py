@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from layers.base import BAYESIAN_FORMS, BayesianLayer, bayesian_form, weight_posteriors
@@ -89,13 +90,21 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
             posterior.centre_prior(mean)
 
 
-def to_deterministic(module: Network) -> Network:
-    """A copy of `module` in which every Bayesian layer is the `torch.nn` layer it extends, at its posterior means.
+def to_deterministic(module: Network, sample: bool = False) -> Network:
+    """A copy of `module` in which every Bayesian layer is the `torch.nn` layer it extends.
 
     Parameters keep their dotted names, and modules and tensors that were shared stay shared. The KL of
-    the copy is 0. For one draw of the weights instead, see `inference.prediction.posterior_draws`.
+    the copy is 0.
+
+    Args:
+        sample: one draw of all weights rather than their posterior means; for many see
+            `inference.prediction.posterior_draws`.
     """
     twin = copy.deepcopy(module)
+    if sample:
+        with torch.no_grad():
+            for _, mean, posterior in weight_posteriors(twin):
+                mean.copy_(posterior.sample(mean))
     return _replaced(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import FACTORIES, NETWORKS, build
 from support import UserError, written_whole
@@ -40,9 +44,16 @@ class Description:
 
 def save_network(path: Path, net: nn.Module, description: Description, **report: Any) -> None:
     """Write the network and `report` (settings, scores: plain values) to `path`, whole or not at all."""
-    content = {"format": FORMAT, "description": asdict(description), "weights": net.state_dict(), **report}
+    write_checkpoint(path, {"description": asdict(description), "weights": net.state_dict(), **report})
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` with this version's format number and its checksum, whole or not at all."""
+    content = {"format": FORMAT, **content}
+    stream = io.BytesIO()  # torch's own writer does not say why a disk refuses
+    torch.save({**content, "checksum": _checksum(content)}, stream)
     with written_whole(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(stream.getbuffer())
 
 
 def load_network(
@@ -57,7 +68,7 @@ def load_network(
     Raises:
         UserError: the file is missing, is no checkpoint of this library, or does not fit together.
     """
-    content = read_checkpoint(path, device)
+    content = read_checkpoint(path)
     description = content.get("description")
     wanted = description.get("net_type") if isinstance(description, dict) else None
     if wanted not in (*NETWORKS, *FACTORIES, net_type):
@@ -79,14 +90,15 @@ def network_in(content: dict[str, Any], path: str | Path, device: torch.device |
     return net.to(device).eval()
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint; nothing in it is executed (`weights_only=True`).
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, its tensors on the CPU; nothing in it is executed (`weights_only=True`).
 
     Raises:
-        UserError: the file is missing, unreadable, or of another format.
+        UserError: the file is missing, unreadable, damaged, or of another format.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        _refuse_bomb(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}: train one first, or give the path of another") from error
     except Exception as error:  # what an unpickler makes of a foreign file can be any of them
@@ -94,7 +106,41 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found!r}")
+    if content.pop("checksum", None) != _checksum(content):
+        raise UserError(f"{path} is damaged: its checksum is not that of its content; restore it or train again")
     return content
+
+
+def _refuse_bomb(path: str | Path) -> None:
+    """What torch writes is stored, not compressed: an archive that unpacks to more than it weighs is not torch's."""
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("its parts are compressed, which those of a checkpoint are not")
+        if sum(part.file_size for part in archive.infolist()) > Path(path).stat().st_size:
+            raise ValueError("its parts are larger than the file")
+
+
+def _checksum(content: Any) -> str:
+    """SHA-256 of nested plain values and tensors."""
+    digest = hashlib.sha256()
+    _feed(digest.update, content)
+    return digest.hexdigest()
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    if isinstance(value, Tensor):
+        update(f"{value.dtype}{tuple(value.shape)}".encode())
+        update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            update(f"{key!r}:".encode())
+            _feed(update, item)
+    elif isinstance(value, (list, tuple)):
+        update(f"{type(value).__name__}{len(value)}".encode())
+        for item in value:
+            _feed(update, item)
+    else:
+        update(f"{value!r};".encode())
 
 
 def _first_line(error: Exception) -> str:

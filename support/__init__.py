@@ -1,6 +1,15 @@
 """What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
 
 from support.errors import OneLineParser, UserError, nearest, report_user_errors
-from support.files import write_json, write_text, written_whole
+from support.files import locked, write_json, write_text, written_whole
 
-__all__ = ["OneLineParser", "UserError", "nearest", "report_user_errors", "write_json", "write_text", "written_whole"]
+__all__ = [
+    "OneLineParser",
+    "UserError",
+    "locked",
+    "nearest",
+    "report_user_errors",
+    "write_json",
+    "write_text",
+    "written_whole",
+]

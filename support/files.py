@@ -41,6 +41,33 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it no other process may lock `folder`; a process that dies gives its lock back.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where two runs on one folder go unnoticed
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror or error}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another run is writing to {folder}: wait for it, or give this one a checkpoint_dir of its own"
+            ) from error
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with written_whole(path) as temporary:

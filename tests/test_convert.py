@@ -169,6 +169,16 @@ def test_what_was_tied_stays_tied_and_counts_once() -> None:
     assert twin.decode.posterior["weight"] is twin.embed.posterior["weight"]
 
 
+def test_one_draw_as_a_plain_network() -> None:
+    net = to_bayesian(nn.Sequential(nn.Linear(3, 50), nn.Linear(50, 2)), priors={"posterior_rho_initial": (-1.0, 0.0)})
+    torch.manual_seed(1)
+    drawn = to_deterministic(net, sample=True)
+    torch.manual_seed(1)
+    for name, mean, posterior in weight_posteriors(net):
+        assert torch.equal(drawn.get_parameter(name), posterior.sample(mean)) and name in dict(net.named_parameters())
+    assert not any(isinstance(layer, BayesianLayer) for layer in drawn.modules())
+
+
 @pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
 def test_moped_spreads_in_proportion_to_trained_weights(alpha_shape: tuple[int, ...] | None) -> None:
     net = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))

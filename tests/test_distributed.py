@@ -88,8 +88,10 @@ def test_only_what_the_same_launch_left_is_gone_on_with_by_itself(pictures: Path
     settings = replace(
         from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=1
     )
-    assert not Run(settings, World(launch="first")).resumed
-    assert not Run(settings, World(launch="second")).resumed
+    for launch in ("first", "second"):
+        run = Run(settings, World(launch=launch))
+        run._save_last()
+        assert not run.resumed
     assert Run(settings, World(launch="second", restarts=1)).resumed
     assert not Run(settings, World(launch="third", restarts=1)).resumed
 

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, Script
 
 import config_bayesian
@@ -83,12 +84,82 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
         ({"priors": {"prior": {"family": "Laplac"}}}, "priors: unknown family 'Laplac' of the prior"),
         ({"seed": None}, "seed: expected a whole number of at least 0, got None"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"dataset": ""}, "dataset: expected a text, got ''"),
+        ({"dataset": 5}, "dataset: expected a text, got 5"),
+        ({"data_dir": None}, "data_dir: expected a text, got None"),
+        ({"checkpoint_dir": ["here"]}, "checkpoint_dir: expected a text"),
+        ({"net_type": None}, "net_type: expected one of lenet"),
+        ({"net_type": "my.module:"}, "net_type: expected one of lenet"),
+        ({"activation_type": "tanh"}, "activation_type: expected one of"),
+        ({"n_epochs": 0}, "n_epochs: expected a whole number of at least 1, got 0"),
+        ({"n_epochs": -3}, "n_epochs: expected a whole number of at least 1, got -3"),
+        ({"n_epochs": 1e3}, "n_epochs: expected a whole number of at least 1, got 1000.0"),
+        ({"n_epochs": float("inf")}, "n_epochs: expected a whole number of at least 1, got inf"),
+        ({"lr_start": float("inf")}, "lr_start: expected a number above 0, got inf"),
+        ({"lr_start": -1e-3}, "lr_start: expected a number above 0, got -0.001"),
+        ({"lr_start": True}, "lr_start: expected a number above 0, got True"),
+        ({"lr_schedule": "step"}, "lr_schedule: expected one of constant, linear, cosine"),
+        ({"lr_schedule": None}, "lr_schedule: expected one of constant, linear, cosine"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"batch_size": "64"}, "batch_size: expected a whole number of at least 1, got '64'"),
+        ({"valid_size": 0}, "valid_size: expected a number above 0 and below 1, got 0"),
+        ({"valid_size": 1.5}, "valid_size: expected a number above 0 and below 1, got 1.5"),
+        ({"valid_size": float("nan")}, "valid_size: expected a number above 0 and below 1, got nan"),
+        ({"random_shift": -1}, "random_shift: expected a whole number of at least 0, got -1"),
+        ({"random_shift": 0.5}, "random_shift: expected a whole number of at least 0, got 0.5"),
+        ({"random_flip": 1}, "random_flip: expected 'auto', or True or False, got 1"),
+        ({"num_workers": -2}, "num_workers: expected a whole number of at least 0, got -2"),
+        ({"device": ""}, "device: expected 'auto', or a text, got ''"),
+        ({"device": 0}, "device: expected 'auto', or a text, got 0"),
+        ({"compile": 1}, "compile: expected True or False, got 1"),
+        ({"resume": None}, "resume: expected True or False, got None"),
+        ({"tensorboard": "on"}, "tensorboard: expected True or False, got 'on'"),
+        ({"patience": -1}, "patience: expected a whole number of at least 0, got -1"),
+        ({"patience": 2.0}, "patience: expected a whole number of at least 0, got 2.0"),
+        ({"layer_type": "mc"}, "layer_type: expected one of lrt, bbb, flipout"),
+        ({"layer_type": None}, "layer_type: expected one of lrt, bbb, flipout"),
+        ({"alpha_shape": 1}, "alpha_shape: expected None, or a shape such as"),
+        ({"alpha_shape": ()}, "alpha_shape: expected None, or a shape such as"),
+        ({"alpha_shape": (1.0, 1)}, "alpha_shape: expected None, or a shape such as"),
+        ({"beta_type": float("nan")}, "beta_type: expected a number of at least 0, got nan"),
+        ({"beta_type": float("inf")}, "beta_type: expected a number of at least 0, got inf"),
+        ({"beta_type": None}, "beta_type: expected a number of at least 0, got None"),
+        ({"lr_spread_factor": 0}, "lr_spread_factor: expected a number above 0, got 0"),
+        ({"lr_spread_factor": float("nan")}, "lr_spread_factor: expected a number above 0, got nan"),
+        ({"train_ens": -1}, "train_ens: expected a whole number of at least 1, got -1"),
+        ({"valid_ens": 0}, "valid_ens: expected a whole number of at least 1, got 0"),
+        ({"test_ens": 0}, "test_ens: expected a whole number of at least 1, got 0"),
+        ({"test_ens": "many"}, "test_ens: expected a whole number of at least 1, got 'many'"),
+        ({"record_mean_var": 1}, "record_mean_var: expected True or False, got 1"),
+        ({"recording_freq_per_epoch": 0}, "recording_freq_per_epoch: expected a whole number of at least 1, got 0"),
+        ({"record_layers": []}, "record_layers: expected None, or names of layers"),
+        ({"record_layers": ""}, "record_layers: expected None, or names of layers"),
+        ({"init_from": 3}, "init_from: expected None, or a text, got 3"),
+        ({"init_from": "m.pt", "moped": 0}, "moped: expected None, or a number above 0, got 0"),
+        ({"init_from": "m.pt", "moped": float("nan")}, "moped: expected None, or a number above 0, got nan"),
+        ({"prior_at_means": True}, "prior_at_means is for a run that starts from a frequentist network"),
+        ({"priors": {"prior_sigma": -1}}, "priors: prior_sigma must be above 0, got -1"),
+        ({"priors": {"prior_sigma": float("nan")}}, "priors: prior_sigma must be finite, got nan"),
+        ({"priors": {"prior_mu": float("inf")}}, "priors: prior_mu must be finite, got inf"),
+        ({"priors": {"posterior_rho_initial": (1, 2, 3)}}, "priors: posterior_rho_initial must be a pair"),
+        ({"priors": {"posterior_rho_initial": (0, float("nan"))}}, "priors: posterior_rho_initial must be finite"),
+        ({"priors": {"prior": "Laplace"}}, "priors: prior must be of torch.distributions, got 'Laplace'"),
+        ({"priors": ["prior_sigma"]}, "priors: priors must be a dict, got"),
     ],
 )
 def test_a_wrong_setting_in_the_file_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         from_config(BayesianSettings, config(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_priors_are_kept_as_plain_values() -> None:
+    laplace = torch.distributions.Laplace(0.0, 0.5)
+    plain = {"family": "Laplace", "loc": 0.0, "scale": 0.5}
+    assert from_config(BayesianSettings, config(priors={"prior": laplace})).priors == {"prior": plain}
+    assert from_config(BayesianSettings, config(), ["--priors", str({"prior": plain})]).priors == {"prior": plain}
+    assert from_config(BayesianSettings, config(priors=None)).priors == {}
 
 
 def test_a_setting_missing_from_the_file_is_named() -> None:

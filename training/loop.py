@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,15 @@ from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
 from layers import ModuleWrapper, kl_divergence, start_at_means
 from models import build
-from models.checkpoint import FORMAT, Description, load_network, network_in, read_checkpoint, save_network
-from support import UserError, write_json, written_whole
+from models.checkpoint import (
+    Description,
+    load_network,
+    network_in,
+    read_checkpoint,
+    save_network,
+    write_checkpoint,
+)
+from support import UserError, locked, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, joined
 from training.data import CHUNK, Split, augment, data_name, load_data, normalise
@@ -137,8 +144,6 @@ class Run:
         self.resumed = last is not None
         if last is not None:
             self._resume(last)
-        elif world.launch:
-            self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
 
     def _start_from(self, path: str, net: nn.Module) -> None:
         """Give a fresh Bayesian network the weights of a frequentist checkpoint, and MOPED's start if asked."""
@@ -181,6 +186,8 @@ class Run:
         settings, progress = self.settings, self.progress
         with ExitStack() as stack:
             stop = stack.enter_context(stop_requests())
+            if self.world.launch and not self.resumed:
+                self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
             if self.bayesian and self.bayesian.record_mean_var and self.world.leads:
                 self.recorder = stack.enter_context(self._recording(self.bayesian))
             board = _tensorboard(self.places.reports, stack) if settings.tensorboard and self.world.leads else None
@@ -397,7 +404,6 @@ class Run:
 
     def _save_last(self) -> None:
         content = {
-            "format": FORMAT,
             "settings": asdict(self.settings),
             "weights": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -407,10 +413,8 @@ class Run:
         }
         if self.recorder:
             self.recorder.sync()
-        if not self.world.leads:
-            return
-        with written_whole(self.places.last) as temporary:
-            torch.save(content, temporary)
+        if self.world.leads:
+            write_checkpoint(self.places.last, content)
 
     def _last(self) -> dict[str, Any] | None:
         """What `last.pt` holds if this run is to go on from it: asked to, or started anew after a process was lost."""
@@ -456,7 +460,9 @@ class Run:
 def run(settings: Settings) -> dict[str, Any]:
     """Train, validate and test by the settings, then print the twin's results beside these if there are any."""
     with joined(settings.device) as world:
-        results = Run(settings, world).fit()
+        whole = Run(settings, world)
+        with locked(whole.places.last.parent) if world.leads else nullcontext():
+            results = whole.fit()
     if world.leads and all(path.exists() for path in _results(settings)):
         print(f"\n{compare(settings)}", flush=True)
     return results

@@ -93,7 +93,8 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _priors(value: Any) -> dict[str, Any]:
     """As plain values, which a checkpoint can hold."""
     prior = Priors.of(value).prior
-    return dict(value) if prior is None else {**value, "prior": as_plain(prior)}
+    given = {} if value is None else dict(vars(value) if isinstance(value, Priors) else value)
+    return given if prior is None else {**given, "prior": as_plain(prior)}
 
 
 def _names(value: Any) -> list[str]:

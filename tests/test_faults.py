@@ -1,0 +1,166 @@
+"""Nothing that was good is lost, nothing that is bad is taken for good."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Script, script_environment
+
+import config_bayesian
+from models.checkpoint import load_network, read_checkpoint
+from support import UserError, locked
+from training.loop import run
+from training.settings import BayesianSettings, from_config
+
+
+@pytest.fixture
+def settings(pictures: Path, tmp_path: Path) -> BayesianSettings:
+    return replace(
+        from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path),
+        n_epochs=6, batch_size=20, lr_start=3e-3, valid_ens=1, test_ens=2,
+    )  # fmt: skip
+
+
+def folder(settings: BayesianSettings) -> Path:
+    return Path(settings.checkpoint_dir) / "bars" / "bayesian"
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(settings: BayesianSettings) -> None:
+    """Cut off at 100 lengths, and with a bit flipped at 200 places: refused, or, where the bit means nothing, equal."""
+    run(replace(settings, n_epochs=1))
+    path = folder(settings) / "model_lenet.pt"
+    whole, content = path.read_bytes(), read_checkpoint(path)
+    chance = random.Random(0)
+    damaged = [whole[: chance.randrange(len(whole))] for _ in range(100)]
+    for _ in range(200):
+        at = chance.randrange(len(whole))
+        damaged.append(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
+    refused = 0
+    for bad in damaged:
+        path.write_bytes(bad)
+        try:
+            assert same(read_checkpoint(path), content), "a damaged checkpoint was taken for good"
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 250
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match="is not a readable checkpoint: its parts are compressed"):
+        load_network(path)
+
+
+def _train(settings: BayesianSettings) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        run(settings)
+
+
+def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings, tmp_path: Path) -> None:
+    """SIGKILL, SIGTERM and SIGINT in turn: the resumed run ends with the weights of one that was left alone."""
+    alone = replace(settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=30)
+    run(alone)
+    killed = replace(alone, checkpoint_dir=str(tmp_path / "killed"))
+    last = folder(killed) / "last.pt"
+    context, chance, kills = multiprocessing.get_context("fork"), random.Random(1), 0
+    while kills < 30:
+        process = context.Process(target=_train, args=(replace(killed, resume=last.exists()),))
+        process.start()
+        process.join(0.15 + chance.random() * 0.6)
+        if process.exitcode == 0:
+            break
+        assert process.pid is not None
+        os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kills % 3])
+        process.join(60)
+        kills += 1
+        if last.exists():
+            read_checkpoint(last)
+    assert kills >= 20
+    run(replace(killed, resume=True))
+    one, other = (read_checkpoint(folder(each) / "model_lenet.pt") for each in (alone, killed))
+    assert same(one["weights"], other["weights"])
+    histories = [(folder(each) / "lenet" / "history.csv").read_text().splitlines() for each in (alone, killed)]
+    assert [row.rsplit(",", 1)[0] for row in histories[0]] == [row.rsplit(",", 1)[0] for row in histories[1]]
+
+
+def test_the_same_seed_gives_the_same_results(settings: BayesianSettings, tmp_path: Path) -> None:
+    found = []
+    for name, workers in (("one", 0), ("two", 0), ("three", 2)):
+        results = run(replace(settings, checkpoint_dir=str(tmp_path / name), n_epochs=2, num_workers=workers))
+        kept = json.loads((tmp_path / name / "bars" / "bayesian" / "lenet" / "results.json").read_text())
+        assert kept["test"] == results["test"]
+        found.append((kept["test"], {key: value for key, value in kept["validation"].items() if key != "seconds"}))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_second_run_on_the_same_folder_is_told(settings: BayesianSettings, script: Script) -> None:
+    with locked(folder(settings)):
+        answer = script(
+            "main_bayesian.py", "--dataset", settings.dataset, "--checkpoint_dir", settings.checkpoint_dir, expect=2
+        )
+    assert f"another run is writing to {folder(settings)}" in answer.stderr and answer.stderr.count("\n") == 1
+    assert [path.name for path in folder(settings).iterdir()] == [".lock"]
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    code = f"import time; from pathlib import Path; from support import locked\n" \
+           f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is writing"), locked(tmp_path):
+            pass
+        holder.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(settings: BayesianSettings) -> None:
+    """No file may grow beyond half of last.pt: as on a disk that is full."""
+    run(replace(settings, n_epochs=1))
+    last = folder(settings) / "last.pt"
+    before = last.read_bytes()
+    words = [f"--{name}={value}" for name, value in asdict(settings).items() if name in
+             ("dataset", "checkpoint_dir", "batch_size", "lr_start")]  # fmt: skip
+    answer = subprocess.run(
+        [sys.executable, "main_bayesian.py", *words, "--n_epochs=3", "--valid_ens=1", "--test_ens=2", "--resume"],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2)),
+    )  # fmt: skip
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stderr.startswith(f"error: cannot write {last.parent}") and answer.stderr.count("\n") == 1
+    assert last.read_bytes() == before
+    assert not list(last.parent.glob(".last*")) and not list(last.parent.glob(".model*"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write in .*file/bars/bayesian: Not a directory"):
+        run(replace(settings, checkpoint_dir=str(tmp_path / "file")))
