@@ -32,6 +32,7 @@ from models.checkpoint import (
 from support import UserError, locked, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, joined
+from training.alarms import Alarms
 from training.data import CHUNK, Split, augment, data_name, load_data, normalise
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
@@ -184,6 +185,7 @@ class Run:
             SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
         """
         settings, progress = self.settings, self.progress
+        alarms = Alarms(self.net, len(self.data.classes), settings.n_epochs)
         with ExitStack() as stack:
             stop = stack.enter_context(stop_requests())
             if self.world.launch and not self.resumed:
@@ -199,6 +201,9 @@ class Run:
                         self._interrupted(signum)
                 row, best = self._finish_epoch(started)
                 self._say(epoch_line(row, settings.n_epochs, best))
+                if self.world.leads:
+                    for text in alarms.after(progress.history, len(self.data.valid)):
+                        print(f"warning: {text}", file=sys.stderr, flush=True)
                 if board is not None:
                     for name, value in row.items():
                         board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
