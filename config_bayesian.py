@@ -42,6 +42,7 @@ seed = 0
 device = "auto"
 amp = False
 compile = False
+deterministic = False  # on a CPU the same seed gives the same numbers anyway
 resume = False
 checkpoint_dir = "checkpoints"
 tensorboard = False

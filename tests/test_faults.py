@@ -23,7 +23,7 @@ from conftest import ROOT, Script, script_environment
 import config_bayesian
 from models.checkpoint import load_network, read_checkpoint
 from support import UserError, locked
-from training.loop import run
+from training.loop import Run, run
 from training.settings import BayesianSettings, from_config
 
 
@@ -128,6 +128,23 @@ def test_the_same_seed_gives_the_same_results(settings: BayesianSettings, tmp_pa
     assert found[0] == found[1] == found[2]
 
 
+def test_deterministic_algorithms_are_asked_for(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    Run(settings)
+    assert asked == []
+    Run(replace(settings, deterministic=True))
+    assert asked == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_run_by_deterministic_algorithms_finishes(settings: BayesianSettings) -> None:
+    try:
+        results = run(replace(settings, deterministic=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert results["test"]["accuracy"] > 0.7
+
+
 def test_a_second_run_on_the_same_folder_is_told(settings: BayesianSettings, script: Script) -> None:
     with locked(folder(settings)):
         answer = script(
@@ -171,3 +188,33 @@ def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings,
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write in .*file/bars/bayesian: Not a directory"):
         run(replace(settings, checkpoint_dir=str(tmp_path / "file")))
+
+
+def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: BayesianSettings) -> None:
+    """SOAK_EPOCHS=2000 and -s print the figures of the README; otherwise it is shorter."""
+    epochs = int(os.environ.get("SOAK_EPOCHS", 150))
+    code = (
+        "import sys, json, os, main_bayesian, training.loop as loop\n"
+        "seen, save = [], loop.Run._save_last\n"
+        "def watched(run):\n"
+        "    save(run)\n"
+        "    pages = int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
+        "    seen.append((pages / 2**20, len(os.listdir('/proc/self/fd'))))\n"
+        "loop.Run._save_last = watched\n"
+        "main_bayesian.main(sys.argv[1:])\n"
+        "print(json.dumps(seen))\n"
+    )
+    words = {"dataset": settings.dataset, "checkpoint_dir": settings.checkpoint_dir, "batch_size": 90, "valid_ens": 1,
+             "test_ens": 1, "n_epochs": epochs}  # fmt: skip
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *(f"--{name}={value}" for name, value in words.items())],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    seen = json.loads(answer.stdout.splitlines()[-1])
+    memory, files = zip(*seen, strict=True)
+    early, late = memory[epochs // 5], memory[-1]
+    print(
+        f"{epochs} epochs: {early:.1f} MiB after a fifth, {late:.1f} MiB at the end, {files[0]} and {files[-1]} files"
+    )
+    assert late - early < 8 + 0.01 * epochs and files[-1] <= files[epochs // 5]

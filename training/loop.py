@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -108,6 +109,9 @@ class Run:
         self.bayesian = settings if isinstance(settings, BayesianSettings) else None
         self.device = _device(settings.device, world)
         tune_cpu()
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+            torch.use_deterministic_algorithms(True)
         architecture: dict[str, Any] = {"activation_type": settings.activation_type}
         if self.bayesian:
             architecture |= {name: getattr(settings, name) for name in ("priors", "layer_type", "alpha_shape")}

@@ -150,6 +150,9 @@ class Settings:
     device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", _or("auto", _device))
     amp: bool = _setting("train in bfloat16 mixed precision", _flag)
     compile: bool = _setting("train through torch.compile", _flag)
+    deterministic: bool = _setting(
+        "use torch's deterministic algorithms alone: the same seed, the same numbers, on a GPU too (slower)", _flag
+    )
     patience: int = _setting("stop after so many epochs without a better validation NLL; 0 for never", _whole(0))
     resume: bool = _setting("go on from last.pt in the checkpoint folder", _flag)
     checkpoint_dir: str = _setting("where checkpoints and reports go", _text)
