@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches
 from models import known_net_type
 from models.checkpoint import Description, load_network
-from support import OneLineParser, UserError, report_user_errors, write_json
+from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
 from training.data import CHUNK, load_data, normalise, read_images
 
@@ -80,12 +80,12 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="holds notMNIST_small or notMNIST_large, or is a folder of A..J",
     )
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
-    add("--num_batches", type=_whole_number(1), help="mini-batches of each set; all of them if not given")
-    add("--num_samples", type=_whole_number(1), default=25, help="posterior samples (%(default)s)")
-    add("--batch_size", type=_whole_number(1), default=1000, help="images a mini-batch (%(default)s)")
+    add("--num_batches", type=whole_number(1), help="mini-batches of each set; all of them if not given")
+    add("--num_samples", type=whole_number(1), default=25, help="posterior samples (%(default)s)")
+    add("--batch_size", type=whole_number(1), default=1000, help="images a mini-batch (%(default)s)")
     add(
         "--seed",
-        type=_whole_number(0),
+        type=whole_number(0),
         default=0,
         help="of the posterior samples and of the order of the unknown images",
     )
@@ -100,15 +100,6 @@ def _net_type(text: str) -> str:
         return known_net_type(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected {error}, got {text!r}") from error
-
-
-def _whole_number(low: int) -> Callable[[str], int]:
-    def parsed(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**31):
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {2**31 - 1}, got {text!r}")
-        return int(text)
-
-    return parsed
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Writes <name>.mean and <name>.predictive beside the checkpoint, as .pt2 (torch.e
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from inference.metrics import accuracy
 from inference.prediction import posterior_predictive
 from models.architectures import IMAGE_SIZE
 from models.checkpoint import load_network
-from support import OneLineParser, UserError, report_user_errors
+from support import OneLineParser, UserError, report_user_errors, whole_number
 from support.cpu import tune_cpu
 from training.data import ImageData, load_data, normalise
 
@@ -31,16 +32,12 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser("python -m inference.export", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--weights_path", type=Path, required=True, help="a checkpoint of main_bayesian.py")
-    add("--num_samples", type=int, default=25, help="draws of the predictive network in a call")
+    add("--num_samples", type=whole_number(1), default=25, help="draws of the predictive network in a call")
     add("--save_dir", type=Path, help="where the files go (beside the checkpoint)")
-    add("--check", type=int, default=0, metavar="IMAGES", help="compare on so many test images (0: none)")
+    add("--check", type=whole_number(0), default=0, metavar="IMAGES", help="compare on so many test images (0: none)")
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies, for --check")
-    arguments = parser.parse_args(given)
-    for name, least in (("num_samples", 1), ("check", 0)):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
-    return arguments
+    return parser.parse_args(given)
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
@@ -115,7 +112,7 @@ def _seconds(network: Any, inputs: Tensor) -> float:
         started = time.perf_counter()
         network(inputs)
         times.append(time.perf_counter() - started)
-    return sorted(times)[2]
+    return statistics.median(times)
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

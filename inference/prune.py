@@ -12,20 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from inference import metrics
 from inference.plots import save
-from inference.prediction import Predictive, predict_batches
+from inference.prediction import predict_batches
 from inference.pruning import pruned, sparsity
 from layers.posterior import AlphaPosterior
 from models.checkpoint import load_network, save_network
-from support import OneLineParser, UserError, report_user_errors, write_json
+from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
 from support.figures import BLUE, ORANGE
-from training.data import CHUNK, ImageData, Split, load_data, normalise
+from training.data import CHUNK, Split, load_data, normalise
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 
@@ -43,15 +42,13 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="accuracy that may be lost on validation when it is chosen (0.003: 0.3 points)",
     )
     add("--by_layer", action="store_true", help="the same fraction of every tensor rather than of all together")
-    add("--num_samples", type=int, default=25, help="posterior samples a prediction")
+    add("--num_samples", type=whole_number(1), default=25, help="posterior samples a prediction")
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies")
     add("--save_path", type=Path, help="the pruned checkpoint (<weights_path less .pt>.pruned.pt)")
     arguments = parser.parse_args(given)
     if arguments.fraction is not None and not 0 <= arguments.fraction <= 1:
         parser.error(f"--fraction must be from 0 to 1, got {arguments.fraction}")
-    if arguments.num_samples < 1:
-        parser.error(f"--num_samples must be at least 1, got {arguments.num_samples}")
     return arguments
 
 
@@ -68,7 +65,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{path} was trained on another {data.name} than the one that is here")
 
     def scored(network: nn.Module, split: Split) -> dict[str, float]:
-        return metrics.scores(_predict(network, split, data, arguments.num_samples).probs, split.labels)
+        chunks = (normalise(images, data.mean, data.std) for images, _ in split.batches(CHUNK))
+        return metrics.scores(predict_batches(network, chunks, arguments.num_samples).probs, split.labels)
 
     curve = []
     settings: list[float | None] = sorted(
@@ -118,12 +116,6 @@ def plot(path: Path, curve: Sequence[dict[str, Any]], chosen: float, title: str)
         ax.grid(alpha=0.3)
     figure.suptitle(title)
     return save(figure, path)
-
-
-def _predict(net: nn.Module, split: Split, data: ImageData, samples: int) -> Predictive:
-    with torch.inference_mode():
-        chunks = (normalise(images, data.mean, data.std) for images, _ in split.batches(CHUNK))
-        return predict_batches(net, chunks, samples)
 
 
 def main(given: Sequence[str] | None = None) -> None:

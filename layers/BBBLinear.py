@@ -33,10 +33,11 @@ class BBBEmbedding(BayesianLayer, nn.Embedding):
 
     bias = None
 
-    def make_bayesian(self, *arguments: Any) -> None:
-        if self.padding_idx is not None or self.max_norm is not None:
-            raise ValueError("a Bayesian embedding has no padding_idx and no max_norm: mask what is padding instead")
-        super().make_bayesian(*arguments)
+    @staticmethod
+    def refusal(layer: Any) -> str | None:
+        if layer.padding_idx is None and layer.max_norm is None:
+            return None
+        return "a Bayesian embedding has no padding_idx and no max_norm: mask what is padding instead"
 
     @property
     def feature_axis(self) -> int:

@@ -6,14 +6,12 @@ Every argument, of the constructor and of a call, means what it means in `torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from layers.base import DrawnLayer, bayesian_form
 from layers.BBBLinear import BBBLinear
-from layers.priors import Priors
 
 
 class BBBLSTM(DrawnLayer, nn.LSTM):
@@ -27,15 +25,7 @@ class BBBGRU(DrawnLayer, nn.GRU):
 class BBBMultiheadAttention(DrawnLayer, nn.MultiheadAttention):
     """`nn.MultiheadAttention` with a posterior over its projections; that of the output is a `BBBLinear`."""
 
-    def make_bayesian(
-        self,
-        alpha_shape: Sequence[int] | None,
-        priors: Priors | Mapping[str, Any] | None,
-        layer_type: str | None,
-        name: str | None,
-    ) -> None:
-        super().make_bayesian(alpha_shape, priors, layer_type, name)
-        settings: dict[str, Any] = {"alpha_shape": alpha_shape, "priors": priors, "layer_type": layer_type}
-        self._modules["out_proj"] = bayesian_form(
-            self.out_proj, BBBLinear, **settings, name=name and f"{name}.out_proj"
-        )
+    def make_bayesian(self, *arguments: Any) -> None:
+        super().make_bayesian(*arguments)
+        *settings, name = arguments
+        self._modules["out_proj"] = bayesian_form(self.out_proj, BBBLinear, *settings, name and f"{name}.out_proj")

@@ -84,6 +84,8 @@ class BayesianLayer(nn.Module):
         name: str | None,
     ) -> None:
         """Give every parameter its posterior; called once, at the end of a layer's making."""
+        if refusal := self.refusal(self):
+            raise ValueError(refusal)
         layer_type = self.estimators[0] if layer_type is None else layer_type
         if layer_type not in self.estimators:
             raise ValueError(f"unknown layer_type {layer_type!r}: known are {sorted(self.estimators)}")
@@ -100,15 +102,18 @@ class BayesianLayer(nn.Module):
             else:
                 self.posterior[key] = AlphaPosterior(mean, self._alpha_shape(mean, tuple(alpha_shape)), priors)
 
+    @staticmethod
+    def refusal(layer: Any) -> str | None:
+        """Why a layer of the `torch.nn` kind has no Bayesian form, if it has none."""
+        return None
+
     def _alpha_shape(self, mean: Tensor, of_weight: tuple[int, ...]) -> tuple[int, ...]:
         """A bias has an α of its own for each of those that the weight has along its outputs."""
         if mean.dim() > 1 or len(of_weight) < 2:
             return of_weight
-        along = of_weight[self.outputs_axis] if len(of_weight) == self._weight_dim() else 1
+        weight_dim = max(parameter.dim() for parameter in self.parameters(recurse=False))
+        along = of_weight[self.outputs_axis] if len(of_weight) == weight_dim else 1
         return (along,) if along in (1, len(mean)) else (1,)
-
-    def _weight_dim(self) -> int:
-        return max(mean.dim() for mean in self.parameters(recurse=False))
 
     @property
     def feature_axis(self) -> int:
@@ -184,13 +189,12 @@ def _plain_kind(layer: type[nn.Module]) -> type[nn.Module] | None:
     return next(kinds, None)
 
 
-def bayesian_form(layer: nn.Module, kind: type[BayesianLayer], **settings: Any) -> BayesianLayer:
-    """The layer as one of `kind`, with the same parameters and the further arguments of that kind's constructor."""
+def bayesian_form(layer: nn.Module, kind: type[BayesianLayer], *arguments: Any) -> BayesianLayer:
+    """The layer as one of `kind`, with the same parameters and the further arguments of `kind.make_bayesian`."""
     form = object.__new__(kind)
     form.__dict__.update(layer.__dict__)
     form._modules = dict(layer._modules)
-    arguments = {name: settings.get(name) for name in ("alpha_shape", "priors", "layer_type", "name")}
-    form.make_bayesian(*arguments.values())
+    form.make_bayesian(*arguments)
     return form
 
 

@@ -56,9 +56,7 @@ def to_bayesian(
     for name, layer in _chosen(net, layers).items():
         kind = BAYESIAN_FORMS[type(layer)]
         estimator = layer_type if layer_type in kind.estimators or layer_type not in BayesianLayer.estimators else "bbb"
-        forms[layer] = bayesian_form(
-            layer, kind, alpha_shape=alpha_shape, priors=priors, layer_type=estimator, name=name or None
-        )
+        forms[layer] = bayesian_form(layer, kind, alpha_shape, priors, estimator, name or None)
     net = _replaced(net, forms)
     _share_posteriors(net)
     start_at_means(net, moped, prior_at_means)
@@ -126,7 +124,8 @@ def _chosen(net: nn.Module, layers: Chosen) -> dict[str, nn.Module]:
     able: dict[str, nn.Module] = {}
     for name, layer in net.named_modules():
         inner = any(name.startswith(f"{outer}.") for outer in able)
-        if type(layer) in BAYESIAN_FORMS and not inner and _has_form(layer):
+        kind = BAYESIAN_FORMS.get(type(layer))
+        if kind and not inner and not kind.refusal(layer):
             able[name] = layer
     if callable(layers):
         found = {name: layer for name, layer in able.items() if layers(name, layer)}
@@ -140,10 +139,6 @@ def _chosen(net: nn.Module, layers: Chosen) -> dict[str, nn.Module]:
     if not found:
         raise ValueError(f"layers={layers!r} chooses none of {', '.join(able) or 'no layer with a Bayesian form'}")
     return found
-
-
-def _has_form(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Embedding) or (layer.padding_idx is None and layer.max_norm is None)
 
 
 def _replaced(net: Network, forms: Mapping[nn.Module, nn.Module]) -> Network:

@@ -42,6 +42,11 @@ def known_net_type(net_type: object) -> str:
     )
 
 
+def file_name(net_type: str) -> str:
+    """What files and folders of that network are called."""
+    return net_type.replace(":", ".")
+
+
 def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
     """The network of that name and family for images of `inputs` channels and `outputs` classes.
 

@@ -1,6 +1,6 @@
 """What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
 
-from support.errors import OneLineParser, UserError, nearest, report_user_errors
+from support.errors import OneLineParser, UserError, nearest, report_user_errors, whole_number
 from support.files import locked, write_json, write_text, written_whole
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "locked",
     "nearest",
     "report_user_errors",
+    "whole_number",
     "write_json",
     "write_text",
     "written_whole",

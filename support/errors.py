@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -19,6 +19,17 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def whole_number(low: int) -> Callable[[str], int]:
+    """A `type` of argparse: a whole number of at least `low`."""
+
+    def parsed(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**31):
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {2**31 - 1}, got {text!r}")
+        return int(text)
+
+    return parsed
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
 from layers import ModuleWrapper, kl_divergence, start_at_means
-from models import build
+from models import build, file_name
 from models.checkpoint import (
     Description,
     load_network,
@@ -87,7 +87,7 @@ class Places:
     def of(cls, settings: Settings, dataset: str, bayesian: bool) -> Places:
         """`<checkpoint_dir>/<dataset>/<family>/` and what lies in it."""
         folder = Path(settings.checkpoint_dir) / dataset / ("bayesian" if bayesian else "frequentist")
-        name = settings.net_type.replace(":", ".")
+        name = file_name(settings.net_type)
         return cls(folder / f"model_{name}.pt", folder / "last.pt", folder / name)
 
 
