@@ -2,6 +2,7 @@
 
 Prints the mean epistemic and aleatoric uncertainty of every mini-batch and how well each score tells the two
 sets apart; writes the same as uncertainty.json, and pictures. Images of any size are resized to the network's.
+Under torchrun the processes share the images.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from inference import metrics, plots
-from inference.prediction import Predictive, predict_batches
+from inference.prediction import Predictive, predict_batches, predict_together
 from models import known_net_type
 from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
+from support.distributed import ALONE, World, joined
 from training.data import CHUNK, load_data, normalise, read_images
 
 SHIFTED = 2000  # images that are rotated or made noisy
@@ -33,14 +35,15 @@ NOISES = [level / 10 for level in range(11)]  # standard deviation of the noise,
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network and how its images are normalised."""
+    """A trained network, how its images are normalised, and the processes that predict with it."""
 
     net: nn.Module
     description: Description
+    world: World
 
     @classmethod
-    def load(cls, path: Path, net_type: str, family: str) -> Network:
-        net, description, _ = load_network(path, net_type=net_type)
+    def load(cls, path: Path, net_type: str, family: str, device: torch.device, world: World) -> Network:
+        net, description, _ = load_network(path, device, net_type)
         if description.bayesian != (family == "bayesian"):
             raise UserError(
                 f"{path} does not hold a {family} network: --weights_path is of main_bayesian.py, "
@@ -50,12 +53,17 @@ class Network:
             raise UserError(
                 f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
             )
-        return cls(net, description)
+        return cls(net, description, world)
 
     def predict(self, images: Tensor, arguments: argparse.Namespace) -> Predictive:
         """Of uint8 images [n, channels, height, width]."""
-        inputs = (normalise(chunk, self.description.mean, self.description.std) for chunk in images.split(CHUNK))
-        return predict_batches(self.net, inputs, arguments.num_samples, seed=arguments.seed)
+
+        def of(indices: Tensor) -> Predictive:
+            chunks = images[indices].split(CHUNK)
+            inputs = (normalise(chunk, self.description.mean, self.description.std) for chunk in chunks)
+            return predict_batches(self.net, inputs, arguments.num_samples, seed=arguments.seed)
+
+        return predict_together(len(images), of, self.world)
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -89,7 +97,13 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         help="of the posterior samples and of the order of the unknown images",
     )
-    add("--rotate", action="store_true", help="also accuracy and uncertainty against rotation from 0° to 180°")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps …")
+    add(
+        "--rotate",
+        dest="rotation",
+        action="store_true",
+        help="also accuracy and uncertainty against rotation from 0° to 180°",
+    )
     add("--noise", action="store_true", help="also accuracy and uncertainty against noise on the pixels")
     add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
     return parser.parse_args(given)
@@ -102,15 +116,18 @@ def _net_type(text: str) -> str:
         raise argparse.ArgumentTypeError(f"expected {error}, got {text!r}") from error
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole report, printed, pictured and returned as `uncertainty.json` has it."""
+def run(arguments: argparse.Namespace, world: World = ALONE) -> None:
+    """Predict, together with the other processes of `world`; the leading one prints, pictures and writes."""
     tune_cpu()
-    networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type, "bayesian")}
+    device = world.device(arguments.device)
+    networks = {"bayesian": Network.load(arguments.weights_path, arguments.net_type, "bayesian", device, world)}
     if arguments.frequentist_weights:
-        networks["frequentist"] = Network.load(arguments.frequentist_weights, arguments.net_type, "frequentist")
-    main = networks["bayesian"].description
+        networks["frequentist"] = Network.load(
+            arguments.frequentist_weights, arguments.net_type, "frequentist", device, world
+        )
     # Only the test split is used, and no seed or validation size changes that.
-    data = load_data(arguments.dataset, arguments.data_dir, valid_size=0.1, seed=0)
+    with world.first_on_each_machine():  # it may download
+        data = load_data(arguments.dataset, arguments.data_dir, valid_size=0.1, seed=0)
     for family, loaded in networks.items():
         its = loaded.description
         if (its.classes, len(its.mean)) != (data.classes, data.channels):
@@ -120,21 +137,30 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     folder = arguments.ood_dir or _not_mnist(arguments.not_mnist_dir)
     unknown, skipped = read_images(folder, data.channels)
-    if skipped:
+    if skipped and world.leads:
         print(f"passed over {len(skipped)} unreadable of {len(skipped) + len(unknown)} images, the first {skipped[0]}")
     unknown = unknown[torch.randperm(len(unknown), generator=torch.Generator().manual_seed(arguments.seed))]
     limit = arguments.num_batches * arguments.batch_size if arguments.num_batches else None
     chosen = torch.arange(len(data.test))[:limit]
     known, labels = next(data.test.batches(len(chosen), chosen))
     unknown = unknown[:limit]
+    if min(len(known), len(unknown)) < world.size:
+        raise UserError(f"{world.size} processes are too many for {len(known)} and {len(unknown)} images")
 
     started = time.perf_counter()
     predicted = {name: (n.predict(known, arguments), n.predict(unknown, arguments)) for name, n in networks.items()}
     seconds = time.perf_counter() - started
+    curves = {
+        kind: {
+            network: [_shifted(n, shift(known[:SHIFTED], s), labels[:SHIFTED], s, arguments) for s in shifts]
+            for network, n in networks.items()
+        }
+        for kind, (shifts, shift, _) in SHIFTS.items()
+        if getattr(arguments, kind)
+    }
+    if not world.leads:
+        return
     names = (f"{data.name} test", folder.resolve().name)
-    save_dir = (
-        arguments.save_dir or arguments.weights_path.parent / arguments.net_type.replace(":", ".") / "uncertainty"
-    )
     report: dict[str, Any] = {
         "known": names[0], "unknown": names[1], "known_images": len(known), "unknown_images": len(unknown),
         "skipped": len(skipped), "samples": arguments.num_samples, "seed": arguments.seed,
@@ -158,6 +184,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             },
         }
     _print_summary(report)
+    report |= curves
+    save_dir = (
+        arguments.save_dir or arguments.weights_path.parent / arguments.net_type.replace(":", ".") / "uncertainty"
+    )
+    classes = networks["bayesian"].description.classes
     pictures = [
         plots.plot_scores(save_dir / f"scores_{network}.png", *sets, names, f"{network} {arguments.net_type}")
         for network, sets in predicted.items()
@@ -168,21 +199,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     for network, sets in predicted.items():
         shown = dict(zip(names, ((known, sets[0]), (unknown, sets[1])), strict=True))
-        pictures.append(plots.plot_sheet(save_dir / f"images_{network}.png", shown, main.classes))
-    for wanted, kind, shifts, shift, label in (
-        (arguments.rotate, "rotation", ANGLES, _rotated, "rotation (degrees)"),
-        (arguments.noise, "noise", NOISES, _noisy, "standard deviation of the noise"),
-    ):
-        if wanted:
-            curves = {
-                network: [_shifted(n, shift(known[:SHIFTED], s), labels[:SHIFTED], s, arguments) for s in shifts]
-                for network, n in networks.items()
-            }
-            report[kind] = curves
-            pictures.append(plots.plot_shift(save_dir / f"{kind}.png", curves, label))
+        pictures.append(plots.plot_sheet(save_dir / f"images_{network}.png", shown, classes))
+    for kind, curve in curves.items():
+        pictures.append(plots.plot_shift(save_dir / f"{kind}.png", curve, SHIFTS[kind][2]))
     write_json(save_dir / "uncertainty.json", report)
     print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
-    return report
 
 
 def _not_mnist(folder: Path) -> Path:
@@ -253,10 +274,18 @@ def _shifted(
     }
 
 
+SHIFTS = {
+    "rotation": (ANGLES, _rotated, "rotation (degrees)"),
+    "noise": (NOISES, _noisy, "standard deviation of the noise"),
+}
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """The report by the arguments; a user's mistake exits with code 2."""
     with report_user_errors():
-        run(parse(sys.argv[1:] if given is None else given))
+        arguments = parse(sys.argv[1:] if given is None else given)
+        with joined(arguments.device) as world:
+            run(arguments, world)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from benchmarks.measure import against, conditions, in_a_process, interleaved, p
 from models import NETWORKS
 from support.cpu import tune_cpu
 
-COMPILED = (TWIN, "lrt", "bbb", "flipout")
+COMPILED = (TWIN, "lrt", "bbb", "flipout", "lrt, alpha", "bbb, alpha", "flipout, alpha")
 
 
 def measure(

@@ -41,6 +41,11 @@ class Predictive:
     aleatoric_normalized: Tensor
 
     @classmethod
+    def joined(cls, parts: Sequence[Predictive]) -> Predictive:
+        """The whole of images that were predicted one part after the other."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__annotations__))
+
+    @classmethod
     def interleaved(cls, parts: Sequence[Predictive]) -> Predictive:
         """The whole of what k processes predicted, of which each took every k-th image."""
         count = sum(len(part.probs) for part in parts)
@@ -149,29 +154,40 @@ def posterior_predictive(
 ) -> Predictive:
     """The summaries of `predict`'s samples without keeping them: memory grows with n alone."""
     with torch.inference_mode():
-        plain, positive = _Moments(), _Moments()
-        log_probs = entropies = None
-        count = samples_needed(net, num_samples)
-        for draw in posterior_draws(net, count, seed):
-            logits = logits_of(draw, images, batch_size)
-            log_p = logits.log_softmax(-1)
-            p = log_p.exp()
-            plain.add(p)
-            positive.add(normalized(logits))
-            log_probs = log_p if log_probs is None else log_probs.add_(log_p)
-            h = entropy(p)
-            entropies = h if entropies is None else entropies.add_(h)
-        assert log_probs is not None and entropies is not None
-        parts = plain.mean, log_probs / count, entropies / count, *plain.traces(), *positive.traces()
-        return Predictive(*(part.cpu() for part in parts))
+        draws = posterior_draws(net, samples_needed(net, num_samples), seed)
+        return summarised(logits_of(draw, images, batch_size) for draw in draws)
+
+
+def summarised(samples: Iterable[Tensor]) -> Predictive:
+    """The summaries of samples that come one by one, each the logits [n, classes] of the same images.
+
+    Draws of a posterior, members of an ensemble, passes with dropout: whatever disagrees.
+
+    Raises:
+        ValueError: no sample.
+    """
+    plain, positive = _Moments(), _Moments()
+    log_probs = entropies = None
+    for logits in samples:
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
+        plain.add(p)
+        positive.add(normalized(logits))
+        log_probs = log_p if log_probs is None else log_probs.add_(log_p)
+        h = entropy(p)
+        entropies = h if entropies is None else entropies.add_(h)
+    if log_probs is None or entropies is None:
+        raise ValueError("there is no sample to summarise")
+    count = plain.count
+    parts = plain.mean, log_probs / count, entropies / count, *plain.traces(), *positive.traces()
+    return Predictive(*(part.cpu() for part in parts))
 
 
 def predict_batches(
     net: nn.Module, chunks: Iterable[Tensor], num_samples: int = 25, batch_size: int = 256, seed: int = 0
 ) -> Predictive:
     """`posterior_predictive` of images that come in chunks, and need never all be in memory."""
-    parts = [posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks]
-    return Predictive(*(torch.cat([getattr(part, name) for part in parts]) for name in Predictive.__annotations__))
+    return Predictive.joined([posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks])
 
 
 def predict_together(count: int, predict: Callable[[Tensor], Predictive], world: World) -> Predictive:

@@ -42,6 +42,24 @@ class World:
         """How many of `count` things are this process's when each takes every `size`-th."""
         return len(range(self.rank, count, self.size))
 
+    def device(self, name: str) -> torch.device:
+        """The device of that name; of several processes, each has the GPU of its own number.
+
+        Args:
+            name: 'auto' for a GPU if there is one, or one of torch's names.
+
+        Raises:
+            UserError: there is no such device here.
+        """
+        try:
+            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+            if device.type == "cuda" and self.size > 1:
+                device = torch.device("cuda", self.local_rank)
+            torch.zeros((), device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
+        return device
+
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors."""
         if self.size > 1:

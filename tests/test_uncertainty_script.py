@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import Script, draw_pictures
+from conftest import ROOT, Script, draw_pictures, script_environment
 from PIL import Image
 
 import config_bayesian
@@ -95,6 +97,33 @@ def test_a_number_of_batches_and_any_other_unknown_set(
     uncertainty_estimation.main([str(argument) for argument in arguments])
     second = json.loads(beside.read_text())
     assert first["networks"] == second["networks"]  # the same seed, the same figures
+
+
+def test_two_processes_share_the_images_and_tell_the_same(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "others", 15, seed=9)
+    arguments = [
+        "uncertainty_estimation.py", "--weights_path", trained / "bayesian" / "model_lenet.pt", "--dataset", pictures,
+        "--ood_dir", tmp_path / "others", "--num_samples", 3, "--batch_size", 10, "--rotate",
+    ]  # fmt: skip
+    reports, outputs = [], []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
+        folder = tmp_path / f"out{len(reports)}"
+        answer = subprocess.run(
+            [sys.executable, *launcher, *map(str, arguments), "--save_dir", str(folder)],
+            cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        reports.append(json.loads((folder / "uncertainty.json").read_text()))
+        outputs.append(answer.stdout)
+    alone, together = (report["networks"]["bayesian"] for report in reports)
+    for name, rows in alone["batches"].items():
+        for row, other in zip(rows, together["batches"][name], strict=True):
+            assert other == pytest.approx(row, rel=1e-3, abs=1e-6)
+    assert together["novelty"]["total entropy"] == pytest.approx(alone["novelty"]["total entropy"], rel=1e-3)
+    assert [row["accuracy"] for row in reports[0]["rotation"]["bayesian"]] == pytest.approx(
+        [row["accuracy"] for row in reports[1]["rotation"]["bayesian"]]
+    )
+    assert [output.count("mean of batches") for output in outputs] == [2, 2]  # the leader alone speaks
 
 
 def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_path: Path) -> None:

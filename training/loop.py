@@ -107,7 +107,7 @@ class Run:
         self.settings = settings
         self.world = world
         self.bayesian = settings if isinstance(settings, BayesianSettings) else None
-        self.device = _device(settings.device, world)
+        self.device = world.device(settings.device)
         tune_cpu()
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
@@ -124,6 +124,11 @@ class Run:
             raise UserError(
                 f"{world.size} processes are too many for batch_size {settings.batch_size}, {len(self.data.valid)} "
                 f"validation images and {len(self.data.test)} test images: each needs one of each"
+            )
+        if settings.batch_size > len(self.data.train):
+            raise UserError(
+                f"batch_size {settings.batch_size} is more than the {len(self.data.train)} training images: give at "
+                f"most that"
             )
         self.places = Places.of(settings, self.data.name, self.bayesian is not None)
         self.description = Description(
@@ -333,6 +338,8 @@ class Run:
             if self.world.leads:
                 report = {"settings": asdict(self.settings), "validation": row}
                 save_network(self.places.best, self.net, self.description, **report)
+        elif self.world.leads and not self.places.best.exists():
+            raise UserError(f"{self.places.best} is gone: it held the best network so far; train again")
         progress.epoch, progress.batch, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
         progress.steps.zero_()
         progress.history.append(row)
@@ -532,19 +539,6 @@ def _seed(*seeds: int) -> int:
     for seed in seeds:
         mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
     return mixed
-
-
-def _device(name: str, world: World) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
-    return device
 
 
 def _tensorboard(folder: Path, stack: ExitStack) -> Any:
