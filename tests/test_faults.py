@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Script, script_environment
@@ -24,6 +25,7 @@ import config_bayesian
 from models.checkpoint import load_network, read_checkpoint
 from support import UserError, locked
 from training.loop import Run, run
+from training.recording import read_recording
 from training.settings import BayesianSettings, from_config
 
 
@@ -87,7 +89,9 @@ def _train(settings: BayesianSettings) -> None:
 
 def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings, tmp_path: Path) -> None:
     """SIGKILL, SIGTERM and SIGINT in turn: the resumed run ends with the weights of one that was left alone."""
-    alone = replace(settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=60)
+    alone = replace(
+        settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=60, record_mean_var=True, record_layers=["fc3"]
+    )
     killed = replace(alone, checkpoint_dir=str(tmp_path / "killed"))
     last = folder(killed) / "last.pt"
     run(alone)
@@ -98,6 +102,10 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         history, other_history = ((folder(each) / "lenet" / "history.csv").read_text() for each in (alone, killed))
         for row, other_row in zip(history.splitlines(), other_history.splitlines(), strict=True):
             assert row.rpartition(",")[0] == other_row.rpartition(",")[0]  # all but the seconds
+        log, other_log = (vars(read_recording(folder(each) / "lenet" / "fc3.h5")) for each in (alone, killed))
+        assert len(log["epoch"]) == 60 * 9
+        for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
+            np.testing.assert_array_equal(log[name], other_log[name])
 
     context, chance, kills = multiprocessing.get_context("fork"), random.Random(1), 0
     while kills < 30:
@@ -188,6 +196,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings,
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write in .*file/bars/bayesian: Not a directory"):
         run(replace(settings, checkpoint_dir=str(tmp_path / "file")))
+
+
+def test_a_folder_that_goes_missing_ends_the_run(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best network went with it: no later epoch is worth hours if it is not better."""
+    finish = Run._finish_epoch
+
+    def lose(run: Run, started: float) -> Any:
+        if run.progress.epoch == 2:
+            shutil.rmtree(folder(settings))
+            run.progress.best_nll = 0.0
+        return finish(run, started)
+
+    monkeypatch.setattr(Run, "_finish_epoch", lose)
+    with pytest.raises(UserError, match="model_lenet.pt is gone"):
+        run(settings)
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(settings: BayesianSettings) -> None:
+    with pytest.raises(UserError, match="batch_size 181 is more than the 180 training images: give at most that"):
+        Run(replace(settings, batch_size=181))
 
 
 def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: BayesianSettings) -> None:

@@ -57,7 +57,7 @@ def test_the_two_commands_are_those_of_the_makefile() -> None:
 
 def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:
     """On small data and for an epoch: real MNIST is not at hand everywhere, and all of it takes minutes."""
-    small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path)]
+    small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path), "--batch_size", "32"]
     written = [words for words in commands() if words[0] == "python"]
     training = [words for words in written if words[1].startswith("main_")]
     assert len(training) >= 5

@@ -58,7 +58,7 @@ class ImageFiles(Dataset[Tensor]):
         path = str(self.paths[index])
         try:
             with Image.open(path) as picture:
-                pixels = picture.convert("L" if self.channels == 1 else "RGB")
+                pixels = _of_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")
                 if pixels.size != (IMAGE_SIZE, IMAGE_SIZE):
                     pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
         except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -77,6 +77,20 @@ class ImageFiles(Dataset[Tensor]):
             for index, image in enumerate(pool.map(self.__getitem__, range(len(self)), chunksize=64)):
                 images[index] = image
         return images
+
+
+def _of_eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture; one of 16 bits a pixel scaled to 8, which PIL's own conversion would cut off at 255.
+
+    Raises:
+        ValueError: its pixels are floats (which could be NaN) or integers of more than 16 bits.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    pixels = np.asarray(picture)
+    if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"its pixels are of mode {picture.mode}: expected 8 or 16 bits, unsigned")
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 
 @dataclass(frozen=True, eq=False)

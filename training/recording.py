@@ -490,6 +490,7 @@ def _write(path: Path, content: _Content, room: Mapping[str, int]) -> dict[tuple
                 data[:count] = values
                 width = values.dtype.itemsize * math.prod(values.shape[1:])
                 places[table, name] = _Column(data.id.get_offset() or 0, width, values.dtype)
+        file.attrs["crc32"] = _head_checksum(file)
     return places
 
 
@@ -499,6 +500,9 @@ def _read(path: Path) -> _Content:
             attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
                 raise UserError(f"{path} is not a recording of this version: expected the format {FORMAT!r}")
+            _refuse_bomb(file, path)
+            if attributes.pop("crc32", None) != _head_checksum(file):
+                raise ValueError("it is damaged, its checksum is not that of its content")
             fixed = {name: data[()] for name, data in file.items() if isinstance(data, h5py.Dataset)}
             tables = {
                 table: _whole_rows({name: data[()] for name, data in file[table].items()})
@@ -508,11 +512,31 @@ def _read(path: Path) -> _Content:
         raise UserError(
             f"there is no recording {path}: train with record_mean_var True first, or give another path"
         ) from error
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # what HDF5 makes of a foreign file can be any of them
         raise UserError(f"{path} is not a readable recording: {str(error).splitlines()[0]}") from error
     return _Content(attributes, fixed, tables)
+
+
+def _refuse_bomb(file: h5py.File, path: Path) -> None:
+    """What is written here is never compressed: tables that are larger than their file are not of this library."""
+    sizes: list[int] = []
+    file.visititems(lambda _, found: sizes.append(found.nbytes if isinstance(found, h5py.Dataset) else 0))
+    if sum(sizes) > path.stat().st_size:
+        raise ValueError("its tables are larger than the file")
+
+
+def _head_checksum(file: h5py.File) -> int:
+    """Of all that is written once: attributes, what lies outside the tables, and what the tables' columns are."""
+    about = [repr((name, np.asarray(value).tolist())) for name, value in file.attrs.items() if name != "crc32"]
+
+    def add(path: str, found: object) -> None:
+        if isinstance(found, h5py.Dataset):
+            about.append(repr((path, found.dtype.str, found.shape[1:] if "/" in path else found[()].tolist())))
+
+    file.visititems(add)
+    return _checksum([text.encode() for text in sorted(about)])
 
 
 def _whole_rows(table: Table) -> Table:
