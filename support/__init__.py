@@ -1,9 +1,10 @@
 """What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
 
 from support.errors import OneLineParser, UserError, nearest, report_user_errors, whole_number
-from support.files import locked, write_json, write_text, written_whole
+from support.files import LockedError, locked, write_json, write_text, written_whole
 
 __all__ = [
+    "LockedError",
     "OneLineParser",
     "UserError",
     "locked",

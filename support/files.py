@@ -13,6 +13,10 @@ from typing import Any
 from support.errors import UserError
 
 
+class LockedError(UserError):
+    """Another process works in that folder."""
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on leaving it is flushed to disk and takes the name `path`.
@@ -46,7 +50,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Within it no other process may lock `folder`; a process that dies gives its lock back.
 
     Raises:
-        UserError: another process holds it.
+        LockedError: another process holds it.
+        UserError: the folder cannot be written to.
     """
     try:
         import fcntl
@@ -62,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
+            raise LockedError(
                 f"another run is writing to {folder}: wait for it, or give this one a checkpoint_dir of its own"
             ) from error
         yield

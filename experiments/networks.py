@@ -1,0 +1,43 @@
+"""What only the experiments need of networks: twins with dropout, and twins of which the last layer is Bayesian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from layers import ModuleWrapper, to_bayesian
+from models import NETWORKS
+
+Factory = Callable[[int, int], nn.Module]
+
+
+def with_dropout(net_type: str, rate: float) -> Factory:
+    """The twin with dropout before every layer of weights but the first (Gal & Ghahramani 2016)."""
+
+    def network(outputs: int, inputs: int) -> nn.Module:
+        net = nn.Sequential()
+        weighted = 0
+        for name, child in NETWORKS[net_type][1](outputs, inputs).named_children():
+            if any(True for _ in child.parameters()):
+                weighted += 1
+                if weighted > 1:
+                    net.add_module(f"dropout{weighted - 1}", nn.Dropout(rate))
+            net.add_module(name, child)
+        return net
+
+    return network
+
+
+def with_bayesian_last_layer(net_type: str) -> Factory:
+    """The twin with a posterior over the weights of its last layer alone."""
+
+    def network(outputs: int, inputs: int) -> nn.Module:
+        return ModuleWrapper(to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True))
+
+    return network
+
+
+lenet_dropout = with_dropout("lenet", 0.05)
+alexnet_dropout = with_dropout("alexnet", 0.1)
+lenet_last_layer = with_bayesian_last_layer("lenet")

@@ -1,0 +1,195 @@
+"""One experiment: train by the scripts' own functions, ask the network, write what it said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import config_bayesian
+import config_frequentist
+from experiments.plan import Experiment
+from inference import metrics
+from inference.prediction import Predictive, logits_of, posterior_predictive, summarised
+from models.checkpoint import load_network
+from support import LockedError, locked, write_json
+from training import loop
+from training.data import CHUNK, ImageData, data_name, load_data, normalise, read_images
+from training.reports import read_results
+from training.settings import BayesianSettings, Settings, from_config
+
+SAMPLES = 25
+BATCH = 256
+PLACES_OF_A_MACHINE = ("dataset", "data_dir", "checkpoint_dir", "resume")
+SCORES = ("total entropy", "mutual information")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are.
+
+    Attributes:
+        results: one JSON file an experiment.
+        checkpoints: a folder an experiment.
+        data_dir: where data lies or is downloaded to.
+        not_mnist: a folder of the unknown images.
+        folders: for a data set that lies as a folder of images instead, that folder.
+    """
+
+    results: Path
+    checkpoints: Path
+    data_dir: Path
+    not_mnist: Path
+    folders: Mapping[str, str]
+
+    def result(self, experiment: Experiment) -> Path:
+        return self.results / f"{experiment.name}.json"
+
+    def dataset(self, experiment: Experiment) -> str:
+        return self.folders.get(experiment.block.dataset, experiment.block.dataset)
+
+    def settings(self, experiment: Experiment) -> Settings:
+        """The settings of the run, checked."""
+        given = experiment.settings() | {
+            "dataset": self.dataset(experiment),
+            "data_dir": str(self.data_dir),
+            "checkpoint_dir": str(self.checkpoints / experiment.name),
+        }
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        if experiment.method.bayesian:
+            return from_config(BayesianSettings, config_bayesian, flags)
+        return from_config(Settings, config_frequentist, flags)
+
+    def run(self, experiment: Experiment) -> loop.Places:
+        """Where the run's own files are."""
+        settings = self.settings(experiment)
+        return loop.Places.of(settings, data_name(settings.dataset), experiment.method.bayesian)
+
+
+def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
+    """Do what has no results yet, one after the other; what another process is doing is left to it."""
+    missing = [experiment for experiment in experiments if not places.result(experiment).exists()]
+    while missing:
+        before = len(missing)
+        for experiment in list(missing):
+            if not places.result(experiment).exists() and not _done(experiment, places):
+                continue
+            missing.remove(experiment)
+        if len(missing) == before:
+            print(f"left: {', '.join(experiment.name for experiment in missing)}: others do them, or what they need")
+            return
+
+
+def _done(experiment: Experiment, places: Places) -> bool:
+    """Do it, unless another process does or it needs networks that are not there."""
+    sources = experiment.sources
+    if sources != (experiment,) and not all(_results(places, source).exists() for source in sources):
+        return False
+    try:
+        with locked(places.checkpoints / experiment.name):
+            print(f"\n{experiment.name}", flush=True)
+            if sources == (experiment,) and not _results(places, experiment).exists():
+                _train(experiment, places)
+            write_json(places.result(experiment), _asked(experiment, places))
+    except LockedError:
+        return False
+    return True
+
+
+def _results(places: Places, experiment: Experiment) -> Path:
+    return places.run(experiment).reports / "results.json"
+
+
+def _train(experiment: Experiment, places: Places) -> None:
+    settings = places.settings(experiment)
+    if places.run(experiment).last.exists():
+        settings = type(settings)(**{**vars(settings), "resume": True})
+    loop.run(settings)
+
+
+def _asked(experiment: Experiment, places: Places) -> dict[str, Any]:
+    """Everything that is kept of an experiment, as plain values."""
+    runs = [read_results(_results(places, source)) for source in experiment.sources]
+    settings = places.settings(experiment.sources[0])
+    nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
+    data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+    ask = _question(experiment, nets)
+    known, seconds = _timed(lambda: _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK))))
+    unknown = {
+        name: _predictive(ask, data, images.split(CHUNK)) for name, images in _unknown(data, places.not_mnist).items()
+    }
+    return {
+        "dataset": experiment.block.dataset,
+        "net_type": experiment.block.net_type,
+        "method": experiment.method_name,
+        "seed": experiment.seed,
+        "test": metrics.scores(known.probs, data.test.labels),
+        "unknown": {
+            name: {score: metrics.novelty(metrics.SCORES[score](known), metrics.SCORES[score](found))
+                   for score in SCORES}
+            for name, found in unknown.items()
+        },
+        "valid_nll": sum(run["validation"]["valid_nll"] for run in runs) / len(runs),
+        "valid_accuracy": sum(run["validation"]["valid_accuracy"] for run in runs) / len(runs),
+        "best_epochs": [int(run["validation"]["epoch"]) for run in runs],
+        "epochs": runs[0]["epochs"],
+        "parameters": sum(run["parameters"] for run in runs),
+        "training_seconds": round(sum(run["training_seconds"] for run in runs)),
+        "predicting_seconds": round(seconds, 2),
+        "threads": torch.get_num_threads(),
+        "settings": {name: value for name, value in runs[0]["settings"].items() if name not in PLACES_OF_A_MACHINE},
+        "versions": runs[0]["versions"],
+    }  # fmt: skip
+
+
+Question = Callable[[Tensor], Predictive]
+
+
+def _question(experiment: Experiment, nets: Sequence[nn.Module]) -> Question:
+    """How the networks of the experiment predict normalised images."""
+    if experiment.method.dropout_at_work:
+        return lambda images: dropout_predictive(nets[0], images, experiment.seed)
+    if len(nets) > 1:
+        return lambda images: ensemble_predictive(nets, images)
+    return lambda images: posterior_predictive(nets[0], images, SAMPLES, BATCH, experiment.seed)
+
+
+def dropout_predictive(net: nn.Module, images: Tensor, seed: int) -> Predictive:
+    """`SAMPLES` passes with dropout at work and everything else as in prediction (Gal & Ghahramani 2016, eq. 6)."""
+    at_work = [module for module in net.modules() if isinstance(module, nn.Dropout)]
+    net.eval()
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in at_work:
+            module.train()
+        try:
+            return summarised(logits_of(net, images, BATCH) for _ in range(SAMPLES))
+        finally:
+            net.eval()
+
+
+def ensemble_predictive(nets: Sequence[nn.Module], images: Tensor) -> Predictive:
+    """The mean of the members' probabilities (Lakshminarayanan et al. 2017)."""
+    with torch.inference_mode():
+        return summarised(logits_of(net.eval(), images, BATCH) for net in nets)
+
+
+def _predictive(ask: Question, data: ImageData, chunks: Sequence[Tensor] | Iterator[Tensor]) -> Predictive:
+    return Predictive.joined([ask(normalise(chunk, data.mean, data.std)) for chunk in chunks])
+
+
+def _unknown(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:
+    """Images of no class of the data: letters, and noise, every pixel of its own."""
+    letters, _ = read_images(not_mnist, data.channels)
+    noise = torch.randint(256, (len(data.test), *letters.shape[1:]), generator=torch.Generator().manual_seed(0))
+    return {"notMNIST": letters, "noise": noise.to(torch.uint8)}
+
+
+def _timed(action: Callable[[], Predictive]) -> tuple[Predictive, float]:
+    started = time.perf_counter()
+    return action(), time.perf_counter() - started

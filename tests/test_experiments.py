@@ -1,0 +1,178 @@
+"""The experiments' runner does what is missing, once; their pages show what ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import draw_pictures
+from torch import nn
+
+from experiments import report, running
+from experiments.networks import with_bayesian_last_layer, with_dropout
+from experiments.plan import METHODS, Block, Experiment, experiments
+from experiments.running import Places, dropout_predictive, run_missing
+from inference.metrics import accuracy, nll
+from layers import deterministic_layers
+from models import build
+from models.checkpoint import load_network
+from support import locked
+from training import loop
+from training.data import load_data, normalise
+
+SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
+BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
+
+
+@pytest.fixture(scope="module")
+def places(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
+    root = tmp_path_factory.mktemp("experiments")
+    draw_pictures(root / "letters", 10, seed=9)
+    return Places(root / "results", root / "checkpoints", root, root / "letters", {"bars": str(pictures)})
+
+
+def planned() -> list[Experiment]:
+    return [Experiment(BARS, method, seed) for method, seeds in BARS.seeds.items() for seed in range(seeds)]
+
+
+@pytest.fixture(scope="module")
+def results(places: Places) -> dict[str, dict[str, Any]]:
+    run_missing(planned(), places)
+    return {e.name: json.loads(places.result(e).read_text()) for e in planned()}
+
+
+def test_every_experiment_of_the_plan_can_run(places: Places) -> None:
+    found = list(experiments())
+    assert len({experiment.name for experiment in found}) == len(found)
+    for experiment in found:
+        settings = places.settings(experiment)  # checked
+        assert all(source in found for source in experiment.sources)
+        own = {} if ":" in settings.net_type else {"activation_type": settings.activation_type}
+        with torch.device("meta"):
+            build(settings.net_type, experiment.method.bayesian, 10, 3, **own)
+
+
+def test_an_experiment_is_done_once(
+    places: Places, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in places.results.iterdir()}
+    run_missing(planned(), places)
+    assert {path: path.stat().st_mtime_ns for path in places.results.iterdir()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_an_ensemble_is_the_mean_of_its_members(places: Places, results: dict[str, Any]) -> None:
+    members = [Experiment(BARS, "frequentist", seed) for seed in range(5)]
+    probs = []
+    for member in members:
+        net, description, _ = load_network(places.run(member).best)
+        data = load_data(places.dataset(member), "data", 0.1, member.seed)
+        assert isinstance(data.test.images, torch.Tensor)
+        # As the first member normalises: they differ in the fourth digit, for each has a split of its own.
+        first = load_network(places.run(members[0]).best)[1]
+        with torch.no_grad():
+            probs.append(net(normalise(data.test.images, first.mean, first.std)).softmax(-1))
+        alone = net(normalise(data.test.images, description.mean, description.std)).softmax(-1).detach()
+        assert results[member.name]["test"]["nll"] == pytest.approx(nll(alone, data.test.labels), rel=1e-4)
+    found = results["bars-lenet-ensemble-0"]
+    mean = torch.stack(probs).mean(0)
+    assert found["test"]["nll"] == pytest.approx(nll(mean, data.test.labels), rel=1e-4)
+    assert found["test"]["accuracy"] == pytest.approx(accuracy(mean, data.test.labels))
+    assert found["parameters"] == 5 * results["bars-lenet-frequentist-0"]["parameters"]
+
+
+def test_what_has_one_answer_has_no_epistemic_uncertainty_and_samples_have(results: dict[str, Any]) -> None:
+    area = {name: found["unknown"]["noise"]["mutual information"]["auroc"] for name, found in results.items()}
+    for name in ("frequentist", "dropout"):
+        assert area[f"bars-lenet-{name}-0"] == 0.5  # nothing tells any two images apart
+    for name in ("mc_dropout", "ensemble", "lrt_1", "last_layer"):
+        assert area[f"bars-lenet-{name}-0"] != 0.5
+    assert results["bars-lenet-dropout-0"]["test"] != results["bars-lenet-mc_dropout-0"]["test"]
+
+
+def test_dropout_at_work_is_of_the_seed_and_leaves_nothing_behind() -> None:
+    net = with_dropout("lenet", 0.5)(10, 1).eval()
+    assert [name for name, child in net.named_children() if isinstance(child, nn.Dropout)] == [
+        f"dropout{n}" for n in range(1, 5)
+    ]
+    images, state = torch.randn(6, 1, 32, 32), torch.get_rng_state()
+    once, again, other = (dropout_predictive(net, images, seed).probs for seed in (1, 1, 2))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    assert torch.equal(state, torch.get_rng_state()) and not any(module.training for module in net.modules())
+
+
+def test_only_the_last_layer_is_bayesian() -> None:
+    net = with_bayesian_last_layer("lenet")(10, 1)
+    found = [line.split()[0] for line in deterministic_layers(net)]
+    assert found == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
+
+
+def test_what_was_cut_off_is_gone_on_with(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
+    experiment = Experiment(BARS, "lrt_1", 0)
+    epoch = loop.Run._train_epoch
+
+    def cut_off(run: loop.Run, stop: Any) -> Iterator[int]:
+        if run.progress.epoch == 1:
+            raise KeyboardInterrupt
+        return epoch(run, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Run, "_train_epoch", cut_off)
+        run_missing([experiment], mine)
+    capsys.readouterr()
+    run_missing([experiment], mine)
+    assert "at epoch 2, step 1" in capsys.readouterr().out
+    whole = json.loads((places.results / f"{experiment.name}.json").read_text())
+    assert json.loads(mine.result(experiment).read_text())["test"] == whole["test"]
+
+
+def test_what_another_process_does_is_left_to_it(
+    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
+    held = Experiment(BARS, "frequentist", 0)
+    ensemble = Experiment(BARS, "ensemble", 0)
+    with locked(mine.checkpoints / held.name):
+        run_missing([held, ensemble], mine)
+    assert capsys.readouterr().out.startswith(f"left: {held.name}, {ensemble.name}")
+    assert not mine.results.exists()
+
+
+def test_rows_are_means_over_the_seeds(results: dict[str, Any]) -> None:
+    rows = [report.Row("bars", "lenet", "frequentist", tuple(results[f"bars-lenet-frequentist-{n}"] for n in range(5)))]
+    (row,) = report.table(rows).splitlines()[2:]
+    values = torch.tensor([result["test"]["nll"] for result in rows[0].results], dtype=torch.float64)
+    assert f"| {values.mean():.4f} ± {values.std():.4f} |" in row and "| 5 |" in row
+
+
+def test_the_best_temperature_is_that_of_validation() -> None:
+    def result(beta: float, valid: float, test: float) -> report.Row:
+        only = {"valid_nll": valid, "test": {"nll": test}}
+        return report.Row("MNIST", "lenet", f"lrt_{beta:g}", (only,))
+
+    rows = [result(1, 0.3, 0.1), result(0.1, 0.1, 0.3), result(0.01, 0.2, 0.2)]
+    best = report.best_temperature(rows, "MNIST", "lenet", "lrt")
+    assert best is not None and best.method == "lrt_0.1"
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_show_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- results -->" in text
+    assert report.with_tables(text, report.read(running_results())) == text, "run `python -m experiments report`"
+
+
+def running_results() -> Path:
+    return Path(running.__file__).parent / "results"
+
+
+def test_every_method_has_a_title_of_its_own() -> None:
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
