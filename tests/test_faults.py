@@ -81,9 +81,9 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
         load_network(path)
 
 
-def _train(settings: BayesianSettings) -> None:
-    with Path(os.devnull).open("w") as nowhere:
-        sys.stdout = sys.stderr = nowhere
+def _train(settings: BayesianSettings, said: Path) -> None:
+    with said.open("w") as sys.stdout:
+        sys.stderr = sys.stdout
         run(settings)
 
 
@@ -93,7 +93,7 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=60, record_mean_var=True, record_layers=["fc3"]
     )
     killed = replace(alone, checkpoint_dir=str(tmp_path / "killed"))
-    last = folder(killed) / "last.pt"
+    last, said = folder(killed) / "last.pt", tmp_path / "said"
     run(alone)
 
     def check() -> None:
@@ -109,14 +109,14 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
 
     context, chance, kills = multiprocessing.get_context("fork"), random.Random(1), 0
     while kills < 30:
-        process = context.Process(target=_train, args=(replace(killed, resume=last.exists()),))
+        process = context.Process(target=_train, args=(replace(killed, resume=last.exists()), said))
         process.start()
         process.join(0.15 + chance.random() * 0.6)
         if process.exitcode == 0:  # on a fast machine: once more from the beginning
             check()
             shutil.rmtree(folder(killed))
             continue
-        assert process.exitcode is None and process.pid is not None
+        assert process.exitcode is None and process.pid is not None, said.read_text()
         os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kills % 3])
         process.join(60)
         kills += 1

@@ -500,7 +500,7 @@ def _read(path: Path) -> _Content:
             attributes = dict(file.attrs)
             if attributes.get("format") != FORMAT:
                 raise UserError(f"{path} is not a recording of this version: expected the format {FORMAT!r}")
-            _refuse_bomb(file, path)
+            _refuse_bomb(file)
             if attributes.pop("crc32", None) != _head_checksum(file):
                 raise ValueError("it is damaged, its checksum is not that of its content")
             fixed = {name: data[()] for name, data in file.items() if isinstance(data, h5py.Dataset)}
@@ -519,11 +519,11 @@ def _read(path: Path) -> _Content:
     return _Content(attributes, fixed, tables)
 
 
-def _refuse_bomb(file: h5py.File, path: Path) -> None:
+def _refuse_bomb(file: h5py.File) -> None:
     """What is written here is never compressed: tables that are larger than their file are not of this library."""
     sizes: list[int] = []
     file.visititems(lambda _, found: sizes.append(found.nbytes if isinstance(found, h5py.Dataset) else 0))
-    if sum(sizes) > path.stat().st_size:
+    if sum(sizes) > file.id.get_filesize():
         raise ValueError("its tables are larger than the file")
 
 
