@@ -79,8 +79,9 @@ BLOCKS = (
         "MNIST",
         "lenet",
         {
-            "frequentist": 5, "bbb_0.1": 3, "lrt_0.1": 3, "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.3": 1, "bbb_1": 1,
-            "lrt_0.01": 1, "lrt_1": 3, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "last_layer": 3, "alpha": 3,
+            "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
+            "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 1,
+            "alpha": 3, "last_layer": 3,
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
     ),
@@ -124,8 +125,7 @@ class Experiment:
 
 
 def experiments() -> Iterator[Experiment]:
-    """All of the plan, those that ask others' networks after those."""
-    for block in BLOCKS:
-        for method, seeds in block.seeds.items():
-            for seed in range(seeds):
-                yield Experiment(block, method, seed)
+    """All of the plan: the first seed of everything, then the second …, so that there is soon one of each."""
+    for seed in range(max(max(block.seeds.values()) for block in BLOCKS)):
+        for block in BLOCKS:
+            yield from (Experiment(block, method, seed) for method, seeds in block.seeds.items() if seed < seeds)
