@@ -85,6 +85,16 @@ BLOCKS = (
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
     ),
+    Block(
+        "CIFAR10",
+        "lenet",
+        {
+            "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
+            "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 1, "alpha": 1,
+            "last_layer": 1,
+        },
+        {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
+    ),
 )  # fmt: skip
 
 

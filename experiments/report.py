@@ -58,6 +58,11 @@ def read(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: (row.dataset != "MNIST", nets.index(row.net_type), order.index(row.method)))
 
 
+def read_trials() -> list[Result]:
+    """What was tried on the validation splits before the plan was made."""
+    return json.loads((ROOT / "experiments" / "trials.json").read_text(encoding="utf-8"))
+
+
 Pick = Callable[[Result], float]
 
 
@@ -119,6 +124,26 @@ def _cell(values: Sequence[float], form: str) -> str:
     return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
 
+def trials_table(trials: Sequence[Result]) -> str:
+    """Runs that were validated and never tested, in Markdown."""
+    header = ["network", "settings", "epochs", "train NLL", "validation NLL", "validation accuracy"]
+    lines = [header, ["---"] * len(header)]
+    for trial in trials:
+        settings = {name: value for name, value in trial["settings"].items() if name not in ("net_type", "n_epochs")}
+        stopped = "" if trial["epochs_run"] == trial["settings"]["n_epochs"] else f"{trial['epochs_run']} of "
+        lines.append(
+            [
+                f"{TITLES[trial['settings']['net_type']]}, {trial['dataset']}, {trial['family']}",
+                ", ".join(f"{name} {value}" for name, value in settings.items()),
+                f"{stopped}{trial['settings']['n_epochs']}",
+                f"{trial['train_nll']:.4f}",
+                f"{trial['valid_nll']:.4f}",
+                f"{trial['valid_accuracy']:.2%}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def best_temperature(rows: Sequence[Row], dataset: str, net_type: str, estimator: str) -> Row | None:
     """Of the Gaussian networks, that of the lowest validation NLL at its first seed; the test split has no say."""
     found = _temperatures(rows, dataset, net_type, estimator)
@@ -130,17 +155,18 @@ def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: s
     return [row for row in rows if (row.dataset, row.net_type) == (dataset, net_type) and row.method in wanted]
 
 
-def with_tables(page: str, rows: Sequence[Row]) -> str:
-    """The page with what stands between `<!-- results -->` and `<!-- /results -->` made anew."""
-    return re.sub(
-        r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", lambda _: f"\n{table(rows)}\n", page, flags=re.DOTALL
-    )
+def with_tables(page: str, rows: Sequence[Row], trials: Sequence[Result]) -> str:
+    """The page with what stands between `<!-- results -->` and `<!-- /results -->`, and so of trials, made anew."""
+    for name, text in (("results", table(rows)), ("trials", trials_table(trials))):
+        between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+        page = re.sub(between, lambda _, text=text: f"\n{text}\n", page, flags=re.DOTALL)  # type: ignore[misc]
+    return page
 
 
 def write(rows: Sequence[Row]) -> None:
     """Tables into the pages, pictures beside the others."""
     for page in PAGES:
-        write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
+        write_text(page, with_tables(page.read_text(encoding="utf-8"), rows, read_trials()))
     for picture in (plot_methods(rows), plot_pairs(rows), plot_temperatures(rows)):
         print(picture)
 
