@@ -92,6 +92,8 @@ def _done(experiment: Experiment, places: Places) -> bool:
         return False
     try:
         with locked(places.checkpoints / experiment.name):
+            if places.result(experiment).exists():
+                return True
             print(f"\n{experiment.name}", flush=True)
             if sources == (experiment,) and not _results(places, experiment).exists():
                 _train(experiment, places)
