@@ -51,8 +51,8 @@ METHODS: dict[str, Method] = {
         for estimator in ("lrt", "bbb")
         for beta in TEMPERATURES
     },
-    "alpha": Method("alpha lrt", True, {"alpha_shape": (1, 1)}),
-    "last_layer": Method("Bayesian last layer", True, network="{}_last_layer"),
+    "alpha": Method("alpha bbb, β = 0.03", True, {"alpha_shape": (1, 1), "layer_type": "bbb", "beta_type": 0.03}),
+    "last_layer": Method("Bayesian last layer, β = 1", True, {"beta_type": 1.0}, network="{}_last_layer"),
 }
 
 
