@@ -11,7 +11,7 @@ num_workers = 4  # used only when the images do not fit in memory
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
-layer_type = "lrt"  # lrt, bbb, flipout
+layer_type = "bbb"  # bbb: one draw of the weights a step; lrt: noise on every output; flipout: a sign an example
 alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α a layer
 priors = {
     "prior_mu": 0.0,
@@ -24,7 +24,7 @@ moped = None  # with init_from: σ starts at so many times |w|
 prior_at_means = False  # with init_from: the prior is centred at those weights
 
 # Objective
-beta_type = 0.1  # Standard, Blundell, Soenderby, or the KL's weight: 1 is the true posterior, below 1 a cold one
+beta_type = 0.03  # Standard, Blundell, Soenderby, or the KL's weight: 1 is the true posterior, below 1 a cold one
 train_ens = 1  # posterior samples a training step
 valid_ens = 5  # … in validation
 test_ens = 25  # … in the final test

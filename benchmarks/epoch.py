@@ -73,7 +73,7 @@ def render_record(result: dict[str, Any]) -> str:
 def _run(folder: str, dataset: str, batch: int, epochs: int, *more: str) -> tuple[float, dict[str, Any]]:
     command = [
         sys.executable, "main_bayesian.py", "--dataset", dataset, "--batch_size", str(batch), "--n_epochs", str(epochs),
-        "--checkpoint_dir", folder, *more,
+        "--layer_type", "lrt", "--checkpoint_dir", folder, *more,
     ]  # fmt: skip
     started = time.perf_counter()
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

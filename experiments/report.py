@@ -189,7 +189,8 @@ def plot_methods(rows: Sequence[Row]) -> Path:
                 colour = FAMILIES.get(row.method, BLUE)
                 ax.plot(values, [height] * len(values), "o", color=colour, alpha=0.5, markersize=5)
                 ax.plot(row.mean(pick), height, "|", color=colour, markersize=12, markeredgewidth=2)
-            ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=[METHODS[row.method].title for row in mine])
+            titles = [METHODS[row.method].title for row in mine]
+            ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=titles, ylim=(-0.6, len(mine) - 0.4))
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
     return _saved(figure, "results.png")

@@ -167,7 +167,9 @@ def test_the_best_temperature_is_that_of_validation() -> None:
 def test_the_pages_show_the_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<!-- results -->" in text
-    assert report.with_tables(text, report.read(running_results()), report.read_trials()) == text, "run `python -m experiments report`"
+    assert report.with_tables(text, report.read(running_results()), report.read_trials()) == text, (
+        "run `python -m experiments report`"
+    )
 
 
 def running_results() -> Path:
