@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.plan import METHODS, TEMPERATURES
 from support import UserError, write_text
@@ -172,6 +173,7 @@ def write(rows: Sequence[Row]) -> None:
 
 
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
+COLOURS = {"bbb": BLUE, "lrt": GREEN}
 FAMILIES = {"frequentist": ORANGE, "dropout": PINK, "mc_dropout": PINK, "ensemble": GREEN}
 
 
@@ -207,14 +209,21 @@ def plot_pairs(rows: Sequence[Row]) -> Path:
             if best is None:
                 continue
             x, y = twin.mean(pick), best.mean(pick)
-            ax.plot(x, y, marker, color=BLUE, fillstyle="none" if estimator == "lrt" else "full")
-            where = f"{TITLES[twin.net_type]}, {twin.dataset}, {estimator}"
-            ax.annotate(where, (x, y), xytext=(5, -9), textcoords="offset points", fontsize=7)
+            ax.plot(x, y, marker, color=COLOURS[estimator])
+            if estimator == "bbb":
+                where = f"{TITLES[twin.net_type]}, {twin.dataset}"
+                ax.annotate(where, (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
             ends += [x, y]
         if ends:
             ax.plot([min(ends), max(ends)], [min(ends), max(ends)], ":", color="grey")
         if name != "accuracy %":
             ax.set(xscale="log", yscale="log")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_minor_formatter(NullFormatter())
+        for estimator, marker in ESTIMATORS.items():
+            ax.plot([], [], marker, color=COLOURS[estimator], label=estimator)
+        ax.legend(frameon=False, loc="upper left")
+        ax.margins(x=0.25)
         ax.set(title=name, xlabel="frequentist", ylabel="Gaussian, β best on validation")
         ax.grid(alpha=0.3)
     return _saved(figure, "bayesian_against_frequentist.png")
@@ -231,7 +240,8 @@ def plot_temperatures(rows: Sequence[Row]) -> Path:
     for axes, block in zip(figure.subplots(max(1, len(blocks)), 3, squeeze=False), blocks, strict=False):
         twin = next(row for row in rows if (row.dataset, row.net_type, row.method) == (*block, "frequentist"))
         for ax, (name, pick, _) in zip(axes, (COLUMNS[0], COLUMNS[1], COLUMNS[4]), strict=True):
-            for (estimator, marker), colour in zip(ESTIMATORS.items(), (BLUE, GREEN), strict=True):
+            for estimator, marker in ESTIMATORS.items():
+                colour = COLOURS[estimator]
                 curve = _temperatures(rows, *block, estimator)
                 points = [(float(row.method.split("_")[1]), value) for row in curve for value in row.values(pick)]
                 ax.plot([x for x, _ in points], [y for _, y in points], marker, color=colour, alpha=0.4)
