@@ -113,7 +113,11 @@ def test_only_the_last_layer_is_bayesian() -> None:
 
 
 def test_what_was_cut_off_is_gone_on_with(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    places: Places,
+    results: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
     experiment = Experiment(BARS, "lrt_1", 0)
@@ -130,8 +134,7 @@ def test_what_was_cut_off_is_gone_on_with(
     capsys.readouterr()
     run_missing([experiment], mine)
     assert "at epoch 2, step 1" in capsys.readouterr().out
-    whole = json.loads((places.results / f"{experiment.name}.json").read_text())
-    assert json.loads(mine.result(experiment).read_text())["test"] == whole["test"]
+    assert json.loads(mine.result(experiment).read_text())["test"] == results[experiment.name]["test"]
 
 
 def test_what_another_process_does_is_left_to_it(
