@@ -14,9 +14,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from benchmarks.measure import table as markdown
 from experiments.plan import METHODS, TEMPERATURES
+from inference.plots import save
 from support import UserError, write_text
-from support.figures import BLUE, GREEN, ORANGE, PINK, save_figure
+from support.figures import BLUE, GREEN, ORANGE, PINK
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
@@ -102,7 +104,7 @@ def table(rows: Sequence[Row]) -> str:
         "train",
         "predict",
     ]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in rows:
         first = row.results[0]
         lines.append(
@@ -117,7 +119,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.mean(lambda result: result['predicting_seconds']):.1f} s",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(header, lines)
 
 
 def _cell(values: Sequence[float], form: str) -> str:
@@ -128,7 +130,7 @@ def _cell(values: Sequence[float], form: str) -> str:
 def trials_table(trials: Sequence[Result]) -> str:
     """Runs that were validated and never tested, in Markdown."""
     header = ["network", "settings", "epochs", "train NLL", "validation NLL", "validation accuracy"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for trial in trials:
         settings = {name: value for name, value in trial["settings"].items() if name not in ("net_type", "n_epochs")}
         stopped = "" if trial["epochs_run"] == trial["settings"]["n_epochs"] else f"{trial['epochs_run']} of "
@@ -142,7 +144,7 @@ def trials_table(trials: Sequence[Result]) -> str:
                 f"{trial['valid_accuracy']:.2%}",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(header, lines)
 
 
 def best_temperature(rows: Sequence[Row], dataset: str, net_type: str, estimator: str) -> Row | None:
@@ -195,7 +197,7 @@ def plot_methods(rows: Sequence[Row]) -> Path:
             ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=titles, ylim=(-0.6, len(mine) - 0.4))
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
-    return _saved(figure, "results.png")
+    return save(figure, PICTURES / "results.png")
 
 
 def plot_pairs(rows: Sequence[Row]) -> Path:
@@ -226,7 +228,7 @@ def plot_pairs(rows: Sequence[Row]) -> Path:
         ax.margins(x=0.25)
         ax.set(title=name, xlabel="frequentist", ylabel="Gaussian, β best on validation")
         ax.grid(alpha=0.3)
-    return _saved(figure, "bayesian_against_frequentist.png")
+    return save(figure, PICTURES / "bayesian_against_frequentist.png")
 
 
 def plot_temperatures(rows: Sequence[Row]) -> Path:
@@ -252,10 +254,4 @@ def plot_temperatures(rows: Sequence[Row]) -> Path:
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
         axes[0].legend(frameon=False)
-    return _saved(figure, "temperature.png")
-
-
-def _saved(figure: Figure, name: str) -> Path:
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, PICTURES / name)
+    return save(figure, PICTURES / "temperature.png")

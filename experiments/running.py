@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,11 @@ def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
     """Do what has no results yet, one after the other; what another process is doing is left to it."""
     missing = [experiment for experiment in experiments if not places.result(experiment).exists()]
     while missing:
-        before = len(missing)
-        for experiment in list(missing):
-            if not places.result(experiment).exists() and not _done(experiment, places):
-                continue
-            missing.remove(experiment)
-        if len(missing) == before:
-            print(f"left: {', '.join(experiment.name for experiment in missing)}: others do them, or what they need")
+        left = [each for each in missing if not (places.result(each).exists() or _done(each, places))]
+        if len(left) == len(missing):
+            print(f"left: {', '.join(experiment.name for experiment in left)}: others do them, or what they need")
             return
+        missing = left
 
 
 def _done(experiment: Experiment, places: Places) -> bool:
@@ -110,7 +107,7 @@ def _results(places: Places, experiment: Experiment) -> Path:
 def _train(experiment: Experiment, places: Places) -> None:
     settings = places.settings(experiment)
     if places.run(experiment).last.exists():
-        settings = type(settings)(**{**vars(settings), "resume": True})
+        settings = replace(settings, resume=True)
     loop.run(settings)
 
 
@@ -121,7 +118,9 @@ def _asked(experiment: Experiment, places: Places) -> dict[str, Any]:
     nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
     ask = _question(experiment, nets)
-    known, seconds = _timed(lambda: _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK))))
+    started = time.perf_counter()
+    known = _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK)))
+    seconds = time.perf_counter() - started
     unknown = {
         name: _predictive(ask, data, images.split(CHUNK)) for name, images in _unknown(data, places.not_mnist).items()
     }
@@ -190,8 +189,3 @@ def _unknown(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:
     letters, _ = read_images(not_mnist, data.channels)
     noise = torch.randint(256, (len(data.test), *letters.shape[1:]), generator=torch.Generator().manual_seed(0))
     return {"notMNIST": letters, "noise": noise.to(torch.uint8)}
-
-
-def _timed(action: Callable[[], Predictive]) -> tuple[Predictive, float]:
-    started = time.perf_counter()
-    return action(), time.perf_counter() - started
