@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches, predict_together
-from models import known_net_type
+from models import file_name, known_net_type
 from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
@@ -185,9 +185,7 @@ def run(arguments: argparse.Namespace, world: World = ALONE) -> None:
         }
     _print_summary(report)
     report |= curves
-    save_dir = (
-        arguments.save_dir or arguments.weights_path.parent / arguments.net_type.replace(":", ".") / "uncertainty"
-    )
+    save_dir = arguments.save_dir or arguments.weights_path.parent / file_name(arguments.net_type) / "uncertainty"
     classes = networks["bayesian"].description.classes
     pictures = [
         plots.plot_scores(save_dir / f"scores_{network}.png", *sets, names, f"{network} {arguments.net_type}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import FACTORIES, NETWORKS, build
-from support import UserError, written_whole
+from support import UserError, first_line, written_whole
 
 FORMAT = 1
 
@@ -86,7 +86,7 @@ def network_in(content: dict[str, Any], path: str | Path, device: torch.device |
         net = Description(**content["description"]).build()
         net.load_state_dict(content["weights"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a network of this library: {_first_line(error)}") from error
+        raise UserError(f"{path} does not hold a network of this library: {first_line(error)}") from error
     return net.to(device).eval()
 
 
@@ -102,7 +102,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}: train one first, or give the path of another") from error
     except Exception as error:  # what an unpickler makes of a foreign file can be any of them
-        raise UserError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found!r}")
@@ -141,7 +141,3 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
             _feed(update, item)
     else:
         update(f"{value!r};".encode())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,12 +1,13 @@
 """What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
 
-from support.errors import OneLineParser, UserError, nearest, report_user_errors, whole_number
+from support.errors import OneLineParser, UserError, first_line, nearest, report_user_errors, whole_number
 from support.files import LockedError, locked, write_json, write_text, written_whole
 
 __all__ = [
     "LockedError",
     "OneLineParser",
     "UserError",
+    "first_line",
     "locked",
     "nearest",
     "report_user_errors",

@@ -21,6 +21,11 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def whole_number(low: int) -> Callable[[str], int]:
     """A `type` of argparse: a whole number of at least `low`."""
 

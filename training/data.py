@@ -25,7 +25,7 @@ from torchvision import datasets
 from torchvision.transforms.v2 import functional as transforms
 
 from models.architectures import IMAGE_SIZE
-from support import UserError, nearest
+from support import UserError, first_line, nearest
 from support.distributed import ALONE, World
 
 CHUNK = 8192  # images that are normalised, and so float, at a time when predicting
@@ -301,9 +301,8 @@ def _fetched(load: Callable[[bool], Fetched], name: str, data_dir: Path) -> tupl
     try:
         return load(True), load(False)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name} is not in {data_dir} and could not be downloaded ({reason}): connect to the network, "
+            f"{name} is not in {data_dir} and could not be downloaded ({first_line(error)}): connect to the network, "
             f"put its files there, or train on the embedded data with --dataset MNIST5k"
         ) from error
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from layers import BayesianLayer
 from layers.posterior import Posterior
-from support import UserError, written_whole
+from support import UserError, first_line, written_whole
 
 FORMAT = "recorded Bayesian layer, version 1"
 EXAMPLES, NODES, WEIGHTS = 16, 64, 2**15  # kept at most: 8 KiB a record, 256 KiB and the biases an epoch
@@ -515,7 +515,7 @@ def _read(path: Path) -> _Content:
     except UserError:
         raise
     except Exception as error:  # what HDF5 makes of a foreign file can be any of them
-        raise UserError(f"{path} is not a readable recording: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a readable recording: {first_line(error)}") from error
     return _Content(attributes, fixed, tables)
 
 
