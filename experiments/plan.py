@@ -37,7 +37,7 @@ class Method:
     dropout_at_work: bool = False
 
 
-TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
+TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
 METHODS: dict[str, Method] = {
     "frequentist": Method("frequentist", False),
@@ -90,9 +90,36 @@ BLOCKS = (
         "lenet",
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
-            "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 1, "alpha": 1,
-            "last_layer": 1,
+            "bbb_0.03": 3, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 3,
+            "lrt_0.003": 1, "alpha": 1, "last_layer": 1,
         },
+        {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
+    ),
+    Block(
+        "CIFAR10",
+        "alexnet",
+        {"frequentist": 1, "dropout": 1, "mc_dropout": 1, "lrt_0.003": 1},
+        {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
+        {"priors": {"prior_sigma": 0.1}},
+    ),
+    Block(
+        "CIFAR10",
+        "3conv3fc",
+        {"frequentist": 1, "lrt_0.003": 1},
+        {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
+        {"priors": {"prior_sigma": 0.1}},
+    ),
+    Block(
+        "MNIST",
+        "alexnet",
+        {"frequentist": 1, "lrt_0.003": 1},
+        {"n_epochs": 6, "batch_size": 128, "lr_start": 1e-3},
+        {"priors": {"prior_sigma": 0.1}},
+    ),
+    Block(
+        "CIFAR100",
+        "lenet",
+        {"frequentist": 1, "bbb_0.01": 1},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),
 )  # fmt: skip
