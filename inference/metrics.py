@@ -29,7 +29,7 @@ def accuracy(probs: Tensor, labels: Tensor) -> float:
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood, −log p̄_y, in nats per example."""
     chosen = probs.gather(-1, labels[:, None]).squeeze(-1)
-    return -chosen.clamp_min(torch.finfo(probs.dtype).tiny).double().log().mean().item()
+    return -chosen.clamp(torch.finfo(probs.dtype).tiny, 1.0).double().log().mean().item() + 0.0  # and never -0.0
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:

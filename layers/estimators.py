@@ -41,7 +41,7 @@ def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
     distribution. A convolution's outputs at two positions share a kernel and so are correlated under
     q; drawing ε for every element drops that covariance and keeps each element's own mean and
-    variance.
+    variance. The input is squared: beyond 1.8e19 in float32, or 255 in float16, the output is not finite.
     """
     mean = layer.operation(input, *layer.means(), *more)
     variance = layer.operation(layer.squared(input), *layer.variances(), *more)

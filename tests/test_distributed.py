@@ -91,9 +91,9 @@ def test_only_what_the_same_launch_left_is_gone_on_with_by_itself(pictures: Path
     for launch in ("first", "second"):
         run = Run(settings, World(launch=launch))
         run._save_last()
-        assert not run.resumed
-    assert Run(settings, World(launch="second", restarts=1)).resumed
-    assert not Run(settings, World(launch="third", restarts=1)).resumed
+        assert not run.resume()
+    assert Run(settings, World(launch="second", restarts=1)).resume()
+    assert not Run(settings, World(launch="third", restarts=1)).resume()
 
 
 def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from conftest import ROOT, Script, script_environment
 
 import config_bayesian
 from models.checkpoint import load_network, read_checkpoint
-from support import UserError, locked
+from support import UserError, locked, write_text
 from training.loop import Run, run
 from training.recording import read_recording
 from training.settings import BayesianSettings, from_config
@@ -107,11 +108,15 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
             np.testing.assert_array_equal(log[name], other_log[name])
 
-    context, chance, kills = multiprocessing.get_context("fork"), random.Random(1), 0
+    context, chance, kills = multiprocessing.get_context("forkserver"), random.Random(1), 0
+    context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
     while kills < 30:
         process = context.Process(target=_train, args=(replace(killed, resume=last.exists()), said))
+        said.write_text("")
         process.start()
-        process.join(0.15 + chance.random() * 0.6)
+        while process.is_alive() and not said.stat().st_size:  # until it resumes or ends its first epoch
+            time.sleep(0.01)
+        process.join(chance.random() * 0.6)
         if process.exitcode == 0:  # on a fast machine: once more from the beginning
             check()
             shutil.rmtree(folder(killed))
@@ -119,6 +124,7 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         assert process.exitcode is None and process.pid is not None, said.read_text()
         os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kills % 3])
         process.join(60)
+        assert process.exitcode is not None, said.read_text()
         kills += 1
         if last.exists():
             read_checkpoint(last)
@@ -196,6 +202,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings,
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write in .*file/bars/bayesian: Not a directory"):
         run(replace(settings, checkpoint_dir=str(tmp_path / "file")))
+
+
+def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    root = os.geteuid() == 0  # who may write anywhere
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*results.json: Permission denied"):
+            write_text(tmp_path / "results.json", "{}")
+        with pytest.raises(UserError, match="cannot write in .*: Permission denied"), locked(tmp_path):
+            pass
+    finally:
+        if root:
+            os.seteuid(0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_goes_missing_ends_the_run(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,12 +189,12 @@ def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_p
 
 def test_resuming_with_other_settings_or_nothing_is_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint .*last.pt"):
-        Run(bayesian(pictures, tmp_path, resume=True))
+        Run(bayesian(pictures, tmp_path, resume=True)).resume()
     Run(bayesian(pictures, tmp_path, n_epochs=1)).fit()
     with pytest.raises(UserError, match="is of a run with lr_start 0.003, not 0.5"):
-        Run(bayesian(pictures, tmp_path, resume=True, lr_start=0.5))
+        Run(bayesian(pictures, tmp_path, resume=True, lr_start=0.5)).resume()
     longer = Run(bayesian(pictures, tmp_path, resume=True, n_epochs=2, lr_schedule="linear"))
-    assert longer.progress.epoch == 1
+    assert longer.resume() and longer.progress.epoch == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_network(

@@ -100,7 +100,7 @@ class Run:
             step and the objective are what they are for one process; each draws its own noise.
 
     Raises:
-        UserError: data that cannot be had, a device that is not there, nothing or another run to resume.
+        UserError: data that cannot be had, a device that is not there.
     """
 
     def __init__(self, settings: Settings, world: World = ALONE) -> None:
@@ -150,10 +150,6 @@ class Run:
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
         torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
-        last = world.leaders(self._last)
-        self.resumed = last is not None
-        if last is not None:
-            self._resume(last)
 
     def _start_from(self, path: str, net: nn.Module) -> None:
         """Give a fresh Bayesian network the weights of a frequentist checkpoint, and MOPED's start if asked."""
@@ -190,17 +186,18 @@ class Run:
         """Train to the end, test the best network once, and return the results that `results.json` holds.
 
         Raises:
-            UserError: the loss is no longer finite, or nothing can be written.
+            UserError: nothing or another run to resume, the loss is no longer finite, or nothing can be written.
             SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
         """
+        resumed = self.resume()
         settings, progress = self.settings, self.progress
         alarms = Alarms(self.net, len(self.data.classes), settings.n_epochs)
         with ExitStack() as stack:
             stop = stack.enter_context(stop_requests())
-            if self.world.launch and not self.resumed:
+            if self.world.launch and not resumed:
                 self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
             if self.bayesian and self.bayesian.record_mean_var and self.world.leads:
-                self.recorder = stack.enter_context(self._recording(self.bayesian))
+                self.recorder = stack.enter_context(self._recording(self.bayesian, resumed))
             board = _tensorboard(self.places.reports, stack) if settings.tensorboard and self.world.leads else None
             while progress.epoch < settings.n_epochs and not self._out_of_patience():
                 started = time.perf_counter()
@@ -292,14 +289,14 @@ class Run:
         sums = self.world.summed(torch.stack([nll * examples, kl / self.world.size, correct, examples]))
         return torch.stack([sums[0] / sums[3], *sums[1:]])
 
-    def _recording(self, settings: BayesianSettings) -> AbstractContextManager[Recorder]:
+    def _recording(self, settings: BayesianSettings, resumed: bool) -> AbstractContextManager[Recorder]:
         return recording(
             self.net,
             self.places.reports,
             self.batches,
             layers=settings.record_layers,
             frequency=settings.recording_freq_per_epoch,
-            resume_at=self.progress.epoch * self.batches + self.progress.batch if self.resumed else None,
+            resume_at=self.progress.epoch * self.batches + self.progress.batch if resumed else None,
             settings=asdict(settings),
             seed=settings.seed,
         )
@@ -432,6 +429,18 @@ class Run:
         if self.world.leads:
             write_checkpoint(self.places.last, content)
 
+    def resume(self) -> bool:
+        """Go on from `last.pt` if the settings ask for it, or if torchrun started this run anew after a loss.
+
+        Raises:
+            UserError: nothing or another run to resume.
+        """
+        content = self.world.leaders(self._last)
+        if content is None:
+            return False
+        self._restore(content)
+        return True
+
     def _last(self) -> dict[str, Any] | None:
         """What `last.pt` holds if this run is to go on from it: asked to, or started anew after a process was lost."""
         if self.settings.resume:
@@ -441,7 +450,7 @@ class Run:
             return content if content.get("launch") == self.world.launch else None
         return None
 
-    def _resume(self, content: dict[str, Any]) -> None:
+    def _restore(self, content: dict[str, Any]) -> None:
         try:
             now, then = asdict(self.settings), content["settings"]
             for name, value in now.items():
