@@ -2,6 +2,7 @@
 
 run     do what is missing, one experiment after the other; start it as often as there are cores to spare, each
         process takes what no other has. Ctrl-C saves; the same command goes on.
+ablate  the embedded digits by the planned settings with one thing changed at a time, validation only
 list    every experiment of the plan, and whether it has results
 report  experiments/results/*.json as the tables of README.md and experiments/README.md, and as pictures
 """
@@ -12,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from experiments import report
+from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
 from experiments.running import Places, run_missing
 from support import OneLineParser, UserError, report_user_errors
@@ -28,7 +30,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("what", choices=["run", "list", "report"])
+    add("what", choices=["run", "ablate", "list", "report"])
     add("--only", nargs="+", default=[""], metavar="TEXT", help="of run and list: names that contain one of these")
     add("--data_dir", type=Path, default=Path("data"), help="where downloaded data lies or goes (%(default)s)")
     add("--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="the unknown images (%(default)s)")
@@ -47,6 +49,8 @@ def main() -> None:
         )
         if given.what == "report":
             report.write(report.read(places.results))
+        elif given.what == "ablate":
+            run_ablations(report.ABLATIONS, places.checkpoints)
         else:
             chosen = [found for found in experiments() if any(text in found.name for text in given.only)]
             if not chosen:

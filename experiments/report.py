@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks.measure import table as markdown
+from experiments.ablations import AS_PLANNED
 from experiments.plan import METHODS, TEMPERATURES
 from inference.plots import save
 from support import UserError, write_text
@@ -22,6 +23,8 @@ from support.figures import BLUE, GREEN, ORANGE, PINK
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+TRIALS = ROOT / "experiments" / "trials.json"  # on validation splits, before the plan was made
+ABLATIONS = ROOT / "experiments" / "ablations.json"
 PICTURES = ROOT / "docs" / "images"
 TITLES = {"lenet": "LeNet", "alexnet": "AlexNet", "3conv3fc": "3Conv3FC"}
 Result = dict[str, Any]
@@ -59,11 +62,6 @@ def read(folder: Path) -> list[Row]:
     rows = [Row(*key, tuple(sorted(group, key=lambda result: result["seed"]))) for key, group in found.items()]
     order = list(METHODS)
     return sorted(rows, key=lambda row: (row.dataset != "MNIST", nets.index(row.net_type), order.index(row.method)))
-
-
-def read_trials() -> list[Result]:
-    """What was tried on the validation splits before the plan was made."""
-    return json.loads((ROOT / "experiments" / "trials.json").read_text(encoding="utf-8"))
 
 
 Pick = Callable[[Result], float]
@@ -124,7 +122,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _cell(values: Sequence[float], form: str) -> str:
     mean = f"{statistics.fmean(values):{form}}"
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def trials_table(trials: Sequence[Result]) -> str:
@@ -147,6 +145,24 @@ def trials_table(trials: Sequence[Result]) -> str:
     return markdown(header, lines)
 
 
+def ablations_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """What each change did to the validation split, in Markdown; differences are of the same seeds' runs."""
+    header = ["changed", "validation NLL", "to as planned", "validation accuracy %"]
+    planned = found[AS_PLANNED]["valid_nll"]
+    lines = []
+    for change, values in found.items():
+        differences = [other - one for one, other in zip(planned, values["valid_nll"], strict=True)]
+        lines.append(
+            [
+                change,
+                _cell(values["valid_nll"], ".4f"),
+                "" if change == AS_PLANNED else _cell(differences, "+.4f"),
+                _cell([100 * accuracy for accuracy in values["valid_accuracy"]], ".2f"),
+            ]
+        )
+    return markdown(header, lines)
+
+
 def best_temperature(rows: Sequence[Row], dataset: str, net_type: str, estimator: str) -> Row | None:
     """Of the Gaussian networks, that of the lowest validation NLL at its first seed; the test split has no say."""
     found = _temperatures(rows, dataset, net_type, estimator)
@@ -158,9 +174,14 @@ def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: s
     return [row for row in rows if (row.dataset, row.net_type) == (dataset, net_type) and row.method in wanted]
 
 
-def with_tables(page: str, rows: Sequence[Row], trials: Sequence[Result]) -> str:
-    """The page with what stands between `<!-- results -->` and `<!-- /results -->`, and so of trials, made anew."""
-    for name, text in (("results", table(rows)), ("trials", trials_table(trials))):
+def with_tables(page: str, rows: Sequence[Row]) -> str:
+    """The page with what stands between `<!-- results -->` and `<!-- /results -->`, and so of others, made anew."""
+    tables = {
+        "results": table(rows),
+        "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
+        "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
+    }
+    for name, text in tables.items():
         between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         page = re.sub(between, lambda _, text=text: f"\n{text}\n", page, flags=re.DOTALL)  # type: ignore[misc]
     return page
@@ -169,7 +190,7 @@ def with_tables(page: str, rows: Sequence[Row], trials: Sequence[Result]) -> str
 def write(rows: Sequence[Row]) -> None:
     """Tables into the pages, pictures beside the others."""
     for page in PAGES:
-        write_text(page, with_tables(page.read_text(encoding="utf-8"), rows, read_trials()))
+        write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
     for picture in (plot_methods(rows), plot_pairs(rows), plot_temperatures(rows)):
         print(picture)
 

@@ -13,7 +13,8 @@ import torch
 from conftest import draw_pictures
 from torch import nn
 
-from experiments import report, running
+import config_bayesian
+from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import METHODS, Block, Experiment, experiments
 from experiments.running import Places, dropout_predictive, run_missing
@@ -24,6 +25,7 @@ from models.checkpoint import load_network
 from support import locked
 from training import loop
 from training.data import load_data, normalise
+from training.settings import BayesianSettings, from_config
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
@@ -170,9 +172,31 @@ def test_the_best_temperature_is_that_of_validation() -> None:
 def test_the_pages_show_the_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<!-- results -->" in text
-    assert report.with_tables(text, report.read(running_results()), report.read_trials()) == text, (
-        "run `python -m experiments report`"
-    )
+    assert report.with_tables(text, report.read(running_results())) == text, "run `python -m experiments report`"
+
+
+def test_ablations_are_done_once_and_compared_seed_by_seed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablations, "COMMON", {"dataset": str(pictures), "batch_size": 20, "n_epochs": 2})
+    monkeypatch.setattr(ablations, "CHANGES", {ablations.AS_PLANNED: {}, "faster": {"lr_start": 3e-3}})
+    path = tmp_path / "ablations.json"
+    ablations.run_ablations(path, tmp_path)
+    found = json.loads(path.read_text())
+    assert list(found) == [ablations.AS_PLANNED, "faster"] and capsys.readouterr().out.count("epoch 2/2") == 6
+    differences = torch.tensor(found["faster"]["valid_nll"]) - torch.tensor(found[ablations.AS_PLANNED]["valid_nll"])
+    assert f"| {differences.mean():+.4f} ± {differences.std():.4f} |" in report.ablations_table(found)
+    del found["faster"]
+    path.write_text(json.dumps(found))
+    ablations.run_ablations(path, tmp_path)
+    assert capsys.readouterr().out.count("epoch 2/2") == 3
+
+
+def test_every_ablation_is_of_settings_that_are_taken_and_has_run() -> None:
+    for changes in ablations.CHANGES.values():
+        flags = [f"--{name}={value}" for name, value in {**ablations.COMMON, **changes}.items()]
+        from_config(BayesianSettings, config_bayesian, flags)
+    assert list(json.loads(report.ABLATIONS.read_text())) == list(ablations.CHANGES)
 
 
 def running_results() -> Path:

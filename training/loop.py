@@ -186,6 +186,15 @@ class Run:
         """Train to the end, test the best network once, and return the results that `results.json` holds.
 
         Raises:
+            UserError, SystemExit: as `train`.
+        """
+        self.train()
+        return self._test()
+
+    def train(self) -> None:
+        """Train to the end and keep the best network; the test split stays unseen.
+
+        Raises:
             UserError: nothing or another run to resume, the loss is no longer finite, or nothing can be written.
             SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
         """
@@ -213,7 +222,6 @@ class Run:
                 if board is not None:
                     for name, value in row.items():
                         board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
-        return self._test()
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience

@@ -1,0 +1,81 @@
+"""What matters: the planned settings with one thing changed at a time, on the embedded digits, validation only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import config_bayesian
+from support import locked, write_json
+from training.loop import Run
+from training.settings import BayesianSettings, from_config
+
+SEEDS = 3
+COMMON: Mapping[str, Any] = {"dataset": "MNIST5k", "valid_size": 0.25, "batch_size": 128, "lr_start": 3e-3}
+AS_PLANNED = "as planned"
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    AS_PLANNED: {},
+    "β = 1": {"beta_type": 1.0},
+    "β = 1, KL warmed up (Soenderby)": {"beta_type": "Soenderby"},
+    "β = 1, KL weighed by Blundell's rule": {"beta_type": "Blundell"},
+    "β = 0.3": {"beta_type": 0.3},
+    "β = 0.1": {"beta_type": 0.1},
+    "β = 0.01": {"beta_type": 0.01},
+    "β = 0.003": {"beta_type": 0.003},
+    "local reparameterisation": {"layer_type": "lrt"},
+    "flipout": {"layer_type": "flipout"},
+    "two samples a step": {"train_ens": 2},
+    "alpha posterior": {"alpha_shape": (1, 1)},
+    "prior σ 0.1": {"priors": {"prior_sigma": 0.1}},
+    "prior σ 0.3": {"priors": {"prior_sigma": 0.3}},
+    "prior σ 3": {"priors": {"prior_sigma": 3.0}},
+    "ρ from −7 (σ 0.0009)": {"priors": {"posterior_rho_initial": (-7.0, 0.1)}},
+    "ρ from −3 (σ 0.05)": {"priors": {"posterior_rho_initial": (-3.0, 0.1)}},
+    "ρ from −2 (σ 0.13)": {"priors": {"posterior_rho_initial": (-2.0, 0.1)}},
+    "ρ learns as fast as μ": {"lr_spread_factor": 1.0},
+    "ρ learns 3 times as fast": {"lr_spread_factor": 3.0},
+    "ρ learns 30 times as fast": {"lr_spread_factor": 30.0},
+    "softplus": {"activation_type": "softplus"},
+    "learning rate 1e-3": {"lr_start": 1e-3},
+    "learning rate 1e-2": {"lr_start": 1e-2},
+    "constant rate": {"lr_schedule": "constant"},
+    "cosine rate": {"lr_schedule": "cosine"},
+    "no shifts": {"random_shift": 0},
+    "shifts of 1": {"random_shift": 1},
+    "shifts of 4": {"random_shift": 4},
+    "batches of 32": {"batch_size": 32},
+    "batches of 512": {"batch_size": 512},
+    "15 epochs": {"n_epochs": 15},
+    "60 epochs": {"n_epochs": 60},
+}
+
+Found = dict[str, dict[str, Any]]
+
+
+def run_ablations(path: Path, checkpoints: Path) -> None:
+    """Run those that `path` does not hold, and add each to it as it ends.
+
+    Raises:
+        UserError: another process does.
+    """
+    with locked(checkpoints / "ablations"):
+        found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for change in [name for name in CHANGES if name not in found]:
+            print(f"\n{change}", flush=True)
+            best = list(_validated(change))
+            found[change] = {name: [row[name] for row in best] for name in ("valid_nll", "valid_accuracy")}
+            write_json(path, {name: found[name] for name in CHANGES if name in found})
+
+
+def _validated(change: str) -> Iterator[Mapping[str, float]]:
+    """Of each seed, the best epoch."""
+    for seed in range(SEEDS):
+        with TemporaryDirectory() as folder:
+            given = {**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder}
+            flags = [f"--{name}={value}" for name, value in given.items()]
+            run = Run(from_config(BayesianSettings, config_bayesian, flags))
+            run.train()
+        yield run.progress.history[run.progress.best_epoch - 1]
