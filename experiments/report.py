@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks.measure import table as markdown
 from experiments.ablations import AS_PLANNED
@@ -80,7 +80,9 @@ def _seconds(result: Result) -> float:
     return result["training_seconds"]
 
 
-COLUMNS: tuple[tuple[str, Pick, str], ...] = (
+Column = tuple[str, Pick, str]  # title, of a result, format
+
+COLUMNS: tuple[Column, ...] = (
     ("accuracy %", lambda result: 100 * result["test"]["accuracy"], ".2f"),
     ("NLL", _test("nll"), ".4f"),
     ("Brier", _test("brier"), ".4f"),
@@ -216,39 +218,37 @@ def plot_methods(rows: Sequence[Row]) -> Path:
                 ax.plot(row.mean(pick), height, "|", color=colour, markersize=12, markeredgewidth=2)
             titles = [METHODS[row.method].title for row in mine]
             ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=titles, ylim=(-0.6, len(mine) - 0.4))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
     return save(figure, PICTURES / "results.png")
 
 
 def plot_pairs(rows: Sequence[Row]) -> Path:
-    """Bayesian against frequentist, a point a data set and network: what lies on the better side of the line."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    """Bayesian against frequentist, a colour a data set and network: below the line is better."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     twins = [row for row in rows if row.method == "frequentist"]
-    for ax, (name, pick, _) in zip(figure.subplots(1, 3), (COLUMNS[0], COLUMNS[1], COLUMNS[3]), strict=True):
+    errors: Column = ("error %", lambda result: 100 - 100 * result["test"]["accuracy"], ".2f")
+    grid = figure.subplots(1, 3)
+    for ax, (name, pick, _) in zip(grid, (errors, COLUMNS[1], COLUMNS[3]), strict=True):
         ends = []
-        for twin, (estimator, marker) in product(twins, ESTIMATORS.items()):
+        for number, (twin, (estimator, marker)) in enumerate(product(twins, ESTIMATORS.items())):
             best = best_temperature(rows, twin.dataset, twin.net_type, estimator)
             if best is None:
                 continue
             x, y = twin.mean(pick), best.mean(pick)
-            ax.plot(x, y, marker, color=COLOURS[estimator])
-            if estimator == "bbb":
-                where = f"{TITLES[twin.net_type]}, {twin.dataset}"
-                ax.annotate(where, (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+            label = f"{TITLES[twin.net_type]}, {twin.dataset}, {estimator}"
+            ax.plot(x, y, marker, color=f"C{number // len(ESTIMATORS)}", label=label)
             ends += [x, y]
         if ends:
             ax.plot([min(ends), max(ends)], [min(ends), max(ends)], ":", color="grey")
-        if name != "accuracy %":
-            ax.set(xscale="log", yscale="log")
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_minor_formatter(NullFormatter())
-        for estimator, marker in ESTIMATORS.items():
-            ax.plot([], [], marker, color=COLOURS[estimator], label=estimator)
-        ax.legend(frameon=False, loc="upper left")
-        ax.margins(x=0.25)
+        ax.set(xscale="log", yscale="log")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_major_formatter("{x:g}")
         ax.set(title=name, xlabel="frequentist", ylabel="Gaussian, β best on validation")
         ax.grid(alpha=0.3)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return save(figure, PICTURES / "bayesian_against_frequentist.png")
 
 
