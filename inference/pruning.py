@@ -1,4 +1,4 @@
-"""Weights that the posterior itself is not sure of are set to 0 (Blundell et al. 2015, section 4.3)."""
+"""Weights that the posterior itself is not sure of are set to 0 (Blundell et al. 2015, section 5.1)."""
 
 from __future__ import annotations
 

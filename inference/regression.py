@@ -23,13 +23,16 @@ class GaussianLikelihood(nn.Module):
         noise: what s starts from when it is learnt.
 
     Raises:
-        ValueError: from a call, an output that has not the features that are needed.
+        ValueError: a noise that is not above 0 and finite; from a call, an output that has not the features that
+            are needed, or targets of another shape than the mean's.
     """
 
     def __init__(self, outputs: int = 1, predicted: bool = False, noise: float = 1.0) -> None:
         super().__init__()
+        if not 0 < noise < math.inf:
+            raise ValueError(f"noise must be above 0 and finite, got {noise}")
         self.outputs, self.predicted = outputs, predicted
-        start = torch.full((outputs,), math.log(math.expm1(noise)))
+        start = torch.full((outputs,), noise + math.log(-math.expm1(-noise)))  # softplus⁻¹
         self.rho = None if predicted else nn.Parameter(start)
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,6 +52,8 @@ class GaussianLikelihood(nn.Module):
             targets: [n, d].
         """
         mean, variance = self.moments(output)
+        if targets.shape != mean.shape:
+            raise ValueError(f"expected targets of shape {tuple(mean.shape)}, got {tuple(targets.shape)}")
         return F.gaussian_nll_loss(mean, targets, variance, full=True, eps=0, reduction="none").sum(-1).mean()
 
 

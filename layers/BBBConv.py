@@ -36,7 +36,7 @@ class _Convolution(BayesianLayer):
     def feature_axis(self) -> int:
         return -1 - len(self.kernel_size)
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(input, weight, bias)  # type: ignore[operator]
 
 

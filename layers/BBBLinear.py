@@ -17,7 +17,7 @@ class BBBLinear(BayesianLayer, nn.Linear):
     def feature_axis(self) -> int:
         return -1
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)
 
 
@@ -36,7 +36,7 @@ class BBBEmbedding(BayesianLayer, nn.Embedding):
     @staticmethod
     def refusal(layer: Any) -> str | None:
         if layer.padding_idx is None and layer.max_norm is None:
-            return None
+            return BayesianLayer.refusal(layer)
         return "a Bayesian embedding has no padding_idx and no max_norm: mask what is padding instead"
 
     @property
@@ -49,5 +49,5 @@ class BBBEmbedding(BayesianLayer, nn.Embedding):
     def flipped(self, input: Tensor) -> Tensor:
         return input
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.embedding(input, weight, None, None, 2.0, self.scale_grad_by_freq, self.sparse)

@@ -105,6 +105,8 @@ class BayesianLayer(nn.Module):
     @staticmethod
     def refusal(layer: Any) -> str | None:
         """Why a layer of the `torch.nn` kind has no Bayesian form, if it has none."""
+        if any(type(hook).__module__.startswith("torch.nn.utils") for hook in layer._forward_pre_hooks.values()):
+            return "its weights are made anew before every pass by weight_norm, spectral_norm or prune: remove that"
         return None
 
     def _alpha_shape(self, mean: Tensor, of_weight: tuple[int, ...]) -> tuple[int, ...]:
@@ -208,11 +210,11 @@ class DrawnLayer(BayesianLayer):
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
         """What the `torch.nn` layer gives, at one draw of the weights, or at their means when `sampling` is off."""
-        return self._drawn()(*arguments, **settings)
+        return self._drawn(self.sampling).forward(*arguments, **settings)  # the hooks are those of this call
 
-    def _drawn(self) -> nn.Module:
+    def _drawn(self, sampling: bool) -> nn.Module:
         plain = self.plain()
-        if self.sampling:
+        if sampling:
             draws: dict[str, Any] = {
                 key: None if mean is None else cast(Posterior, self.posterior[key]).sample(mean)
                 for key, mean in self._parameters.items()
@@ -220,7 +222,7 @@ class DrawnLayer(BayesianLayer):
             plain._parameters = draws
         for name, child in plain._modules.items():
             if isinstance(child, BayesianLayer):
-                plain._modules[name] = DrawnLayer._drawn(child)  # type: ignore[arg-type]
+                plain._modules[name] = DrawnLayer._drawn(child, sampling)  # type: ignore[arg-type]
         return plain
 
 

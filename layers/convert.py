@@ -61,9 +61,12 @@ def to_bayesian(
     _share_posteriors(net)
     start_at_means(net, moped, prior_at_means)
     for parent in net.modules():
-        # In evaluation it would hand its children's weights to a fused kernel, past their forward.
+        # In evaluation it would hand its children's weights to a fused kernel, past their forward, and pack
+        # what is not padding into a nested tensor, which few operations take.
         if isinstance(parent, nn.TransformerEncoderLayer):
             parent.activation_relu_or_gelu = 0
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False
     return net
 
 

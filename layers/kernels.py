@@ -2,11 +2,12 @@
 
 Each is a `torch.autograd.Function` because autograd, left to itself, makes a pass over memory and keeps a
 tensor for every operation. What a function keeps for its backward pass are inputs and outputs alone, so
-derivatives of any order, `torch.func` and `torch.compile` see through it.
+derivatives of any order, `torch.func` in reverse mode and `torch.compile` see through it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RHO_FLOOR = -80.0  # softplus leaves float32 a little below it
+RHO_FLOOR = -80.0  # softplus leaves float32 a little below it; float16 it leaves before
 SMALL = 100_000  # elements: of a smaller tensor, an operation costs more than what it does to each
 
 
 def spread(rho: Tensor) -> Tensor:
-    """σ = softplus(ρ), at least 2e-35: there σ stays, and its logarithm keeps its slope of 1."""
+    """σ = softplus(ρ), at least 2e-35 (float16: 6e-5): there σ stays, and its logarithm keeps its slope of 1."""
     return _Spread.apply(rho)
 
 
@@ -30,7 +31,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(rho: Tensor) -> Tensor:
-        return F.softplus(rho.clamp_min(RHO_FLOOR))
+        return F.softplus(rho.clamp_min(_floor(rho)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -39,11 +40,18 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (rho,) = ctx.saved_tensors
-        return grad * rho.clamp_min(RHO_FLOOR).sigmoid_()
+        return grad * rho.clamp_min(_floor(rho)).sigmoid_()
+
+
+def _floor(rho: Tensor) -> float:
+    return max(RHO_FLOOR, math.log(torch.finfo(rho.dtype).tiny))
 
 
 def spreads(rhos: Sequence[Tensor]) -> list[Tensor]:
     """`spread` of each tensor, in few operations."""
+    kinds = {(rho.dtype, rho.device) for rho in rhos}
+    if len(kinds) > 1:
+        return [spread(rho) for rho in rhos]
     rows = [spread(row) for row in in_few_rows(rhos)]
     small = [rho.numel() for rho in rhos if rho.numel() <= SMALL]
     parts = iter(rows.pop().split(small) if small else ())
@@ -103,7 +111,11 @@ class _Noisy(torch.autograd.Function):
         slope = None if grad is None else grad * noise
         if grad_std is not None:  # in derivatives of higher order
             slope = grad_std if slope is None else slope + grad_std
-        return grad, None if slope is None else slope.div(std).mul_(0.5), None
+        if slope is not None:
+            slope = slope.div(std).mul_(0.5)
+            if std.dtype == torch.float16:  # whose least number is above the least deviation
+                slope = slope.masked_fill(std == 0, 0.0)
+        return grad, slope, None
 
 
 def gaussian_sums(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,9 @@ class GaussianPosterior(Posterior):
                 raise ValueError(f"a prior of shape {tuple(shape)} does not broadcast to weights {tuple(mean.shape)}")
 
     def std(self, mean: Tensor) -> Tensor:
-        return spread(self.rho) if self.kept is None else self.kept
+        if self.kept is None or (torch.is_grad_enabled() and self.rho.requires_grad and not self.kept.requires_grad):
+            return spread(self.rho)  # what is kept may be another thread's, without gradients
+        return self.kept
 
     @torch.no_grad()
     def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
@@ -151,7 +153,7 @@ class GaussianPosterior(Posterior):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         if f"{prefix}prior_mu" in state_dict:
             self.centre_prior(state_dict[f"{prefix}prior_mu"].to(self.rho))
-        elif isinstance(self.prior_mu, Tensor):
+        elif isinstance(self.prior_mu, Tensor) and f"{prefix}_extra_state" in state_dict:
             del self.prior_mu
             self.prior_mu = 0.0  # until the extra state says
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributions
-from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, constraints
 
 PlainDistribution = dict[str, Any]  # family and arguments as plain values, which files and command lines can hold
 
@@ -25,9 +25,9 @@ class Priors:
         prior_sigma: standard deviation of the Gaussian prior, above zero.
         learn_prior_sigma: learn that deviation with the posterior, one a weight tensor, from `prior_sigma`
             on: empirical Bayes.
-        prior: another prior instead of the Gaussian one: any of `torch.distributions` whose batch and event
-            shape broadcast against the weight, `scale_mixture(…)`, or a dict that says the same, such as
-            {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
+        prior: another prior instead of the Gaussian one: any of `torch.distributions` over the real numbers
+            whose batch and event shape broadcast against the weight, `scale_mixture(…)`, or a dict that says the
+            same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
         posterior_mu_initial: (mean, std) of the normal that the posterior means start from; None
             keeps `torch.nn`'s own initialisation by fan-in.
         posterior_rho_initial: (mean, std) of the normal that ρ starts from, σ = softplus(ρ).
@@ -62,7 +62,11 @@ class Priors:
         if self.prior is not None:
             if self.learn_prior_sigma or (self.prior_mu, self.prior_sigma) != (0.0, 1.0):
                 raise ValueError("prior takes the place of prior_mu, prior_sigma and learn_prior_sigma: leave them out")
-            as_distribution(as_plain(self.prior))
+            support: Any = as_distribution(as_plain(self.prior)).support
+            while hasattr(support, "base_constraint"):
+                support = support.base_constraint
+            if support is not constraints.real:
+                raise ValueError(f"a weight may be any real number, which the prior {self.prior} does not allow")
 
     @classmethod
     def of(cls, given: Priors | Mapping[str, Any] | None) -> Priors:

@@ -53,7 +53,7 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
     Args:
         net_type: a key of `NETWORKS` or `FACTORIES`, or `package.module:factory`: a function of (outputs, inputs)
             that returns a deterministic network of images [n, inputs, 32, 32], which is made Bayesian if need be
-            by `to_bayesian`; or a Bayesian one whose call returns (logits, kl).
+            by `to_bayesian`; or a Bayesian one whose call returns (logits, kl), with settings of its own.
         settings: the keyword arguments of the classes in `NETWORKS`; of the others the same, less
             `activation_type`, which is their own.
 

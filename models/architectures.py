@@ -103,7 +103,7 @@ class BayesianNetwork(ModuleWrapper):
     Args:
         outputs: number of classes.
         inputs: number of image channels.
-        priors: a dict with any of the fields of `layers.posterior.Priors`.
+        priors: a dict with any of the fields of `layers.priors.Priors`.
         layer_type: 'lrt', 'bbb' or 'flipout'.
         activation_type: 'relu' or 'softplus'.
         alpha_shape: None for the Gaussian posterior; a shape that broadcasts against every weight, such

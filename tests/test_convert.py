@@ -214,3 +214,22 @@ def test_a_converted_network_learns_and_predicts() -> None:
     predictive = posterior_predictive(net, inputs, num_samples=5)
     assert (predictive.probs.argmax(-1) == labels).float().mean() > 0.95
     assert isinstance(net.get_submodule("0.0.self_attn"), BBBMultiheadAttention)
+
+
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
+def test_in_evaluation_padding_is_masked(layer_type: str) -> None:
+    plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    features = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        found = to_bayesian(plain, layer_type=layer_type, priors=STILL)(features, src_key_padding_mask=padding)
+        expected = plain(features, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], expected[~padding])
+
+
+def test_a_layer_whose_weight_a_hook_makes_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    converted = to_bayesian(net)
+    assert deterministic_layers(converted) == ["0 (Linear)"] and converted(torch.randn(3, 4)).isfinite().all()
+    with pytest.raises(ValueError, match=r"chooses none of 1$"):
+        to_bayesian(net, layers="0")

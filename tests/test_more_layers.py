@@ -197,3 +197,23 @@ def test_help_shows_the_arguments_of_torch_nn_and_the_bayesian_ones() -> None:
 def test_the_kl_of_several_kinds_is_their_sum() -> None:
     parts = [made(case, priors=WIDE) for case in CASES]
     assert kl_divergence(nn.ModuleList(parts)).item() == pytest.approx(sum(p.kl().item() for p in parts), rel=1e-9)
+
+
+def test_hooks_run_once_a_pass() -> None:
+    layer = layers.BBBLSTM(3, 4, priors=STILL, **DOUBLE)
+    plain, features = to_deterministic(layer), real(2, 5, 3)
+    layer.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    torch.testing.assert_close(layer(features)[0], plain(2 * features)[0])
+
+
+def test_attention_at_its_means_has_no_noise_left() -> None:
+    attention, features = layers.BBBMultiheadAttention(4, 2, priors=WIDE, **DOUBLE), real(3, 2, 4)
+    attention.sampling = False
+    assert torch.equal(attention(features, features, features)[0], attention(features, features, features)[0])
+    attention.sampling = True
+    assert not torch.equal(attention(features, features, features)[0], attention(features, features, features)[0])
+
+
+def test_what_a_layer_does_not_take_is_refused_as_by_torch_nn() -> None:
+    with pytest.raises(TypeError):
+        layers.BBBLinear(3, 2)(torch.randn(1, 3), "more")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions
 
-from layers import BBBLinear, scale_mixture
+from layers import BBBLinear, kl_divergence, scale_mixture, to_bayesian
 from layers.posterior import AlphaPosterior, GaussianPosterior
 from layers.priors import Priors, as_distribution, as_plain
 
@@ -219,3 +219,26 @@ def test_a_spread_in_proportion_to_the_weights(alpha_shape: tuple[int, ...] | No
     )
     posterior.spread_in_proportion(mean, ratio)
     torch.testing.assert_close(posterior.std(mean), ratio * mean.abs())
+
+
+@pytest.mark.parametrize(
+    "prior", [distributions.Bernoulli(0.3), distributions.HalfNormal(1.0), distributions.Uniform(-1.0, 1.0),
+              distributions.LogNormal(0.0, 1.0), {"family": "Poisson", "rate": 1.0}]
+)  # fmt: skip
+def test_a_prior_that_does_not_hold_every_real_number_is_refused(prior: object) -> None:
+    with pytest.raises(ValueError, match="a weight may be any real number"):
+        Priors(prior=prior)  # type: ignore[arg-type]
+
+
+def test_a_centred_prior_stays_when_the_weights_of_a_plain_network_are_loaded() -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    net = to_bayesian(plain, prior_at_means=True)
+    before = kl_divergence(net).item()
+    net.load_state_dict(plain.state_dict(), strict=False)
+    assert kl_divergence(net).item() == before
+
+
+def test_in_half_precision_the_kl_of_a_tiny_spread_is_finite() -> None:
+    layer = BBBLinear(4, 3, priors={"posterior_rho_initial": (-20.0, 0.0)}).half()
+    layer.kl().backward()
+    assert layer.kl().isfinite() and layer.posterior["weight"].rho.grad.isfinite().all()

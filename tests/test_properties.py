@@ -90,8 +90,9 @@ def test_extreme_numbers_give_finite_outputs_and_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
-def test_every_precision_gives_finite_outputs_and_gradients(layer_type: str, dtype: torch.dtype) -> None:
-    layer = BBBConv2d(1, 2, 3, dtype=dtype, layer_type=layer_type)
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_precision_gives_finite_outputs_and_gradients(layer_type: str, dtype: torch.dtype, bias: bool) -> None:
+    layer = BBBConv2d(1, 2, 3, dtype=dtype, layer_type=layer_type, bias=bias)
     for images in (torch.zeros(2, 1, 5, 5, dtype=dtype), torch.randn(1, 1, 5, 5, dtype=dtype)):
         layer.zero_grad()
         output = layer(images)

@@ -65,3 +65,12 @@ def test_the_epistemic_variance_is_that_of_a_linear_layer() -> None:
     torch.testing.assert_close(found.epistemic, variance, rtol=0.12, atol=0)
     assert ((found.mean - layer.operation(inputs, *layer.means())).abs() < 5 * (variance / 4000).sqrt()).all()
     assert found.aleatoric.mean().item() == pytest.approx(1.0, abs=1e-5) and math.isfinite(found.std.sum().item())
+
+
+def test_targets_of_another_shape_and_an_impossible_noise_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected targets of shape \(9, 1\), got \(9,\)"):
+        GaussianLikelihood()(torch.randn(9, 1), torch.randn(9))
+    for noise in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="noise must be above 0 and finite"):
+            GaussianLikelihood(noise=noise)
+    assert GaussianLikelihood(noise=1000.0).moments(torch.zeros(1, 1))[1].item() == pytest.approx(1e6)

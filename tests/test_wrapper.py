@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, kl_divergence, sampling
+from layers.base import spreads_kept
 
 
 class Net(ModuleWrapper):
@@ -123,3 +124,33 @@ def test_flatten_says_both_numbers_and_never_changes_the_batch() -> None:
     assert torch.equal(FlattenLayer(18)(images), images.flatten(1))
     with pytest.raises(ValueError, match=r"FlattenLayer\(36\) got 18 features"):
         FlattenLayer(36)(images)
+
+
+def test_layers_of_two_precisions_work_together() -> None:
+    torch.manual_seed(0)
+    layers = BBBLinear(4, 4, layer_type="bbb").bfloat16(), Upcast(), BBBLinear(4, 2, layer_type="bbb")
+    features = torch.randn(3, 4).bfloat16()
+    torch.manual_seed(1)
+    output, kl = ModuleWrapper(*layers)(features)
+    torch.manual_seed(1)
+    assert torch.equal(output, nn.Sequential(*layers)(features))
+    (output.sum() + kl).backward()
+    assert {layers[0].posterior["weight"].rho.grad.dtype, layers[2].posterior["weight"].rho.grad.dtype} == {
+        torch.bfloat16, torch.float32
+    }  # fmt: skip
+
+
+class Upcast(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input.float()
+
+
+def test_spreads_kept_without_gradients_are_not_taken_for_training() -> None:
+    """As when another thread predicts with the network that this one trains."""
+    layer = BBBLinear(4, 2)
+    with torch.no_grad():
+        kept = spreads_kept(layer)
+        kept.__enter__()
+    layer.kl().backward()
+    kept.__exit__(None, None, None)
+    assert layer.posterior["weight"].rho.grad.abs().min() > 0
