@@ -5,7 +5,7 @@ dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100,
 data_dir = "data"
 valid_size = 0.1  # fraction of the training images kept for validation
 random_shift = 2  # pixels
-random_flip = "auto"  # True, False, or auto: photographs only, never digits
+random_flip = "auto"  # True, False, or auto: images in colour only
 num_workers = 4  # used only when the images do not fit in memory
 
 # Network

@@ -71,21 +71,26 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--net_type", type=_net_type, default="lenet", help="the architecture of the weights, as in training")
+    add(
+        "--net_type",
+        type=_net_type,
+        default="lenet",
+        help="the architecture of the weights (%(default)s)",
+    )
     add(
         "--weights_path",
         type=Path,
         default=Path("checkpoints/MNIST/bayesian/model_lenet.pt"),
-        help="of main_bayesian.py",
+        help="of main_bayesian.py (%(default)s)",
     )
     add("--frequentist_weights", type=Path, help="of main_frequentist.py: adds the twin to every table and picture")
-    add("--dataset", default="MNIST", help="whose test split is the known images")
-    add("--data_dir", default="data", help="where downloaded data lies or goes")
+    add("--dataset", default="MNIST", help="whose test split is the known images (%(default)s)")
+    add("--data_dir", default="data", help="where downloaded data lies or goes (%(default)s)")
     add(
         "--not_mnist_dir",
         type=Path,
         default=Path("data"),
-        help="holds notMNIST_small or notMNIST_large, or is a folder of A..J",
+        help="holds notMNIST_small or notMNIST_large, or is a folder of A..J (%(default)s)",
     )
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
     add("--num_batches", type=whole_number(1), help="mini-batches of each set; all of them if not given")
@@ -95,7 +100,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         "--seed",
         type=whole_number(0),
         default=0,
-        help="of the posterior samples and of the order of the unknown images",
+        help="of the posterior samples and of the order of the unknown images (%(default)s)",
     )
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps …")
     add(

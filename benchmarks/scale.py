@@ -22,7 +22,7 @@ from torchvision.models import resnet50
 
 from benchmarks.contenders import CHANNELS, CLASSES
 from benchmarks.measure import table
-from layers import BBBConv2d, BBBLinear, kl_divergence
+from layers import kl_divergence, to_bayesian
 from models import NETWORKS, build
 
 BATCH = 256  # an accelerator
@@ -71,16 +71,7 @@ def _network(name: str, method: str) -> nn.Module:
     if name != "resnet50":
         settings = {} if method == "frequentist" else {"layer_type": method}
         return build(name, method != "frequentist", CLASSES, CHANNELS, **settings)
-    net = resnet50()
-    for module in list(net.modules()) if method != "frequentist" else []:
-        for key, child in module.named_children():
-            if isinstance(child, nn.Conv2d):
-                shape: dict[str, Any] = {name: getattr(child, name) for name in ("kernel_size", "stride", "padding")}
-                bayesian = BBBConv2d(child.in_channels, child.out_channels, **shape, bias=False, layer_type=method)
-                setattr(module, key, bayesian)
-            elif isinstance(child, nn.Linear):
-                setattr(module, key, BBBLinear(child.in_features, child.out_features, layer_type=method))
-    return net
+    return resnet50() if method == "frequentist" else to_bayesian(resnet50(), layer_type=method, inplace=True)
 
 
 def bound(cost: dict[str, float], flops: float, accelerators: int) -> tuple[float, str]:

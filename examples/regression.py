@@ -6,7 +6,7 @@ that there is something not to know. Writes a picture.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from layers import BBBLinear, ModuleWrapper
+from support import OneLineParser, report_user_errors
 from support.figures import BLUE, ORANGE, save_figure
 
 GAP = (0.4, 1.3)  # standardised body mass indices that training does not see
@@ -79,5 +80,14 @@ def _drawn(path: Path, x: Tensor, y: Tensor, grid: Tensor, found: RegressionPred
     return save_figure(figure, path)
 
 
+def _picture(text: str) -> Path:
+    if Path(text).suffix != ".png":
+        raise argparse.ArgumentTypeError(f"expected a path that ends in .png, got {text!r}")
+    return Path(text)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "regression.png"))
+    with report_user_errors():
+        parser = OneLineParser(description=__doc__)
+        parser.add_argument("picture", nargs="?", type=_picture, default="regression.png", help="(%(default)s)")
+        main(parser.parse_args().picture)

@@ -52,7 +52,9 @@ METHODS: dict[str, Method] = {
         for beta in TEMPERATURES
     },
     "alpha": Method("alpha bbb, β = 0.03", True, {"alpha_shape": (1, 1), "layer_type": "bbb", "beta_type": 0.03}),
-    "last_layer": Method("Bayesian last layer, β = 1", True, {"beta_type": 1.0}, network="{}_last_layer"),
+    "last_layer": Method(
+        "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from experiments.plan import Experiment
 from inference import metrics
 from inference.prediction import Predictive, logits_of, posterior_predictive, summarised
 from models.checkpoint import load_network
-from support import LockedError, locked, write_json
+from support import LockedError, UserError, locked, write_json
 from training import loop
 from training.data import CHUNK, ImageData, data_name, load_data, normalise, read_images
 from training.reports import read_results
@@ -72,14 +73,27 @@ class Places:
 
 
 def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
-    """Do what has no results yet, one after the other; what another process is doing is left to it."""
-    missing = [experiment for experiment in experiments if not places.result(experiment).exists()]
+    """Do what has no results yet, one after the other; what another process is doing is left to it.
+
+    Raises:
+        UserError: at the end, if some could not be done: data that cannot be had, a loss that is not finite.
+    """
+    missing, failed = [each for each in experiments if not places.result(each).exists()], []
     while missing:
-        left = [each for each in missing if not (places.result(each).exists() or _done(each, places))]
+        left = []
+        for each in missing:
+            try:
+                if not (places.result(each).exists() or _done(each, places)):
+                    left.append(each)
+            except UserError as error:
+                print(f"{each.name}: {error}", file=sys.stderr, flush=True)
+                failed.append(each.name)
         if len(left) == len(missing):
             print(f"left: {', '.join(experiment.name for experiment in left)}: others do them, or what they need")
-            return
+            break
         missing = left
+    if failed:
+        raise UserError(f"could not be done, for the reasons above: {', '.join(failed)}")
 
 
 def _done(experiment: Experiment, places: Places) -> bool:

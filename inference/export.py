@@ -32,11 +32,16 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser("python -m inference.export", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--weights_path", type=Path, required=True, help="a checkpoint of main_bayesian.py")
-    add("--num_samples", type=whole_number(1), default=25, help="draws of the predictive network in a call")
+    add(
+        "--num_samples",
+        type=whole_number(1),
+        default=25,
+        help="draws in a call of the predictive network (%(default)s)",
+    )
     add("--save_dir", type=Path, help="where the files go (beside the checkpoint)")
     add("--check", type=whole_number(0), default=0, metavar="IMAGES", help="compare on so many test images (0: none)")
     add("--net_type", help="package.module:factory, if the network is your own")
-    add("--data_dir", default="data", help="where downloaded data lies, for --check")
+    add("--data_dir", default="data", help="where downloaded data lies, for --check (%(default)s)")
     return parser.parse_args(given)
 
 

@@ -42,9 +42,9 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="accuracy that may be lost on validation when it is chosen (0.003: 0.3 points)",
     )
     add("--by_layer", action="store_true", help="the same fraction of every tensor rather than of all together")
-    add("--num_samples", type=whole_number(1), default=25, help="posterior samples a prediction")
+    add("--num_samples", type=whole_number(1), default=25, help="posterior samples a prediction (%(default)s)")
     add("--net_type", help="package.module:factory, if the network is your own")
-    add("--data_dir", default="data", help="where downloaded data lies")
+    add("--data_dir", default="data", help="where downloaded data lies (%(default)s)")
     add("--save_path", type=Path, help="the pruned checkpoint (<weights_path less .pt>.pruned.pt)")
     arguments = parser.parse_args(given)
     if arguments.fraction is not None and not 0 <= arguments.fraction <= 1:

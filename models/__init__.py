@@ -17,7 +17,7 @@ from models.BayesianModels.BayesianLeNet import BBBLeNet
 from models.NonBayesianModels.AlexNet import AlexNet
 from models.NonBayesianModels.LeNet import LeNet
 from models.NonBayesianModels.ThreeConvThreeFC import ThreeConvThreeFC
-from support import UserError, nearest
+from support import UserError, first_line, nearest
 
 NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = {
     "lenet": (BBBLeNet, LeNet),
@@ -70,7 +70,7 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
             return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, **settings)
         if settings.pop("activation_type", "relu") != "relu":
             raise ValueError("activation_type does not apply, the network has its own")
-        net = _factory(net_type)(outputs, inputs)
+        net = _made(net_type, outputs, inputs)
         if not isinstance(net, nn.Module):
             raise ValueError(f"expected an nn.Module, got {net!r}")
         if not any(True for _ in weight_posteriors(net)):
@@ -80,6 +80,14 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
         raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
     except ValueError as error:
         raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
+
+
+def _made(net_type: str, outputs: int, inputs: int) -> Any:
+    factory = _factory(net_type)
+    try:
+        return factory(outputs, inputs)
+    except Exception as error:
+        raise UserError(f"{net_type}({outputs}, {inputs}) failed: {first_line(error)}") from error
 
 
 def _factory(net_type: str) -> Callable[[int, int], Any]:

@@ -70,6 +70,8 @@ def load_network(
     """
     content = read_checkpoint(path)
     description = content.get("description")
+    if "progress" in content and description is None:
+        raise UserError(f"{path} is for --resume alone: give the model_<net_type>.pt beside it")
     wanted = description.get("net_type") if isinstance(description, dict) else None
     if wanted not in (*NETWORKS, *FACTORIES, net_type):
         raise UserError(f"{path} holds a network that {wanted!r} makes: give that as net_type if it is your own")

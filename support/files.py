@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,23 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another run is writing to {folder}: wait for it, or give this one a checkpoint_dir of its own"
             ) from error
         yield
+
+
+def set_aside(paths: Iterable[Path], folder: Path) -> Path:
+    """Move files and folders into a new folder 1, 2, … within `folder`, and return that.
+
+    Raises:
+        UserError: they cannot be moved.
+    """
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    aside = folder / str(max(numbers, default=0) + 1)
+    try:
+        aside.mkdir(parents=True)
+        for path in paths:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise UserError(f"cannot move what an earlier run left to {aside}: {error.strerror or error}") from error
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:

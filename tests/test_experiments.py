@@ -22,7 +22,7 @@ from inference.metrics import accuracy, nll
 from layers import deterministic_layers
 from models import build
 from models.checkpoint import load_network
-from support import locked
+from support import UserError, locked
 from training import loop
 from training.data import load_data, normalise
 from training.settings import BayesianSettings, from_config
@@ -66,6 +66,18 @@ def test_an_experiment_is_done_once(
     run_missing(planned(), places)
     assert {path: path.stat().st_mtime_ns for path in places.results.iterdir()} == before
     assert capsys.readouterr().out == ""
+
+
+def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
+    places: Places, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = Experiment(replace(BARS, dataset="lost"), "frequentist", 0)
+    again = Experiment(BARS, "lrt_1", 0)
+    places.result(again).unlink()
+    with pytest.raises(UserError, match="could not be done, for the reasons above: lost-lenet-frequentist-0$"):
+        run_missing([lost, again], replace(places, folders={**places.folders, "lost": "no/such/folder"}))
+    assert json.loads(places.result(again).read_text())["test"] == results[again.name]["test"]
+    assert "lost-lenet-frequentist-0: " in capsys.readouterr().err
 
 
 def test_an_ensemble_is_the_mean_of_its_members(places: Places, results: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ def test_flags_read_as_people_write_them() -> None:
     assert given("--alpha_shape", "1,1").alpha_shape == (1, 1) and given("--alpha_shape", "None").alpha_shape is None
     assert given("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
     assert given("--lr_start", "1").lr_start == 1.0
+    assert given("--checkpoint_dir", "2024").checkpoint_dir == "2024"
+    assert given("--record_layers", "0").record_layers == ["0"]
 
 
 def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
@@ -107,8 +109,10 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"valid_size": 0}, "valid_size: expected a number above 0 and below 1, got 0"),
         ({"valid_size": 1.5}, "valid_size: expected a number above 0 and below 1, got 1.5"),
         ({"valid_size": float("nan")}, "valid_size: expected a number above 0 and below 1, got nan"),
-        ({"random_shift": -1}, "random_shift: expected a whole number of at least 0, got -1"),
-        ({"random_shift": 0.5}, "random_shift: expected a whole number of at least 0, got 0.5"),
+        ({"random_shift": -1}, "random_shift: expected a whole number from 0 to 31, got -1"),
+        ({"random_shift": 0.5}, "random_shift: expected a whole number from 0 to 31, got 0.5"),
+        ({"random_shift": 32}, "random_shift: expected a whole number from 0 to 31, got 32"),
+        ({"seed": 2**63}, f"seed: expected a whole number of at least 0, got {2**63}"),
         ({"random_flip": 1}, "random_flip: expected 'auto', or True or False, got 1"),
         ({"num_workers": -2}, "num_workers: expected a whole number of at least 0, got -2"),
         ({"device": ""}, "device: expected 'auto', or a text, got ''"),

@@ -220,7 +220,11 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
     run = Run(bayesian(pictures, tmp_path, n_epochs=2, amp=True, tensorboard=True))
     assert run.fit()["validation"]["valid_nll"] < 0.8
     assert all(p.dtype == torch.float32 for p in run.net.parameters())
-    assert list((tmp_path / "bars" / "bayesian" / "lenet" / "tensorboard").glob("events*"))
+    reports = tmp_path / "bars" / "bayesian" / "lenet"
+    assert len(list((reports / "tensorboard").glob("events*"))) == 1
+    Run(bayesian(pictures, tmp_path, n_epochs=1, tensorboard=True)).fit()
+    assert len(list((reports / "tensorboard").glob("events*"))) == 1  # a curve of its own
+    assert len(list((reports / "earlier" / "1" / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_compiled_run_leaves_a_network_like_any_other(pictures: Path, tmp_path: Path) -> None:
@@ -235,3 +239,51 @@ def test_a_new_run_of_another_family_leaves_the_twin_alone(pictures: Path, tmp_p
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     Run(frequentist(pictures, tmp_path, n_epochs=1)).fit()
     assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_a_run_anew_keeps_the_network_of_the_earlier_one(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = bayesian(pictures, tmp_path, n_epochs=1)
+    Run(settings).fit()
+    folder = tmp_path / "bars" / "bayesian"
+    before = {path.name: path.read_bytes() for path in (folder / "model_lenet.pt", folder / "lenet" / "results.json")}
+    assert "earlier" not in capsys.readouterr().out
+    for number in (1, 2):
+        Run(settings).fit()
+        kept = folder / "lenet" / "earlier" / str(number)
+        assert f"went to {kept}\n" in capsys.readouterr().out
+        assert sorted(path.name for path in kept.iterdir()) == [
+            "history.csv", "history.png", "model_lenet.pt", "results.json"
+        ]  # fmt: skip
+    for name, content in before.items():
+        assert (folder / "lenet" / "earlier" / "1" / name).read_bytes() == content
+
+
+def test_a_network_of_ones_own_that_does_not_fit_is_refused_in_one_line(pictures: Path, tmp_path: Path) -> None:
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            Run(bayesian(pictures, tmp_path, net_type=f"own_factories:{name}"))
+
+    refused("of_one_argument", "of_one_argument\\(.*\\) failed: .*positional argument")
+    refused("of_three_classes", r"makes \(2, 3\) of 2 images, expected \(logits \(2, \d+\), kl\)")
+    refused("of_seven_channels", r"cannot take images of shape \(2, \d, 32, 32\): .*channels")
+    refused("not_flat", r"makes \(2, \d+, 32, 32\) of 2 images")
+
+
+def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictures: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, training.data; training.data._free_memory = lambda: 0.0; import main_bayesian; "
+        "main_bayesian.main(sys.argv[1:])"
+    )
+    words = [f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--batch_size=20", "--n_epochs=500",
+             "--num_workers=2", "--valid_ens=1"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=ROOT, env=script_environment(), start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout and "epoch   1/500" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGTERM)
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by SIGTERM" in said and "Traceback" not in complaints
+    assert (tmp_path / "bars" / "bayesian" / "last.pt").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,11 +123,18 @@ class Split:
         if isinstance(self.images, Tensor):
             images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
         else:
-            images = iter(DataLoader(self.images, batch_sampler=[c.tolist() for c in chosen], num_workers=workers))
+            sampler = [indices.tolist() for indices in chosen]
+            images = iter(DataLoader(self.images, batch_sampler=sampler, num_workers=workers, worker_init_fn=_deaf))
         try:
             yield from zip(images, (self.labels[indices] for indices in chosen), strict=True)
         except UserError as error:  # from a worker it comes with the worker's traceback around it
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("support.errors.UserError: ")) from error
+
+
+def _deaf(worker: int) -> None:
+    """Of a worker: a signal to all processes of a run is the main one's to answer, which then ends its workers."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
 from layers import ModuleWrapper, kl_divergence, start_at_means
 from models import build, file_name
+from models.architectures import IMAGE_SIZE
 from models.checkpoint import (
     Description,
     load_network,
@@ -30,7 +31,7 @@ from models.checkpoint import (
     save_network,
     write_checkpoint,
 )
-from support import UserError, locked, write_json
+from support import UserError, first_line, locked, set_aside, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, joined
 from training.alarms import Alarms
@@ -41,6 +42,8 @@ from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 
+EARLIER = "earlier"
+REPORTS = ("history.csv", "history.png", "results.json")
 MAY_CHANGE_ON_RESUME = (
     "resume",
     "device",
@@ -136,6 +139,7 @@ class Run:
         )
         torch.manual_seed(settings.seed)
         net = self.description.build()
+        self._try_out(net)
         if self.bayesian and self.bayesian.init_from:
             self._start_from(self.bayesian.init_from, net)
         self.net = net.to(self.device)
@@ -151,6 +155,23 @@ class Run:
         self.recorder: Recorder | None = None
         torch.manual_seed(_seed(settings.seed, world.rank))  # of this process's noise
 
+    def _try_out(self, net: nn.Module) -> None:
+        """Refuse a network of one's own that does not make [n, classes] of images."""
+        images = torch.zeros(2, len(self.data.mean), IMAGE_SIZE, IMAGE_SIZE)
+        wanted = (len(images), len(self.data.classes))
+        try:
+            with torch.no_grad():
+                output = net.eval()(images)
+        except Exception as error:
+            raise UserError(
+                f"{self.settings.net_type} cannot take images of shape {tuple(images.shape)}: {first_line(error)}"
+            ) from error
+        logits = output[0] if self.bayesian and isinstance(output, tuple) else output
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != wanted or isinstance(output, tuple) != bool(self.bayesian):
+            expected = f"(logits {wanted}, kl)" if self.bayesian else f"logits {wanted}"
+            raise UserError(f"{self.settings.net_type} makes {found} of {len(images)} images, expected {expected}")
+
     def _start_from(self, path: str, net: nn.Module) -> None:
         """Give a fresh Bayesian network the weights of a frequentist checkpoint, and MOPED's start if asked."""
         assert self.bayesian is not None
@@ -161,7 +182,7 @@ class Run:
             if getattr(found, name) != getattr(wanted, name):
                 raise UserError(
                     f"{path} cannot be started from: its {name} is {getattr(found, name)!r}, "
-                    f"this run needs {getattr(wanted, name)!r}"
+                    f"this run needs {getattr(wanted, name)!r}: give the settings that it was trained with"
                 )
         inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of one that was made Bayesian
         missing, unexpected = inner.load_state_dict(plain.state_dict(), strict=False)
@@ -207,7 +228,9 @@ class Run:
                 self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
             if self.bayesian and self.bayesian.record_mean_var and self.world.leads:
                 self.recorder = stack.enter_context(self._recording(self.bayesian, resumed))
-            board = _tensorboard(self.places.reports, stack) if settings.tensorboard and self.world.leads else None
+            board = None
+            if settings.tensorboard and self.world.leads:
+                board = _tensorboard(self.places.reports, stack, resumed)
             while progress.epoch < settings.n_epochs and not self._out_of_patience():
                 started = time.perf_counter()
                 for signum in self._train_epoch(stop):
@@ -222,6 +245,14 @@ class Run:
                 if board is not None:
                     for name, value in row.items():
                         board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+
+    def _keep_earlier(self) -> None:
+        """Move the network of an earlier run of this name, and what was said of it, out of this run's way."""
+        best, reports = self.places.best, self.places.reports
+        if best.exists():
+            said = [path for path in map(reports.joinpath, REPORTS) if path.exists()]
+            kept = set_aside([*said, best], reports / EARLIER)
+            print(f"the network and the reports of the earlier run went to {kept}", flush=True)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -341,6 +372,8 @@ class Run:
         if best:
             progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
             if self.world.leads:
+                if not progress.history:
+                    self._keep_earlier()
                 report = {"settings": asdict(self.settings), "validation": row}
                 save_network(self.places.best, self.net, self.description, **report)
         elif self.world.leads and not self.places.best.exists():
@@ -558,7 +591,9 @@ def _seed(*seeds: int) -> int:
     return mixed
 
 
-def _tensorboard(folder: Path, stack: ExitStack) -> Any:
+def _tensorboard(folder: Path, stack: ExitStack, resumed: bool) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs ask for it
 
+    if not resumed and (folder / "tensorboard").exists():  # two runs in one folder would be one zigzag curve
+        set_aside([folder / "tensorboard"], folder / EARLIER)
     return stack.enter_context(SummaryWriter(str(folder / "tensorboard")))

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from layers import BayesianLayer
 from layers.posterior import Posterior
-from support import UserError, first_line, written_whole
+from support import UserError, first_line, set_aside, written_whole
 
 FORMAT = "recorded Bayesian layer, version 1"
 EXAMPLES, NODES, WEIGHTS = 16, 64, 2**15  # kept at most: 8 KiB a record, 256 KiB and the biases an epoch
@@ -585,19 +585,8 @@ def _posterior(layer: BayesianLayer, fixed: Table) -> dict[str, Array]:
 
 def _set_aside(folder: Path) -> None:
     """Move the logs in `folder` to a new folder within it, and say where to."""
-    logs = [path for path in sorted(folder.glob("*.h5")) if _is_log(path)]
-    if not logs:
-        return
-    aside = folder / "earlier_recordings"
-    numbers = [int(path.name) for path in aside.glob("*") if path.name.isdigit()]
-    aside /= str(max(numbers, default=0) + 1)
-    try:
-        aside.mkdir(parents=True)
-        for log in logs:
-            log.rename(aside / log.name)
-    except OSError as error:
-        raise UserError(f"cannot move the earlier recording to {aside}: {error.strerror or error}") from error
-    print(f"the earlier recording went to {aside}", flush=True)
+    if logs := [path for path in sorted(folder.glob("*.h5")) if _is_log(path)]:
+        print(f"the earlier recording went to {set_aside(logs, folder / 'earlier')}", flush=True)
 
 
 def _is_log(path: Path) -> bool:

@@ -15,17 +15,18 @@ import torch
 from layers.estimators import ESTIMATORS
 from layers.priors import Priors, as_plain
 from models import FACTORIES, NETWORKS, known_net_type
-from models.architectures import ACTIVATIONS
+from models.architectures import ACTIVATIONS, IMAGE_SIZE
 from support import OneLineParser, UserError, nearest
 from training.objective import SCHEDULES
 
 Check = Callable[[Any], Any]  # a given value to the setting's value; ValueError says what was expected
 
 
-def _whole(low: int) -> Check:
+def _whole(low: int, high: int = 2**63 - 1) -> Check:
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"a whole number of at least {low}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            within = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
+            raise ValueError(f"a whole number {within}")
         return value
 
     return check
@@ -141,9 +142,9 @@ class Settings:
     valid_size: float = _setting(
         "fraction of the training images that is kept for validation", _number(0, 1, open_ends=True)
     )
-    random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0))
+    random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0, IMAGE_SIZE - 1))
     random_flip: str | bool = _setting(
-        "mirror training images half the time: True, False, or auto (photographs only)", _or("auto", _flag)
+        "mirror training images half the time: True, False, or auto (images in colour only)", _or("auto", _flag)
     )
     num_workers: int = _setting("processes that decode images when they do not fit in memory", _whole(0))
     seed: int = _setting("of the split, the weights, the order and the noise", _whole(0))
@@ -167,9 +168,7 @@ class BayesianSettings(Settings):
     alpha_shape: tuple[int, ...] | None = _setting(
         "None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", _or(None, _shape)
     )
-    priors: dict[str, Any] = _setting(
-        "prior_mu, prior_sigma, posterior_mu_initial, posterior_rho_initial: a dict", _priors
-    )
+    priors: dict[str, Any] = _setting("a dict of " + ", ".join(prior.name for prior in fields(Priors)), _priors)
     init_from: str | None = _setting(
         "start the posterior means from this checkpoint of main_frequentist.py; None for fresh ones", _or(None, _text)
     )
@@ -216,7 +215,7 @@ def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[
             raise UserError(f"{source}: the setting {name!r} is missing ({known[name].metadata['help']})")
     values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
     for name, text in _flags(kind, config, arguments, purpose).items():
-        values[name] = _checked(known[name], _parsed(text), f"--{name}")
+        values[name] = _given(known[name], text)
     settings = kind(**values)
     if isinstance(settings, BayesianSettings) and settings.init_from is None:
         for name in ("moped", "prior_at_means"):
@@ -237,6 +236,16 @@ def _checked(setting: Field[Any], value: Any, where: str) -> Any:
         if setting.name == "priors":
             raise UserError(f"{where}: {expected}") from error
         raise UserError(f"{where}: expected {expected}, got {value!r}") from error
+
+
+def _given(setting: Field[Any], text: Any) -> Any:
+    """A flag's value: what a config file would have, or else, as of a folder called 2024, the text itself."""
+    for value in (_parsed(text), text):
+        try:
+            return setting.metadata["check"](value)
+        except ValueError:
+            continue
+    return _checked(setting, _parsed(text), f"--{setting.name}")
 
 
 def _parsed(text: Any) -> Any:
