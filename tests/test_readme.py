@@ -67,7 +67,7 @@ def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Pa
     drawing = [words for words in written if words[1] == "visualize_mean_var.py"]
     assert len(drawing) == 2
     for words in drawing:
-        moved = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
+        moved = [word.replace("checkpoints/recorded/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
         script(*moved, "--save_dir", tmp_path / "pictures")
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".png", ".gif"}
 
