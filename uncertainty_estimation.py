@@ -71,12 +71,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--net_type",
-        type=_net_type,
-        default="lenet",
-        help="the architecture of the weights (%(default)s)",
-    )
+    add("--net_type", type=_net_type, default="lenet", help="the architecture of the weights (%(default)s)")
     add(
         "--weights_path",
         type=Path,

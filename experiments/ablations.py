@@ -8,10 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import config_bayesian
+from experiments.running import configured
 from support import locked, write_json
 from training.loop import Run
-from training.settings import BayesianSettings, from_config
 
 SEEDS = 3
 COMMON: Mapping[str, Any] = {"dataset": "MNIST5k", "valid_size": 0.25, "batch_size": 128, "lr_start": 3e-3}
@@ -75,7 +74,6 @@ def _validated(change: str) -> Iterator[Mapping[str, float]]:
     for seed in range(SEEDS):
         with TemporaryDirectory() as folder:
             given = {**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder}
-            flags = [f"--{name}={value}" for name, value in given.items()]
-            run = Run(from_config(BayesianSettings, config_bayesian, flags))
+            run = Run(configured(given, bayesian=True))
             run.train()
         yield run.progress.history[run.progress.best_epoch - 1]

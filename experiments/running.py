@@ -61,15 +61,20 @@ class Places:
             "data_dir": str(self.data_dir),
             "checkpoint_dir": str(self.checkpoints / experiment.name),
         }
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        if experiment.method.bayesian:
-            return from_config(BayesianSettings, config_bayesian, flags)
-        return from_config(Settings, config_frequentist, flags)
+        return configured(given, experiment.method.bayesian)
 
     def run(self, experiment: Experiment) -> loop.Places:
         """Where the run's own files are."""
         settings = self.settings(experiment)
         return loop.Places.of(settings, data_name(settings.dataset), experiment.method.bayesian)
+
+
+def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
+    """The configuration of the family with these settings changed, checked."""
+    flags = [f"--{name}={value}" for name, value in changes.items()]
+    if bayesian:
+        return from_config(BayesianSettings, config_bayesian, flags)
+    return from_config(Settings, config_frequentist, flags)
 
 
 def run_missing(experiments: Sequence[Experiment], places: Places) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference.prediction import logits_of, posterior_draws, samples_needed
+from layers.kernels import unspread
 
 
 class GaussianLikelihood(nn.Module):
@@ -32,8 +33,7 @@ class GaussianLikelihood(nn.Module):
         if not 0 < noise < math.inf:
             raise ValueError(f"noise must be above 0 and finite, got {noise}")
         self.outputs, self.predicted = outputs, predicted
-        start = torch.full((outputs,), noise + math.log(-math.expm1(-noise)))  # softplus⁻¹
-        self.rho = None if predicted else nn.Parameter(start)
+        self.rho = None if predicted else nn.Parameter(unspread(torch.full((outputs,), float(noise))))
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of y [n, d] by a network's output [n, d], or [n, 2·d] if the noise is predicted."""

@@ -43,6 +43,11 @@ class _Spread(torch.autograd.Function):
         return grad * rho.clamp_min(_floor(rho)).sigmoid_()
 
 
+def unspread(std: Tensor) -> Tensor:
+    """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ), of σ above 0."""
+    return std + torch.log(-torch.expm1(-std))
+
+
 def _floor(rho: Tensor) -> float:
     return max(RHO_FLOOR, math.log(torch.finfo(rho.dtype).tiny))
 

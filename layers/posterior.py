@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 
-from layers.kernels import RHO_FLOOR, gaussian_sums, in_few_rows, normal_like, spread
+from layers.kernels import RHO_FLOOR, gaussian_sums, in_few_rows, normal_like, spread, unspread
 from layers.priors import Priors, as_distribution, as_plain
 
 
@@ -93,9 +93,8 @@ class GaussianPosterior(Posterior):
 
     @torch.no_grad()
     def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
-        """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ); σ is at least 1e-6, from which a weight of 0 can still learn one."""
-        std = (ratio * mean.abs()).clamp_min(1e-6)
-        self.rho.copy_((std + torch.log(-torch.expm1(-std))).clamp_min(RHO_FLOOR))
+        """σ is at least 1e-6, from which a weight of 0 can still learn one."""
+        self.rho.copy_(unspread((ratio * mean.abs()).clamp_min(1e-6)).clamp_min(RHO_FLOOR))
 
     @torch.no_grad()
     def centre_prior(self, at: Tensor) -> None:

@@ -78,6 +78,8 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
         if bayesian:
             return net
         raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
 

@@ -74,13 +74,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def set_aside(paths: Iterable[Path], folder: Path) -> Path:
-    """Move files and folders into a new folder 1, 2, … within `folder`, and return that.
+    """Move files and folders into a new folder earlier/1, earlier/2, … within `folder`, and return that.
 
     Raises:
         UserError: they cannot be moved.
     """
-    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    aside = folder / str(max(numbers, default=0) + 1)
+    numbers = [int(path.name) for path in folder.glob("earlier/*") if path.name.isdigit()]
+    aside = folder / "earlier" / str(max(numbers, default=0) + 1)
     try:
         aside.mkdir(parents=True)
         for path in paths:

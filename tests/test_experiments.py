@@ -13,7 +13,6 @@ import torch
 from conftest import draw_pictures
 from torch import nn
 
-import config_bayesian
 from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import METHODS, Block, Experiment, experiments
@@ -25,7 +24,6 @@ from models.checkpoint import load_network
 from support import UserError, locked
 from training import loop
 from training.data import load_data, normalise
-from training.settings import BayesianSettings, from_config
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
@@ -206,8 +204,7 @@ def test_ablations_are_done_once_and_compared_seed_by_seed(
 
 def test_every_ablation_is_of_settings_that_are_taken_and_has_run() -> None:
     for changes in ablations.CHANGES.values():
-        flags = [f"--{name}={value}" for name, value in {**ablations.COMMON, **changes}.items()]
-        from_config(BayesianSettings, config_bayesian, flags)
+        running.configured({**ablations.COMMON, **changes}, bayesian=True)
     assert list(json.loads(report.ABLATIONS.read_text())) == list(ablations.CHANGES)
 
 

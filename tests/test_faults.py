@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -115,7 +114,7 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         said.write_text("")
         process.start()
         while process.is_alive() and not said.stat().st_size:  # until it resumes or ends its first epoch
-            time.sleep(0.01)
+            process.join(0.01)
         process.join(chance.random() * 0.6)
         if process.exitcode == 0:  # on a fast machine: once more from the beginning
             check()

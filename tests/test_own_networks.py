@@ -32,6 +32,18 @@ def bayesian(outputs, inputs):
 
 def number(outputs, inputs):
     return outputs
+
+def of_one_argument(outputs):
+    return nn.Linear(1, outputs)
+
+def of_three_classes(outputs, inputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs * 32 * 32, 3))
+
+def of_seven_channels(outputs, inputs):
+    return nn.Conv2d(7, outputs, 32)
+
+def not_flat(outputs, inputs):
+    return nn.Conv2d(inputs, outputs, 1)
 """
 
 
@@ -111,3 +123,18 @@ def test_a_network_has_its_own_activations() -> None:
         build("resnet18", False, 10, 3, activation_type="softplus")
     net = build("resnet18", True, 10, 1, activation_type="relu", layer_type="bbb")
     assert sum(p.numel() for _, p, _ in weight_posteriors(net)) == 11_172_810 - 2 * 4800
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("of_one_argument", r"^my_networks:of_one_argument\(.*\) failed: .*positional argument"),
+        ("of_three_classes", r"makes \(2, 3\) of 2 images, expected \(logits \(2, \d+\), kl\)"),
+        ("of_seven_channels", r"cannot take images of shape \(2, \d, 32, 32\): .*channels"),
+        ("not_flat", r"makes \(2, \d+, 32, 32\) of 2 images"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_in_one_line(settings: dict[str, Any], name: str, message: str) -> None:
+    given = replace(from_config(BayesianSettings, config_bayesian), **settings | {"net_type": f"my_networks:{name}"})
+    with pytest.raises(UserError, match=message):
+        Run(given)

@@ -260,17 +260,6 @@ def test_a_run_anew_keeps_the_network_of_the_earlier_one(
         assert (folder / "lenet" / "earlier" / "1" / name).read_bytes() == content
 
 
-def test_a_network_of_ones_own_that_does_not_fit_is_refused_in_one_line(pictures: Path, tmp_path: Path) -> None:
-    def refused(name: str, message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            Run(bayesian(pictures, tmp_path, net_type=f"own_factories:{name}"))
-
-    refused("of_one_argument", "of_one_argument\\(.*\\) failed: .*positional argument")
-    refused("of_three_classes", r"makes \(2, 3\) of 2 images, expected \(logits \(2, \d+\), kl\)")
-    refused("of_seven_channels", r"cannot take images of shape \(2, \d, 32, 32\): .*channels")
-    refused("not_flat", r"makes \(2, \d+, 32, 32\) of 2 images")
-
-
 def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictures: Path, tmp_path: Path) -> None:
     code = (
         "import sys, training.data; training.data._free_memory = lambda: 0.0; import main_bayesian; "

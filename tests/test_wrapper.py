@@ -148,9 +148,6 @@ class Upcast(nn.Module):
 def test_spreads_kept_without_gradients_are_not_taken_for_training() -> None:
     """As when another thread predicts with the network that this one trains."""
     layer = BBBLinear(4, 2)
-    with torch.no_grad():
-        kept = spreads_kept(layer)
-        kept.__enter__()
-    layer.kl().backward()
-    kept.__exit__(None, None, None)
+    with torch.no_grad(), spreads_kept(layer), torch.enable_grad():
+        layer.kl().backward()
     assert layer.posterior["weight"].rho.grad.abs().min() > 0

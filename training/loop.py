@@ -42,7 +42,6 @@ from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 
-EARLIER = "earlier"
 REPORTS = ("history.csv", "history.png", "results.json")
 MAY_CHANGE_ON_RESUME = (
     "resume",
@@ -251,7 +250,7 @@ class Run:
         best, reports = self.places.best, self.places.reports
         if best.exists():
             said = [path for path in map(reports.joinpath, REPORTS) if path.exists()]
-            kept = set_aside([*said, best], reports / EARLIER)
+            kept = set_aside([*said, best], reports)
             print(f"the network and the reports of the earlier run went to {kept}", flush=True)
 
     def _out_of_patience(self) -> bool:
@@ -595,5 +594,5 @@ def _tensorboard(folder: Path, stack: ExitStack, resumed: bool) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs ask for it
 
     if not resumed and (folder / "tensorboard").exists():  # two runs in one folder would be one zigzag curve
-        set_aside([folder / "tensorboard"], folder / EARLIER)
+        set_aside([folder / "tensorboard"], folder)
     return stack.enter_context(SummaryWriter(str(folder / "tensorboard")))

@@ -586,7 +586,7 @@ def _posterior(layer: BayesianLayer, fixed: Table) -> dict[str, Array]:
 def _set_aside(folder: Path) -> None:
     """Move the logs in `folder` to a new folder within it, and say where to."""
     if logs := [path for path in sorted(folder.glob("*.h5")) if _is_log(path)]:
-        print(f"the earlier recording went to {set_aside(logs, folder / 'earlier')}", flush=True)
+        print(f"the earlier recording went to {set_aside(logs, folder)}", flush=True)
 
 
 def _is_log(path: Path) -> bool:

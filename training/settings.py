@@ -7,6 +7,7 @@ import ast
 import math
 import types
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar, cast
 
@@ -240,12 +241,13 @@ def _checked(setting: Field[Any], value: Any, where: str) -> Any:
 
 def _given(setting: Field[Any], text: Any) -> Any:
     """A flag's value: what a config file would have, or else, as of a folder called 2024, the text itself."""
-    for value in (_parsed(text), text):
-        try:
-            return setting.metadata["check"](value)
-        except ValueError:
-            continue
-    return _checked(setting, _parsed(text), f"--{setting.name}")
+    value = _parsed(text)
+    try:
+        return _checked(setting, value, f"--{setting.name}")
+    except UserError:
+        with suppress(ValueError):
+            return setting.metadata["check"](text)
+        raise
 
 
 def _parsed(text: Any) -> Any:
