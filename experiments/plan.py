@@ -82,7 +82,7 @@ BLOCKS = (
         "lenet",
         {
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
-            "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 1,
+            "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3,
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
@@ -92,8 +92,8 @@ BLOCKS = (
         "lenet",
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
-            "bbb_0.03": 3, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 3,
-            "lrt_0.003": 1, "alpha": 1, "last_layer": 1,
+            "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),
