@@ -43,7 +43,7 @@ class BBBEmbedding(BayesianLayer, nn.Embedding):
     def feature_axis(self) -> int:
         return -1
 
-    def squared(self, input: Tensor) -> Tensor:
+    def squared(self, input: Tensor, unit: float = 1.0) -> Tensor:
         return input
 
     def flipped(self, input: Tensor) -> Tensor:

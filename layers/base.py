@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.estimators import ESTIMATORS, Weights, signs
-from layers.kernels import spreads
+from layers.kernels import spreads, squares
 from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior
 from layers.priors import Priors
 
@@ -126,9 +126,9 @@ class BayesianLayer(nn.Module):
         """The deterministic layer as a function of its input, its weights and what else `forward` is given."""
         raise NotImplementedError
 
-    def squared(self, input: Tensor) -> Tensor:
-        """What `operation` takes to add up variances: x², element by element."""
-        return input.square()
+    def squared(self, input: Tensor, unit: float = 1.0) -> Tensor:
+        """What `operation` takes to add up variances: (x / unit)², element by element."""
+        return squares(input, unit)
 
     def flipped(self, input: Tensor) -> Tensor:
         """x ⊙ s with random signs s, one an example and feature."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from layers.kernels import noisy
+from layers.kernels import noisy, unit_of_squares
 
 Weights = tuple[Tensor, Tensor | None]  # of weight and bias
 
@@ -27,7 +27,7 @@ class Estimable(Protocol):
         ...
 
     def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor: ...
-    def squared(self, input: Tensor) -> Tensor: ...
+    def squared(self, input: Tensor, unit: float = 1.0) -> Tensor: ...
     def flipped(self, input: Tensor) -> Tensor: ...
     def means(self) -> Weights: ...
     def variances(self) -> Weights: ...
@@ -41,11 +41,16 @@ def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
     distribution. A convolution's outputs at two positions share a kernel and so are correlated under
     q; drawing ε for every element drops that covariance and keeps each element's own mean and
-    variance. The input is squared: beyond 1.8e19 in float32, or 255 in float16, the output is not finite.
+    variance. Squares are taken in units that keep inputs up to 1e22 finite in float32; in float16, whose range
+    has no room to spare, they overflow beyond 255.
     """
     mean = layer.operation(input, *layer.means(), *more)
-    variance = layer.operation(layer.squared(input), *layer.variances(), *more)
-    return noisy(mean, variance)
+    unit = unit_of_squares(input)
+    weight, bias = layer.variances()
+    if bias is not None and unit != 1.0:
+        bias = bias / unit**2
+    variance = layer.operation(layer.squared(input, unit), weight, bias, *more)
+    return noisy(mean, variance, unit)
 
 
 def bbb(layer: Estimable, input: Tensor, *more: Any) -> Tensor:

@@ -85,42 +85,83 @@ def normal_like(tensor: Tensor) -> Tensor:
     return torch.randn_like(tensor.permute(inward)).permute(outward)
 
 
-def noisy(mean: Tensor, variance: Tensor) -> Tensor:
-    """`mean + sqrt(variance) ⊙ ε`, ε ~ N(0, 1) an element.
+def unit_of_squares(input: Tensor) -> float:
+    """The u in whose units of u² an operation on `input` adds up variances.
 
-    A variance of 0 (padding, dead units) counts as the least normal float, where the square root still has
-    a finite slope.
+    Squares halve the range of a float. Half of what is left of float32's, 1e−19 to 1e19, is for inputs that no
+    network has; u = 1,024 moves it to 1e−16 to 1e22. A power of two, it changes no digit. float16 has no room for it,
+    and whole numbers (indices) are not squared.
     """
-    return _Noisy.apply(mean, variance, normal_like(mean))[0]
+    kind = input.device.type
+    lowest = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+    return 1.0 if lowest == torch.float16 or not input.is_floating_point() else 1024.0
 
 
-class _Noisy(torch.autograd.Function):
-    """(mean + s ⊙ ε, s) with s = sqrt(variance); ds = dvariance / 2s."""
+def squares(input: Tensor, unit: float = 1.0) -> Tensor:
+    """(x / unit)², an element; x² itself may overflow."""
+    return _Squares.apply(input, unit**-2)
+
+
+class _Squares(torch.autograd.Function):
+    """y = s·x·x; dy = 2s·x dx."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(input: Tensor, scale: float) -> Tensor:
+        return torch.addcmul(input.new_zeros(()), input, input, value=scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (input,) = ctx.saved_tensors
+        return torch.addcmul(grad.new_zeros(()), grad, input, value=2 * ctx.scale), None
+
+
+def noisy(mean: Tensor, variance: Tensor, unit: float = 1.0) -> Tensor:
+    """`mean + sqrt(variance) ⊙ ε`, ε ~ N(0, 1) an element, of a variance in units of unit².
+
+    A variance of 0 (padding, dead units) counts as the least normal float, where the square root still has
+    a finite slope.
+    """
+    return _Noisy.apply(mean, variance, normal_like(mean), unit)[0]
+
+
+class _Noisy(torch.autograd.Function):
+    """(mean + u·s ⊙ ε, s) with s = sqrt(variance); ds = dvariance / 2s."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, variance: Tensor, noise: Tensor, unit: float) -> tuple[Tensor, Tensor]:
         wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
         std = wide.clamp_min(torch.finfo(wide.dtype).tiny).sqrt_().to(variance.dtype)
-        return torch.addcmul(mean, std, noise), std
+        return torch.addcmul(mean, std, noise, value=unit), std
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[2], output[1])
+        ctx.unit = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_std: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_std: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         noise, std = ctx.saved_tensors
         slope = None if grad is None else grad * noise
         if grad_std is not None:  # in derivatives of higher order
+            grad_std = grad_std / ctx.unit
             slope = grad_std if slope is None else slope + grad_std
         if slope is not None:
-            slope = slope.div(std).mul_(0.5)
+            slope = slope.div(std).mul_(0.5 * ctx.unit)
             if std.dtype == torch.float16:  # whose least number is above the least deviation
                 slope = slope.masked_fill(std == 0, 0.0)
-        return grad, slope, None
+        return grad, slope, None, None
 
 
 def gaussian_sums(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:

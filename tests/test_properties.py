@@ -13,6 +13,7 @@ from torch import nn
 
 import config_bayesian
 from layers import BBBConv2d, BBBLinear
+from models import build
 from support import UserError
 from training.settings import BayesianSettings, from_config
 
@@ -79,13 +80,36 @@ def test_extreme_numbers_give_finite_outputs_and_gradients(
 ) -> None:
     priors = {"posterior_rho_initial": (rho, 0.0), "posterior_log_alpha_initial": log_alpha}
     layer = BBBLinear(4, 3, alpha_shape=alpha_shape, layer_type=layer_type, priors=priors)
-    if layer_type == "lrt":
-        scale = min(scale, 1e18)  # it squares its input
     features = (scale * torch.randn(1, 4)).requires_grad_()
     output, kl = layer(features), layer.kl()
     (output.sum() / max(scale, 1.0) + kl).backward()
     assert output.isfinite().all() and kl.isfinite() and features.grad is not None and features.grad.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("net_type", ["lenet", "alexnet", "3conv3fc"])
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_whole_networks_take_extreme_images(net_type: str, layer_type: str, scale: float) -> None:
+    net = build(net_type, True, 10, 1, layer_type=layer_type)
+    logits, kl = net(scale * torch.randn(2, 1, 32, 32))
+    (logits.sum() / max(scale, 1.0) + kl).backward()
+    assert logits.isfinite().all() and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e20, 1e21])
+def test_local_reparameterisation_is_as_exact_for_large_and_small_inputs(scale: float) -> None:
+    layer = BBBConv2d(2, 3, 3, padding=1, layer_type="lrt", priors={"posterior_rho_initial": (-1.0, 0.3)})
+    images = scale * torch.randn(4, 2, 5, 5)
+    torch.manual_seed(5)
+    found = layer(images)
+    torch.manual_seed(5)
+    noise = torch.randn(found.shape)
+    wide = layer.double()
+    images = images.double()
+    mean = wide.operation(images, *wide.means())
+    variance = wide.operation(images.square(), *wide.variances())
+    torch.testing.assert_close(found.double() / scale, (mean + variance.sqrt() * noise) / scale, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
