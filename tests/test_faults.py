@@ -234,11 +234,6 @@ def test_a_folder_that_goes_missing_ends_the_run(settings: BayesianSettings, mon
         run(settings)
 
 
-def test_a_batch_larger_than_the_training_split_is_refused(settings: BayesianSettings) -> None:
-    with pytest.raises(UserError, match="batch_size 181 is more than the 180 training images: give at most that"):
-        Run(replace(settings, batch_size=181))
-
-
 def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: BayesianSettings) -> None:
     """SOAK_EPOCHS=2000 and -s print the figures of the README; otherwise it is shorter."""
     epochs = int(os.environ.get("SOAK_EPOCHS", 150))

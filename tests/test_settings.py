@@ -85,6 +85,10 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"priors": 3}, "my_config.py: priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None, or names of layers"),
         ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
+        (
+            {"beta_type": "Soenderby", "n_epochs": 1},
+            "beta_type 'Soenderby' warms the KL up .* n_epochs is 1: give more",
+        ),
         ({"priors": {"prior": {"family": "Laplac"}}}, "priors: unknown family 'Laplac' of the prior"),
         ({"seed": None}, "seed: expected a whole number of at least 0, got None"),
         ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),

