@@ -8,9 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from experiments.running import configured
 from support import locked, write_json
 from training.loop import Run
+from training.reports import Row
+from training.settings import Settings
 
 SEEDS = 3
 COMMON: Mapping[str, Any] = {"dataset": "MNIST5k", "valid_size": 0.25, "batch_size": 128, "lr_start": 3e-3}
@@ -49,6 +53,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "batches of 512": {"batch_size": 512},
     "15 epochs": {"n_epochs": 15},
     "60 epochs": {"n_epochs": 60},
+    "weights averaged over 100 steps": {"average_decay": 0.99},
+    "constant rate, weights averaged over 100 steps": {"lr_schedule": "constant", "average_decay": 0.99},
 }
 
 Found = dict[str, dict[str, Any]]
@@ -73,7 +79,30 @@ def _validated(change: str) -> Iterator[Mapping[str, float]]:
     """Of each seed, the best epoch."""
     for seed in range(SEEDS):
         with TemporaryDirectory() as folder:
-            given = {**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder}
-            run = Run(configured(given, bayesian=True))
+            run = prepared({**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder})
             run.train()
         yield run.progress.history[run.progress.best_epoch - 1]
+
+
+def prepared(changes: Mapping[str, Any]) -> Run:
+    """The run of these settings, by `AveragedRun` if they have an `average_decay`."""
+    decay = changes.get("average_decay")
+    settings = configured({name: value for name, value in changes.items() if name != "average_decay"}, bayesian=True)
+    return Run(settings) if decay is None else AveragedRun(settings, decay)
+
+
+class AveragedRun(Run):
+    """A run that validates and keeps the running mean of its weights, ρ among them: new mean = d·mean + (1 − d)·θ."""
+
+    def __init__(self, settings: Settings, decay: float) -> None:
+        super().__init__(settings)
+        averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.averaged = averaged.module
+        self.optimiser.register_step_post_hook(lambda *_: averaged.update_parameters(self.net))
+
+    def _finish_epoch(self, started: float) -> tuple[Row, bool]:
+        trained, self.net = self.net, self.averaged
+        try:
+            return super()._finish_epoch(started)
+        finally:
+            self.net = trained

@@ -51,6 +51,8 @@ METHODS: dict[str, Method] = {
         for estimator in ("lrt", "bbb")
         for beta in TEMPERATURES
     },
+    "bbb_ensemble": Method("ensemble of 3 bbb, β = 0.03", True, networks_of="bbb_0.03", members=3),
+    "lrt_ensemble": Method("ensemble of 3 lrt, β = 0.003", True, networks_of="lrt_0.003", members=3),
     "alpha": Method("alpha bbb, β = 0.03", True, {"alpha_shape": (1, 1), "layer_type": "bbb", "beta_type": 0.03}),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
@@ -83,7 +85,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
-            "alpha": 3, "last_layer": 3,
+            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1,
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
     ),
@@ -93,7 +95,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),

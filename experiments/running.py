@@ -16,7 +16,7 @@ import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
 from inference import metrics
-from inference.prediction import Predictive, logits_of, posterior_predictive, summarised
+from inference.prediction import Predictive, logits_of, posterior_draws, samples_needed, summarised
 from models.checkpoint import load_network
 from support import LockedError, UserError, locked, write_json
 from training import loop
@@ -174,9 +174,7 @@ def _question(experiment: Experiment, nets: Sequence[nn.Module]) -> Question:
     """How the networks of the experiment predict normalised images."""
     if experiment.method.dropout_at_work:
         return lambda images: dropout_predictive(nets[0], images, experiment.seed)
-    if len(nets) > 1:
-        return lambda images: ensemble_predictive(nets, images)
-    return lambda images: posterior_predictive(nets[0], images, SAMPLES, BATCH, experiment.seed)
+    return lambda images: ensemble_predictive(nets, images, experiment.seed)
 
 
 def dropout_predictive(net: nn.Module, images: Tensor, seed: int) -> Predictive:
@@ -193,10 +191,17 @@ def dropout_predictive(net: nn.Module, images: Tensor, seed: int) -> Predictive:
             net.eval()
 
 
-def ensemble_predictive(nets: Sequence[nn.Module], images: Tensor) -> Predictive:
-    """The mean of the members' probabilities (Lakshminarayanan et al. 2017)."""
+def ensemble_predictive(nets: Sequence[nn.Module], images: Tensor, seed: int) -> Predictive:
+    """The mean of the members' probabilities (Lakshminarayanan et al. 2017), a Bayesian one's over `SAMPLES` draws.
+
+    Of posteriors it is that of their mixture; of one network, its own predictive.
+    """
     with torch.inference_mode():
-        return summarised(logits_of(net.eval(), images, BATCH) for net in nets)
+        return summarised(
+            logits_of(draw, images, BATCH)
+            for member, net in enumerate(nets)
+            for draw in posterior_draws(net, samples_needed(net, SAMPLES), seed + member)
+        )
 
 
 def _predictive(ask: Question, data: ImageData, chunks: Sequence[Tensor] | Iterator[Tensor]) -> Predictive:

@@ -16,8 +16,9 @@ from torch import nn
 from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import METHODS, Block, Experiment, experiments
-from experiments.running import Places, dropout_predictive, run_missing
+from experiments.running import Places, dropout_predictive, ensemble_predictive, run_missing
 from inference.metrics import accuracy, nll
+from inference.prediction import posterior_predictive
 from layers import deterministic_layers
 from models import build
 from models.checkpoint import load_network
@@ -96,6 +97,16 @@ def test_an_ensemble_is_the_mean_of_its_members(places: Places, results: dict[st
     assert found["test"]["nll"] == pytest.approx(nll(mean, data.test.labels), rel=1e-4)
     assert found["test"]["accuracy"] == pytest.approx(accuracy(mean, data.test.labels))
     assert found["parameters"] == 5 * results["bars-lenet-frequentist-0"]["parameters"]
+
+
+def test_an_ensemble_of_posteriors_is_the_mixture_of_their_predictives() -> None:
+    nets = [build("lenet", True, 10, 1, priors={"posterior_rho_initial": (-2.0, 0.1)}) for _ in range(3)]
+    images = torch.randn(6, 1, 32, 32)
+    found = ensemble_predictive(nets, images, 4)
+    parts = [posterior_predictive(net, images, running.SAMPLES, seed=4 + member) for member, net in enumerate(nets)]
+    torch.testing.assert_close(found.probs, torch.stack([part.probs for part in parts]).mean(0))
+    torch.testing.assert_close(found.expected_entropy, torch.stack([part.expected_entropy for part in parts]).mean(0))
+    assert (found.mutual_information > torch.stack([part.mutual_information for part in parts]).mean(0)).all()
 
 
 def test_what_has_one_answer_has_no_epistemic_uncertainty_and_samples_have(results: dict[str, Any]) -> None:
@@ -202,9 +213,25 @@ def test_ablations_are_done_once_and_compared_seed_by_seed(
     assert capsys.readouterr().out.count("epoch 2/2") == 3
 
 
+def test_an_averaged_run_keeps_the_running_mean_of_its_weights(pictures: Path, tmp_path: Path) -> None:
+    common = {"dataset": str(pictures), "batch_size": 60, "n_epochs": 2, "checkpoint_dir": str(tmp_path)}
+    run = ablations.prepared({**common, "average_decay": 0.6})
+    seen: list[list[torch.Tensor]] = []
+    run.optimiser.register_step_post_hook(lambda *_: seen.append([p.detach().clone() for p in run.net.parameters()]))
+    run.train()
+    mean = seen[0]
+    for weights in seen[1:]:
+        mean = [0.6 * old + 0.4 * new for old, new in zip(mean, weights, strict=True)]
+    assert len(seen) == 6 and run.progress.best_epoch == 2
+    kept, _, _ = load_network(run.places.best)
+    for found, wanted in zip(kept.parameters(), mean, strict=True):
+        torch.testing.assert_close(found.detach(), wanted)
+
+
 def test_every_ablation_is_of_settings_that_are_taken_and_has_run() -> None:
     for changes in ablations.CHANGES.values():
-        running.configured({**ablations.COMMON, **changes}, bayesian=True)
+        given = {name: value for name, value in changes.items() if name != "average_decay"}
+        running.configured({**ablations.COMMON, **given}, bayesian=True)
     assert list(json.loads(report.ABLATIONS.read_text())) == list(ablations.CHANGES)
 
 
