@@ -102,14 +102,14 @@ BLOCKS = (
     Block(
         "CIFAR10",
         "alexnet",
-        {"frequentist": 1, "dropout": 1, "mc_dropout": 1, "lrt_0.003": 1},
+        {"frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1},
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
     ),
     Block(
         "CIFAR10",
         "3conv3fc",
-        {"frequentist": 1, "lrt_0.003": 1},
+        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1},
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
     ),
