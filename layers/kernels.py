@@ -93,7 +93,8 @@ def unit_of_squares(input: Tensor) -> float:
     and whole numbers (indices) are not squared.
     """
     kind = input.device.type
-    lowest = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+    lowest = torch.get_autocast_dtype(kind) if cast else input.dtype
     return 1.0 if lowest == torch.float16 or not input.is_floating_point() else 1024.0
 
 

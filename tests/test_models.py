@@ -179,3 +179,10 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a readable checkpoint"):
         read_checkpoint(tmp_path / "model.pt")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
+def test_a_network_of_no_memory_tells_its_shapes(layer_type: str) -> None:
+    with torch.device("meta"):
+        logits, kl = build("lenet", True, 7, 2, layer_type=layer_type)(torch.zeros(3, 2, 32, 32))
+    assert logits.is_meta and kl.is_meta and logits.shape == (3, 7) and kl.shape == ()
