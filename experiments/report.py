@@ -71,9 +71,8 @@ def _test(name: str) -> Pick:
     return lambda result: result["test"][name]
 
 
-def _auroc(unknown: str) -> Pick:
-    """Of the total entropy."""
-    return lambda result: result["unknown"][unknown]["total entropy"]["auroc"]
+def _auroc(unknown: str, score: str = "total entropy") -> Pick:
+    return lambda result: result["unknown"][unknown][score]["auroc"]
 
 
 def _seconds(result: Result) -> float:
@@ -88,6 +87,7 @@ COLUMNS: tuple[Column, ...] = (
     ("Brier", _test("brier"), ".4f"),
     ("ECE", _test("ece"), ".4f"),
     ("AUROC notMNIST", _auroc("notMNIST"), ".4f"),
+    ("AUROC notMNIST, MI", _auroc("notMNIST", "mutual information"), ".4f"),
     ("AUROC noise", _auroc("noise"), ".4f"),
 )
 
