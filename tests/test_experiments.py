@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import draw_pictures
 from torch import nn
+from torchvision import datasets
 
 from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
-from experiments.plan import METHODS, Block, Experiment, experiments
+from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import Places, dropout_predictive, ensemble_predictive, run_missing
 from inference.metrics import accuracy, nll
 from inference.prediction import posterior_predictive
@@ -65,6 +68,35 @@ def test_an_experiment_is_done_once(
     run_missing(planned(), places)
     assert {path: path.stat().st_mtime_ns for path in places.results.iterdir()} == before
     assert capsys.readouterr().out == ""
+
+
+def test_cifar100_runs_as_planned_from_files_of_its_layout(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names = tmp_path / "cifar-100-python", [f"class {label:02}" for label in range(100)]
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 3, 32, 32), dtype=np.uint8)
+    labels = [index % 100 for index in range(400)]
+    for name, part in (("train", slice(0, 300)), ("test", slice(300, 400))):
+        content = {"data": pixels[part].reshape(-1, 3072), "fine_labels": labels[part], "coarse_labels": [0] * 400}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": ["all"]}))
+    for part in ("train", "test"):
+        monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", [[part, None]])  # no checksum: these are not the real
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": None})
+    data = load_data("CIFAR100", tmp_path, 0.1, 0)
+    assert data.classes == tuple(names) and data.photographs and len(data.train) == 270
+    assert torch.equal(data.test.images, torch.from_numpy(pixels[300:]))  # type: ignore[arg-type]
+    assert data.test.labels.tolist() == labels[300:]
+
+    planned = next(block for block in BLOCKS if block.dataset == "CIFAR100")
+    block = replace(planned, common={**planned.common, "n_epochs": 1})
+    mine = replace(places, data_dir=tmp_path, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
+    run_missing([Experiment(block, method, 0) for method in block.seeds], mine)
+    rows = {path.stem: json.loads(path.read_text()) for path in mine.results.iterdir()}
+    assert set(rows) == {f"CIFAR100-lenet-{method}-0" for method in planned.seeds}
+    for row in rows.values():
+        assert row["parameters"] > 62_006 and 0 < row["test"]["nll"] < 10 and row["settings"]["batch_size"] == 128
 
 
 def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
