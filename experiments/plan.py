@@ -116,7 +116,7 @@ BLOCKS = (
     Block(
         "MNIST",
         "alexnet",
-        {"frequentist": 1, "bbb_0.03": 1, "lrt_0.003": 1},
+        {"frequentist": 1, "bbb_0.03": 1, "bbb_0.003": 1, "lrt_0.003": 1},
         {"n_epochs": 6, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
     ),
