@@ -5,7 +5,7 @@ dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100,
 data_dir = "data"
 valid_size = 0.1  # fraction of the training images kept for validation
 random_shift = 2  # pixels
-random_flip = "auto"  # True, False, or auto: images in colour only
+random_flip = "auto"  # True, False, or auto: images in color only
 num_workers = 4  # used only when the images do not fit in memory
 
 # Network
@@ -16,7 +16,7 @@ alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²
 priors = {
     "prior_mu": 0.0,
     "prior_sigma": 1.0,
-    "posterior_mu_initial": None,  # (mean, std), or None for torch's initialisation by fan-in
+    "posterior_mu_initial": None,  # (mean, std), or None for torch's initialization by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }
 init_from = None  # a frequentist checkpoint whose weights the posterior means start from
@@ -29,7 +29,7 @@ train_ens = 1  # posterior samples a training step
 valid_ens = 5  # … in validation
 test_ens = 25  # … in the final test
 
-# Optimisation
+# Optimization
 n_epochs = 30
 batch_size = 128
 lr_start = 1e-3  # LeNet bears 3e-3 and gains by it; 3conv3fc is stuck at chance with it

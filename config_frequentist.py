@@ -5,14 +5,14 @@ dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100,
 data_dir = "data"
 valid_size = 0.1  # fraction of the training images kept for validation
 random_shift = 2  # pixels
-random_flip = "auto"  # True, False, or auto: images in colour only
+random_flip = "auto"  # True, False, or auto: images in color only
 num_workers = 4  # used only when the images do not fit in memory
 
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
 
-# Optimisation
+# Optimization
 n_epochs = 30
 batch_size = 128
 lr_start = 1e-3

@@ -25,8 +25,8 @@ from models import file_name, known_net_type
 from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
-from support.distributed import ALONE, World, joined
-from training.data import CHUNK, load_data, normalise, read_images
+from support.distributed import ALONE, World, process_group
+from training.data import CHUNK, load_data, normalize, read_images
 
 SHIFTED = 2000  # images that are rotated or made noisy
 ANGLES = range(0, 181, 15)  # degrees
@@ -35,7 +35,7 @@ NOISES = [level / 10 for level in range(11)]  # standard deviation of the noise,
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, how its images are normalised, and the processes that predict with it."""
+    """A trained network, how its images are normalized, and the processes that predict with it."""
 
     net: nn.Module
     description: Description
@@ -58,12 +58,12 @@ class Network:
     def predict(self, images: Tensor, arguments: argparse.Namespace) -> Predictive:
         """Of uint8 images [n, channels, height, width]."""
 
-        def of(indices: Tensor) -> Predictive:
+        def predict_at(indices: Tensor) -> Predictive:
             chunks = images[indices].split(CHUNK)
-            inputs = (normalise(chunk, self.description.mean, self.description.std) for chunk in chunks)
+            inputs = (normalize(chunk, self.description.mean, self.description.std) for chunk in chunks)
             return predict_batches(self.net, inputs, arguments.num_samples, seed=arguments.seed)
 
-        return predict_together(len(images), of, self.world)
+        return predict_together(len(images), predict_at, self.world)
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace, world: World = ALONE) -> None:
             )
     folder = arguments.ood_dir or _not_mnist(arguments.not_mnist_dir)
     unknown, skipped = read_images(folder, data.channels)
-    if skipped and world.leads:
+    if skipped and world.is_main:
         print(f"passed over {len(skipped)} unreadable of {len(skipped) + len(unknown)} images, the first {skipped[0]}")
     unknown = unknown[torch.randperm(len(unknown), generator=torch.Generator().manual_seed(arguments.seed))]
     limit = arguments.num_batches * arguments.batch_size if arguments.num_batches else None
@@ -158,7 +158,7 @@ def run(arguments: argparse.Namespace, world: World = ALONE) -> None:
         for kind, (shifts, shift, _) in SHIFTS.items()
         if getattr(arguments, kind)
     }
-    if not world.leads:
+    if not world.is_main:
         return
     names = (f"{data.name} test", folder.resolve().name)
     report: dict[str, Any] = {
@@ -282,7 +282,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """The report by the arguments; a user's mistake exits with code 2."""
     with report_user_errors():
         arguments = parse(sys.argv[1:] if given is None else given)
-        with joined(arguments.device) as world:
+        with process_group(arguments.device) as world:
             run(arguments, world)
 
 

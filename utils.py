@@ -25,7 +25,7 @@ def calc_uncertainty_softmax(
     """(epistemic, aleatoric) uncertainty about an image, with p̂ = softmax(logits) (Kwon et al. 2018, eq. 4).
 
     Args:
-        input_image: [channels, height, width], normalised as in training.
+        input_image: [channels, height, width], normalized as in training.
         T: posterior samples.
         details: return the covariance matrices, their diagonals and the predicted class instead of the traces.
         seed: of the posterior samples.

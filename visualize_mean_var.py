@@ -18,7 +18,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
-from support import OneLineParser, UserError, report_user_errors, written_whole
+from support import OneLineParser, UserError, atomic_write, report_user_errors
 from support.figures import save_figure
 from training.recorded_plots import KINDS, animate_distributions, plot_lines, plot_weights
 from training.recording import read_recording
@@ -59,7 +59,7 @@ def draw_distributions(
         pyplot.close(figure)
     elif save_plots or not _in_notebook():
         path = Path(save_dir) / f"{Path(filename).stem}_node{node_no}_{type}.gif"
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             animation.save(str(temporary), PillowWriter(fps=1 / plot_time), dpi=100)  # type: ignore[arg-type]
         print(f"saved {path}")
     return animation

@@ -83,7 +83,7 @@ CONTENDERS: dict[str, Callable[[], tuple[Build, Kl | None]]] = {
     "bbb, alpha": partial(_ours, True, layer_type="bbb", alpha_shape=(1, 1)),
     "flipout, alpha": partial(_ours, True, layer_type="flipout", alpha_shape=(1, 1)),
     "torchbnn": _torchbnn,
-    "bayesian-torch, reparameterisation": partial(_bayesian_torch, "Reparameterization"),
+    "bayesian-torch, reparameterization": partial(_bayesian_torch, "Reparameterization"),
     "bayesian-torch, flipout": partial(_bayesian_torch, "Flipout"),
     "blitz": _blitz,
     "torch-uncertainty": _torch_uncertainty,
@@ -107,18 +107,18 @@ def training_step(
     make, kl = CONTENDERS[name]()
     torch.manual_seed(0)
     net = make(net_type, activation, channels).to(memory_format=layout).train()
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     forward = torch.compile(net, options={"fallback_random": True}) if compiled else net
     images, labels = torch.randn(batch, channels, 32, 32).to(memory_format=layout), torch.randint(CLASSES, (batch,))
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         output = forward(images)
         logits, penalty = output if isinstance(output, tuple) else (output, None if kl is None else kl(net))
         loss = F.cross_entropy(logits, labels)
         if penalty is not None:
             loss = loss + penalty.sum() * (0.1 / 54_000)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import training_step
-from benchmarks.measure import conditions, interleaved, table
+from benchmarks.measure import conditions, table, time_interleaved
 from support import UserError
 from support.cpu import tune_cpu
 from training.data import load_data
@@ -25,10 +25,10 @@ def measure_epoch(dataset: str = "MNIST", batch: int = 256, epochs: int = 30) ->
     tune_cpu()
     steps = -(-len(load_data(dataset, "data", 0.1, 0).train) // batch)
     bare = {"step": training_step("lrt", "lenet", "relu", batch, False, channels=1)}
-    before = interleaved(bare, 15)["step"]
+    before = time_interleaved(bare, 15)["step"]
     with tempfile.TemporaryDirectory() as folder:
         seconds, results = _run(folder, dataset, batch, epochs)
-    after = interleaved(bare, 15)["step"]
+    after = time_interleaved(bare, 15)["step"]
     median = statistics.median_high(before + after)
     return {
         "dataset": dataset, "batch": batch, "epochs": epochs, "steps": steps * epochs, "step_seconds": median,

@@ -25,7 +25,9 @@ M_MMAP_THRESHOLD = -3  # of <malloc.h>
 Result = TypeVar("Result")
 
 
-def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.1) -> dict[str, list[float]]:
+def time_interleaved(
+    actions: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.1
+) -> dict[str, list[float]]:
     """Seconds of every action in every round; in a round each has its turn, so that a slow moment hits all.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import CHANNELS, CLASSES
-from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, return_freed_memory, table
+from benchmarks.measure import against, conditions, in_a_process, peak_mib, return_freed_memory, table, time_interleaved
 from inference.prediction import posterior_predictive
 from models import NETWORKS, build
 from support.cpu import tune_cpu
@@ -31,7 +31,7 @@ def measure(rounds: int = 15) -> dict[str, Any]:
                 "twin": partial(_passes, twin, data, samples, batch),
                 "bayesian": partial(posterior_predictive, net, data, samples, batch),
             }
-            rows = against(interleaved(actions, rounds), "twin")
+            rows = against(time_interleaved(actions, rounds), "twin")
             found[net_type][f"{samples},{images},{batch}"] = rows
             print(f"{net_type} T={samples} n={images} batch={batch}: {rows['bayesian']['ratio']:.2f}", flush=True)
     return {"rounds": rounds, "networks": found, "conditions": conditions()}

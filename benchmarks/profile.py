@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import TWIN, training_step
-from benchmarks.measure import against, conditions, interleaved, table
+from benchmarks.measure import against, conditions, table, time_interleaved
 from models import NETWORKS
 from support.cpu import tune_cpu
 
@@ -22,7 +22,7 @@ PARTS = {
         "aten::convolution", "ConvolutionBackward0", "aten::addmm", "AddmmBackward0", "aten::linear", "LinearBackward0",
     ),
     "drawing normals": ("aten::normal_",),
-    "σ and its gradient": ("_Spread", "_SpreadBackward"),
+    "σ and its gradient": ("_RhoToStd", "_RhoToStdBackward"),
     "KL and its gradient": ("_GaussianSums", "_GaussianSumsBackward"),
     "μ + sε and its gradient": ("_Noisy", "_NoisyBackward"),
     "μ + σε and its gradient": ("aten::addcmul", "AddcmulBackward0"),
@@ -42,7 +42,7 @@ def measure(nets: Sequence[str] = tuple(NETWORKS), batch: int = 256, rounds: int
             for name in PROFILED
             for layout in LAYOUTS
         }
-        times = interleaved(layouts, rounds)
+        times = time_interleaved(layouts, rounds)
         usual = {name: layouts[f"{name}, contiguous_format"] for name in PROFILED}
         profiles = [{name: _parts(step) for name, step in usual.items()} for _ in range(rounds)]  # interleaved too
         found[net_type] = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, TWIN, training_step
-from benchmarks.measure import against, conditions, in_a_process, interleaved, peak_mib, table
+from benchmarks.measure import against, conditions, in_a_process, peak_mib, table, time_interleaved
 from models import NETWORKS
 from support.cpu import tune_cpu
 
@@ -36,7 +36,7 @@ def measure(
         if compiled:
             for name in COMPILED:
                 steps[f"{name}, compiled"] = training_step(name, net_type, activation, batch, True)
-        rows = against(interleaved(steps, rounds), TWIN)
+        rows = against(time_interleaved(steps, rounds), TWIN)
         for name, row in rows.items():
             if name in CONTENDERS:
                 row["peak_mib"] = in_a_process(step_memory, name, net_type, activation, batch)

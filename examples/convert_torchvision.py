@@ -20,12 +20,12 @@ def main(steps: int = 60) -> float:
     train, test = torch.randperm(len(labels)).split([1400, len(labels) - 1400])
 
     plain = resnet18(num_classes=10)
-    optimiser = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     for _ in range(steps):
         batch = train[torch.randint(len(train), (64,))]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(plain(images[batch]), labels[batch]).backward()
-        optimiser.step()
+        optimizer.step()
 
     bayesian = to_bayesian(
         plain, layer_type="bbb", moped=0.1, prior_at_means=True, priors={"prior_sigma": 0.05}
@@ -34,13 +34,13 @@ def main(steps: int = 60) -> float:
         f"KL {kl_divergence(bayesian):,.0f} nats; deterministic stay {', '.join(deterministic_layers(bayesian)[:3])} …"
     )
     net = ModuleWrapper(bayesian)  # a call returns (logits, kl)
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     for _ in range(steps // 3):
         batch = train[torch.randint(len(train), (64,))]
         logits, kl = net(images[batch])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (F.cross_entropy(logits, labels[batch]) + 0.01 * kl / len(train)).backward()
-        optimiser.step()
+        optimizer.step()
 
     predictive = posterior_predictive(net, images[test], num_samples=10)
     accuracy = (predictive.probs.argmax(-1) == labels[test]).float().mean().item()

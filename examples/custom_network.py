@@ -32,14 +32,14 @@ def main(epochs: int = 30) -> dict[str, float]:
     order = torch.randperm(len(labels))
     train, test = order[:1400], order[1400:]
     net = Net()
-    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(epochs):
         for batch in train[torch.randperm(len(train))].split(64):
             logits, kl = net(images[batch])
             loss = F.cross_entropy(logits, labels[batch]) + 0.1 * kl / len(train)  # nats per example
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     predictive = posterior_predictive(net, images[test], num_samples=25)
     found = scores(predictive.probs, labels[test])
     doubtful = predictive.entropy.argsort(descending=True)[:3]

@@ -39,13 +39,13 @@ def main(path: Path, steps: int = 1500) -> RegressionPredictive:
 
     net = ModuleWrapper(Bumps(), BBBLinear(21, 1, priors={"posterior_rho_initial": (-2.0, 0.1)}))
     likelihood = GaussianLikelihood(noise=0.5)  # learnt with the network
-    optimiser = torch.optim.Adam([*net.parameters(), *likelihood.parameters()], lr=1e-2)
+    optimizer = torch.optim.Adam([*net.parameters(), *likelihood.parameters()], lr=1e-2)
     for _ in range(steps):
         output, kl = net(x)
         loss = likelihood(output, y) + kl / len(x)  # β = 1, nats per example
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     grid = torch.linspace(-4, 6, 201)[:, None]
     found = regression_predictive(net, likelihood, grid, num_samples=200)
@@ -65,12 +65,12 @@ def _drawn(path: Path, x: Tensor, y: Tensor, grid: Tensor, found: RegressionPred
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
     at, mean = grid[:, 0].numpy(), found.mean[:, 0].numpy()
-    for std, colour, label in (
+    for std, color, label in (
         (found.std, ORANGE, "± 2 deviations, with the noise"),
         (found.epistemic.sqrt(), BLUE, "± 2 deviations of the mean"),
     ):
         width = 2 * std[:, 0].numpy()
-        ax.fill_between(at, mean - width, mean + width, color=colour, alpha=0.3, label=label, linewidth=0)
+        ax.fill_between(at, mean - width, mean + width, color=color, alpha=0.3, label=label, linewidth=0)
     ax.plot(at, mean, color=BLUE, label="posterior mean")
     ax.plot(x, y, ".", color="0.25", markersize=3, label="data")
     ax.axvspan(*GAP, color="0.9", zorder=0, label="left out of training")

@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
-from experiments.running import Places, run_missing
+from experiments.running import ExperimentFiles, run_missing
 from support import OneLineParser, UserError, report_user_errors
 
 ROOT = Path(__file__).parent
@@ -44,7 +44,7 @@ def main() -> None:
     )
     with report_user_errors():
         given = parser.parse_args()
-        places = Places(
+        places = ExperimentFiles(
             ROOT / "results", given.checkpoint_dir, given.data_dir, given.not_mnist, dict(map(_folder, given.folder))
         )
         if given.what == "report":
@@ -68,7 +68,7 @@ def _folder(text: str) -> tuple[str, str]:
     return name, folder
 
 
-def _line(experiment: Experiment, places: Places) -> str:
+def _line(experiment: Experiment, places: ExperimentFiles) -> str:
     return f"{'done   ' if places.result(experiment).exists() else 'missing'}  {experiment.name}"
 
 

@@ -28,7 +28,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "β = 0.1": {"beta_type": 0.1},
     "β = 0.01": {"beta_type": 0.01},
     "β = 0.003": {"beta_type": 0.003},
-    "local reparameterisation": {"layer_type": "lrt"},
+    "local reparameterization": {"layer_type": "lrt"},
     "flipout": {"layer_type": "flipout"},
     "two samples a step": {"train_ens": 2},
     "alpha posterior": {"alpha_shape": (1, 1)},
@@ -98,7 +98,7 @@ class AveragedRun(Run):
         super().__init__(settings)
         averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.averaged = averaged.module
-        self.optimiser.register_step_post_hook(lambda *_: averaged.update_parameters(self.net))
+        self.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(self.net))
 
     def _finish_epoch(self, started: float) -> tuple[Row, bool]:
         trained, self.net = self.net, self.averaged

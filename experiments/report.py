@@ -198,7 +198,7 @@ def write(rows: Sequence[Row]) -> None:
 
 
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
-COLOURS = {"bbb": BLUE, "lrt": GREEN}
+COLORS = {"bbb": BLUE, "lrt": GREEN}
 FAMILIES = {"frequentist": ORANGE, "dropout": PINK, "mc_dropout": PINK, "ensemble": GREEN}
 
 
@@ -213,9 +213,9 @@ def plot_methods(rows: Sequence[Row]) -> Path:
         for ax, (name, pick, _) in zip(axes, (COLUMNS[0], COLUMNS[1], COLUMNS[3]), strict=True):
             for height, row in enumerate(mine):
                 values = row.values(pick)
-                colour = FAMILIES.get(row.method, BLUE)
-                ax.plot(values, [height] * len(values), "o", color=colour, alpha=0.5, markersize=5)
-                ax.plot(row.mean(pick), height, "|", color=colour, markersize=12, markeredgewidth=2)
+                color = FAMILIES.get(row.method, BLUE)
+                ax.plot(values, [height] * len(values), "o", color=color, alpha=0.5, markersize=5)
+                ax.plot(row.mean(pick), height, "|", color=color, markersize=12, markeredgewidth=2)
             titles = [METHODS[row.method].title for row in mine]
             ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=titles, ylim=(-0.6, len(mine) - 0.4))
             ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -225,7 +225,7 @@ def plot_methods(rows: Sequence[Row]) -> Path:
 
 
 def plot_pairs(rows: Sequence[Row]) -> Path:
-    """Bayesian against frequentist, a colour a data set and network: below the line is better."""
+    """Bayesian against frequentist, a color a data set and network: below the line is better."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     twins = [row for row in rows if row.method == "frequentist"]
     errors: Column = ("error %", lambda result: 100 - 100 * result["test"]["accuracy"], ".2f")
@@ -264,12 +264,12 @@ def plot_temperatures(rows: Sequence[Row]) -> Path:
         twin = next(row for row in rows if (row.dataset, row.net_type, row.method) == (*block, "frequentist"))
         for ax, (name, pick, _) in zip(axes, (COLUMNS[0], COLUMNS[1], COLUMNS[4]), strict=True):
             for estimator, marker in ESTIMATORS.items():
-                colour = COLOURS[estimator]
+                color = COLORS[estimator]
                 curve = _temperatures(rows, *block, estimator)
                 points = [(float(row.method.split("_")[1]), value) for row in curve for value in row.values(pick)]
-                ax.plot([x for x, _ in points], [y for _, y in points], marker, color=colour, alpha=0.4)
+                ax.plot([x for x, _ in points], [y for _, y in points], marker, color=color, alpha=0.4)
                 betas = [float(row.method.split("_")[1]) for row in curve]
-                ax.plot(betas, [row.mean(pick) for row in curve], "-", color=colour, label=estimator)
+                ax.plot(betas, [row.mean(pick) for row in curve], "-", color=color, label=estimator)
             ax.axhline(twin.mean(pick), color=ORANGE, linestyle="--", label="frequentist")
             ax.set(xscale="log", xlabel="β", ylabel=name)
             ax.grid(alpha=0.3)

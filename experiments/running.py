@@ -16,11 +16,11 @@ import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
 from inference import metrics
-from inference.prediction import Predictive, logits_of, posterior_draws, samples_needed, summarised
+from inference.prediction import Predictive, effective_samples, logits_of, posterior_draws, summarized
 from models.checkpoint import load_network
 from support import LockedError, UserError, locked, write_json
 from training import loop
-from training.data import CHUNK, ImageData, data_name, load_data, normalise, read_images
+from training.data import CHUNK, ImageData, data_name, load_data, normalize, read_images
 from training.reports import read_results
 from training.settings import BayesianSettings, Settings, from_config
 
@@ -31,7 +31,7 @@ SCORES = ("total entropy", "mutual information")
 
 
 @dataclass(frozen=True)
-class Places:
+class ExperimentFiles:
     """Where things are.
 
     Attributes:
@@ -63,10 +63,10 @@ class Places:
         }
         return configured(given, experiment.method.bayesian)
 
-    def run(self, experiment: Experiment) -> loop.Places:
+    def run(self, experiment: Experiment) -> loop.RunFiles:
         """Where the run's own files are."""
         settings = self.settings(experiment)
-        return loop.Places.of(settings, data_name(settings.dataset), experiment.method.bayesian)
+        return loop.RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
 
 
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
@@ -77,7 +77,7 @@ def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
     return from_config(Settings, config_frequentist, flags)
 
 
-def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
+def run_missing(experiments: Sequence[Experiment], places: ExperimentFiles) -> None:
     """Do what has no results yet, one after the other; what another process is doing is left to it.
 
     Raises:
@@ -88,7 +88,7 @@ def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
         left = []
         for each in missing:
             try:
-                if not (places.result(each).exists() or _done(each, places)):
+                if not (places.result(each).exists() or _run_one(each, places)):
                     left.append(each)
             except UserError as error:
                 print(f"{each.name}: {error}", file=sys.stderr, flush=True)
@@ -101,7 +101,7 @@ def run_missing(experiments: Sequence[Experiment], places: Places) -> None:
         raise UserError(f"could not be done, for the reasons above: {', '.join(failed)}")
 
 
-def _done(experiment: Experiment, places: Places) -> bool:
+def _run_one(experiment: Experiment, places: ExperimentFiles) -> bool:
     """Do it, unless another process does or it needs networks that are not there."""
     sources = experiment.sources
     if sources != (experiment,) and not all(_results(places, source).exists() for source in sources):
@@ -113,30 +113,30 @@ def _done(experiment: Experiment, places: Places) -> bool:
             print(f"\n{experiment.name}", flush=True)
             if sources == (experiment,) and not _results(places, experiment).exists():
                 _train(experiment, places)
-            write_json(places.result(experiment), _asked(experiment, places))
+            write_json(places.result(experiment), _evaluate(experiment, places))
     except LockedError:
         return False
     return True
 
 
-def _results(places: Places, experiment: Experiment) -> Path:
+def _results(places: ExperimentFiles, experiment: Experiment) -> Path:
     return places.run(experiment).reports / "results.json"
 
 
-def _train(experiment: Experiment, places: Places) -> None:
+def _train(experiment: Experiment, places: ExperimentFiles) -> None:
     settings = places.settings(experiment)
     if places.run(experiment).last.exists():
         settings = replace(settings, resume=True)
     loop.run(settings)
 
 
-def _asked(experiment: Experiment, places: Places) -> dict[str, Any]:
+def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]:
     """Everything that is kept of an experiment, as plain values."""
     runs = [read_results(_results(places, source)) for source in experiment.sources]
     settings = places.settings(experiment.sources[0])
     nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
-    ask = _question(experiment, nets)
+    ask = _predictor(experiment, nets)
     started = time.perf_counter()
     known = _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK)))
     seconds = time.perf_counter() - started
@@ -167,11 +167,11 @@ def _asked(experiment: Experiment, places: Places) -> dict[str, Any]:
     }  # fmt: skip
 
 
-Question = Callable[[Tensor], Predictive]
+Predictor = Callable[[Tensor], Predictive]
 
 
-def _question(experiment: Experiment, nets: Sequence[nn.Module]) -> Question:
-    """How the networks of the experiment predict normalised images."""
+def _predictor(experiment: Experiment, nets: Sequence[nn.Module]) -> Predictor:
+    """How the networks of the experiment predict normalized images."""
     if experiment.method.dropout_at_work:
         return lambda images: dropout_predictive(nets[0], images, experiment.seed)
     return lambda images: ensemble_predictive(nets, images, experiment.seed)
@@ -186,7 +186,7 @@ def dropout_predictive(net: nn.Module, images: Tensor, seed: int) -> Predictive:
         for module in at_work:
             module.train()
         try:
-            return summarised(logits_of(net, images, BATCH) for _ in range(SAMPLES))
+            return summarized(logits_of(net, images, BATCH) for _ in range(SAMPLES))
         finally:
             net.eval()
 
@@ -197,15 +197,15 @@ def ensemble_predictive(nets: Sequence[nn.Module], images: Tensor, seed: int) ->
     Of posteriors it is that of their mixture; of one network, its own predictive.
     """
     with torch.inference_mode():
-        return summarised(
+        return summarized(
             logits_of(draw, images, BATCH)
             for member, net in enumerate(nets)
-            for draw in posterior_draws(net, samples_needed(net, SAMPLES), seed + member)
+            for draw in posterior_draws(net, effective_samples(net, SAMPLES), seed + member)
         )
 
 
-def _predictive(ask: Question, data: ImageData, chunks: Sequence[Tensor] | Iterator[Tensor]) -> Predictive:
-    return Predictive.joined([ask(normalise(chunk, data.mean, data.std)) for chunk in chunks])
+def _predictive(ask: Predictor, data: ImageData, chunks: Sequence[Tensor] | Iterator[Tensor]) -> Predictive:
+    return Predictive.concatenate([ask(normalize(chunk, data.mean, data.std)) for chunk in chunks])
 
 
 def _unknown(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What leaves the training machine: a network of the means, and one that samples and tells what it does not know.
 
-Both take images as they are, [n, channels, height, width] with pixels in [0, 1], and normalise them themselves.
+Both take images as they are, [n, channels, height, width] with pixels in [0, 1], and normalize them themselves.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from layers import BayesianLayer, to_deterministic
-from support import UserError, written_whole
+from support import UserError, atomic_write
 
 
 class Deployed(nn.Module):
-    """Normalises its images, and names its outputs for other runtimes."""
+    """Normalizes its images, and names its outputs for other runtimes."""
 
     outputs: ClassVar[tuple[str, ...]]
     mean: Tensor
@@ -42,7 +42,7 @@ class MeanNetwork(Deployed):
 
     Args:
         net: a Bayesian or deterministic network.
-        mean, std: what the channels, in [0, 1], are normalised by.
+        mean, std: what the channels, in [0, 1], are normalized by.
     """
 
     outputs = ("probs",)
@@ -63,7 +63,7 @@ class PredictiveNetwork(Deployed):
     Args:
         net: a Bayesian network.
         num_samples: draws a call.
-        mean, std: what the channels, in [0, 1], are normalised by.
+        mean, std: what the channels, in [0, 1], are normalized by.
     """
 
     outputs = ("probs", "epistemic", "aleatoric")
@@ -89,7 +89,7 @@ def export(network: Deployed, channels: int, size: int, path: Path) -> Path:
     """
     example = torch.rand(2, channels, size, size)
     dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
-    with torch.no_grad(), written_whole(path) as temporary, warnings.catch_warnings():
+    with torch.no_grad(), atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about themselves
         if path.suffix == ".pt2":
             torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), temporary)
@@ -106,7 +106,7 @@ def export(network: Deployed, channels: int, size: int, path: Path) -> Path:
     return path
 
 
-def quantised(network: MeanNetwork) -> nn.Module:
+def quantized(network: MeanNetwork) -> nn.Module:
     """A copy whose linear layers compute in int8, with scales found as it runs: for CPUs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch names the package that will take this over

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.deployment import Deployed, MeanNetwork, PredictiveNetwork, export, quantised
+from inference.deployment import Deployed, MeanNetwork, PredictiveNetwork, export, quantized
 from inference.metrics import accuracy
 from inference.prediction import posterior_predictive
 from models.architectures import IMAGE_SIZE
 from models.checkpoint import load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number
 from support.cpu import tune_cpu
-from training.data import ImageData, load_data, normalise
+from training.data import ImageData, load_data, normalize
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -86,14 +86,14 @@ def _check(
         found, expected = elsewhere("mean")[0], networks["mean"](inputs)
         mean = networks["mean"]
         assert isinstance(mean, MeanNetwork)
-        small = quantised(mean)
+        small = quantized(mean)
         times = {name: _seconds(network, inputs) for name, network in (("float32", mean), ("int8", small))}
         int8 = small(inputs)
     print(f"\n{len(labels):,} test images, onnxruntime beside the library\n"
           f"mean network: probabilities differ by at most {float((found - expected).abs().max()):.1e}")  # fmt: skip
     if "predictive" in networks:
         net, samples = networks["predictive"].net, arguments.num_samples
-        own = [posterior_predictive(net, normalise(images, data.mean, data.std), samples, seed=seed) for seed in (0, 1)]
+        own = [posterior_predictive(net, normalize(images, data.mean, data.std), samples, seed=seed) for seed in (0, 1)]
         probs, epistemic, aleatoric = elsewhere("predictive")
         rows = {
             "accuracy": [accuracy(p, labels) for p in (probs, own[0].probs, own[1].probs)],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support.figures import COLOURS, save_figure
+from support.figures import COLORS, save_figure
 
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
@@ -34,10 +34,10 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
         values = [score(known).numpy(), score(unknown).numpy()]
         highest = max(float(value.max()) for value in values)
         edges = np.linspace(0, highest or 1, 41)
-        for value, label, colour, dash in zip(values, names, COLOURS, DASHES, strict=False):
+        for value, label, color, dash in zip(values, names, COLORS, DASHES, strict=False):
             weights = np.full(len(value), 1 / len(value))
-            ax.hist(value, edges, weights=weights, alpha=0.35, color=colour, label=label)
-            ax.hist(value, edges, weights=weights, histtype="step", color=colour, linestyle=dash, linewidth=1.5)
+            ax.hist(value, edges, weights=weights, alpha=0.35, color=color, label=label)
+            ax.hist(value, edges, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5)
         if highest == 0:
             ax.text(0.5, 0.5, "0 for every image", ha="center", transform=ax.transAxes)
         ax.set(title=name, xlabel=UNITS.get(name, "trace of the covariance"), yscale="log", ylim=(lowest, 1.5))
@@ -54,13 +54,13 @@ def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) ->
     """Accuracy against confidence, bin by bin, a panel a network; below, how many predictions a bin has."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
     columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True, sharey="row").T
-    for (above, below), (name, each), colour in zip(columns, probs.items(), COLOURS, strict=False):
+    for (above, below), (name, each), color in zip(columns, probs.items(), COLORS, strict=False):
         bins = reliability(each, labels)
         confidence, correct, count = (part.numpy() for part in (bins.confidence, bins.accuracy, bins.count))
         above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
-        above.plot(confidence, correct, "o-", color=colour)
+        above.plot(confidence, correct, "o-", color=color)
         above.set(title=f"{name}: ECE {ece(each, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
-        below.bar(confidence, count, 0.04, color=colour)
+        below.bar(confidence, count, 0.04, color=color)
         below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02), ylim=(0.5, 2 * len(labels)))
     return save(figure, path)
 
@@ -69,11 +69,11 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
     """Error among the predictions kept, against how many are kept, the most certain first (total entropy)."""
     figure = Figure(figsize=(5.4, 4), layout="constrained")
     ax = figure.subplots()
-    for (name, predictive), colour, dash in zip(predictives.items(), COLOURS, DASHES, strict=False):
+    for (name, predictive), color, dash in zip(predictives.items(), COLORS, DASHES, strict=False):
         wrong = predictive.probs.argmax(-1) != labels
         coverage, risk = risk_coverage(predictive.entropy, wrong)
         area = risk_coverage_area(predictive.entropy, wrong)
-        ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=colour, label=f"{name} (area {area:.2e})")
+        ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=color, label=f"{name} (area {area:.2e})")
     ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1), ylim=(0, None))
     ax.legend(frameon=False)
     ax.grid(alpha=0.3)
@@ -100,7 +100,7 @@ def plot_sheet(
                 pictures[column].axis("off")
                 nats = float(predictive.entropy[index])
                 pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
-                bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLOURS[row])
+                bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLORS[row])
                 bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
                 labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.probs[index].argmax())]
                 bars[column].set_xticks(
@@ -127,9 +127,9 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
         ("mutual_information", "mutual information (nats)"),
     )
     for ax, (key, name) in zip(axes, quantities, strict=True):
-        for (network, points), colour, dash in zip(rows.items(), COLOURS, DASHES, strict=False):
+        for (network, points), color, dash in zip(rows.items(), COLORS, DASHES, strict=False):
             ax.plot(
-                [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=colour, label=network
+                [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=color, label=network
             )
         ax.set(xlabel=label, ylabel=name, ylim=(0, None))
         ax.grid(alpha=0.3)

@@ -41,12 +41,12 @@ class Predictive:
     aleatoric_normalized: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[Predictive]) -> Predictive:
+    def concatenate(cls, parts: Sequence[Predictive]) -> Predictive:
         """The whole of images that were predicted one part after the other."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__annotations__))
 
     @classmethod
-    def interleaved(cls, parts: Sequence[Predictive]) -> Predictive:
+    def from_shares(cls, parts: Sequence[Predictive]) -> Predictive:
         """The whole of what k processes predicted, of which each took every k-th image."""
         count = sum(len(part.probs) for part in parts)
 
@@ -102,7 +102,7 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
         yield twin
 
 
-def samples_needed(net: nn.Module, num_samples: int) -> int:
+def effective_samples(net: nn.Module, num_samples: int) -> int:
     """`num_samples`, or 1 for a network without Bayesian layers: all its samples are the same.
 
     Raises:
@@ -141,11 +141,11 @@ def predict(
 
     Args:
         net: a Bayesian or deterministic network; a deterministic one gives a single sample.
-        images: [n, channels, height, width], normalised as in training.
+        images: [n, channels, height, width], normalized as in training.
         link: from logits to probabilities, `softmax` or `normalized`.
     """
     with torch.inference_mode():
-        draws = posterior_draws(net, samples_needed(net, num_samples), seed)
+        draws = posterior_draws(net, effective_samples(net, num_samples), seed)
         return torch.stack([link(logits_of(draw, images, batch_size)).cpu() for draw in draws])
 
 
@@ -154,11 +154,11 @@ def posterior_predictive(
 ) -> Predictive:
     """The summaries of `predict`'s samples without keeping them: memory grows with n alone."""
     with torch.inference_mode():
-        draws = posterior_draws(net, samples_needed(net, num_samples), seed)
-        return summarised(logits_of(draw, images, batch_size) for draw in draws)
+        draws = posterior_draws(net, effective_samples(net, num_samples), seed)
+        return summarized(logits_of(draw, images, batch_size) for draw in draws)
 
 
-def summarised(samples: Iterable[Tensor]) -> Predictive:
+def summarized(samples: Iterable[Tensor]) -> Predictive:
     """The summaries of samples that come one by one, each the logits [n, classes] of the same images.
 
     Draws of a posterior, members of an ensemble, passes with dropout: whatever disagrees.
@@ -177,7 +177,7 @@ def summarised(samples: Iterable[Tensor]) -> Predictive:
         h = entropy(p)
         entropies = h if entropies is None else entropies.add_(h)
     if log_probs is None or entropies is None:
-        raise ValueError("there is no sample to summarise")
+        raise ValueError("there is no sample to summarize")
     count = plain.count
     parts = plain.mean, log_probs / count, entropies / count, *plain.traces(), *positive.traces()
     return Predictive(*(part.cpu() for part in parts))
@@ -187,7 +187,7 @@ def predict_batches(
     net: nn.Module, chunks: Iterable[Tensor], num_samples: int = 25, batch_size: int = 256, seed: int = 0
 ) -> Predictive:
     """`posterior_predictive` of images that come in chunks, and need never all be in memory."""
-    return Predictive.joined([posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks])
+    return Predictive.concatenate([posterior_predictive(net, chunk, num_samples, batch_size, seed) for chunk in chunks])
 
 
 def predict_together(count: int, predict: Callable[[Tensor], Predictive], world: World) -> Predictive:
@@ -197,10 +197,10 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
         count: how many images, at least one a process.
         predict: the summaries for the images of these indices, such as
             `lambda at: posterior_predictive(net, images[at])`.
-        world: the processes; `support.distributed.joined` gives it to a script that torchrun started.
+        world: the processes; `support.distributed.process_group` gives it to a script that torchrun started.
     """
     mine = torch.arange(world.rank, count, world.size)
-    return Predictive.interleaved(world.gathered(predict(mine)))
+    return Predictive.from_shares(world.all_gather(predict(mine)))
 
 
 class _Moments:

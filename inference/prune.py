@@ -24,7 +24,7 @@ from models.checkpoint import load_network, save_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
 from support.figures import BLUE, ORANGE
-from training.data import CHUNK, Split, load_data, normalise
+from training.data import CHUNK, Split, load_data, normalize
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{path} was trained on another {data.name} than the one that is here")
 
     def scored(network: nn.Module, split: Split) -> dict[str, float]:
-        chunks = (normalise(images, data.mean, data.std) for images, _ in split.batches(CHUNK))
+        chunks = (normalize(images, data.mean, data.std) for images, _ in split.batches(CHUNK))
         return metrics.scores(predict_batches(network, chunks, arguments.num_samples).probs, split.labels)
 
     curve = []
@@ -103,10 +103,10 @@ def plot(path: Path, curve: Sequence[dict[str, Any]], chosen: float, title: str)
     """Accuracy and NLL against the fraction of weights that are left, as a picture."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     rows = [row for row in curve if row["fraction"] is not None]
-    for ax, name, label, colour in zip(
+    for ax, name, label, color in zip(
         figure.subplots(1, 2), ("accuracy", "nll"), ("accuracy", "NLL (nats per example)"), (BLUE, ORANGE), strict=True
     ):
-        ax.plot([100 * (1 - row["sparsity"]) for row in rows], [row[name] for row in rows], "o-", color=colour, ms=4)
+        ax.plot([100 * (1 - row["sparsity"]) for row in rows], [row[name] for row in rows], "o-", color=color, ms=4)
         ax.axvline(100 * (1 - chosen), color="0.6", linestyle=":")
         ax.annotate(f"chosen: {1 - chosen:.0%} left", (100 * (1 - chosen), 0.5), xycoords=("data", "axes fraction"),
                     rotation=90, ha="right", va="center", color="0.4")  # fmt: skip

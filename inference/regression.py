@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.prediction import logits_of, posterior_draws, samples_needed
-from layers.kernels import unspread
+from inference.prediction import effective_samples, logits_of, posterior_draws
+from layers.kernels import std_to_rho
 
 
 class GaussianLikelihood(nn.Module):
@@ -19,7 +19,7 @@ class GaussianLikelihood(nn.Module):
     Args:
         outputs: d, how many numbers are predicted of an example.
         predicted: the network has 2·d outputs, of which the second half is softplus⁻¹(s): a noise that depends
-            on x. Otherwise s is a parameter of this module, one an output, for the optimiser that trains the
+            on x. Otherwise s is a parameter of this module, one an output, for the optimizer that trains the
             network.
         noise: what s starts from when it is learnt.
 
@@ -33,7 +33,7 @@ class GaussianLikelihood(nn.Module):
         if not 0 < noise < math.inf:
             raise ValueError(f"noise must be above 0 and finite, got {noise}")
         self.outputs, self.predicted = outputs, predicted
-        self.rho = None if predicted else nn.Parameter(unspread(torch.full((outputs,), float(noise))))
+        self.rho = None if predicted else nn.Parameter(std_to_rho(torch.full((outputs,), float(noise))))
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of y [n, d] by a network's output [n, d], or [n, 2·d] if the noise is predicted."""
@@ -87,7 +87,7 @@ def regression_predictive(
 ) -> RegressionPredictive:
     """Mean and variances of y over draws of `net`'s posterior, by the law of total variance."""
     with torch.inference_mode():
-        draws = posterior_draws(net, samples_needed(net, num_samples), seed)
+        draws = posterior_draws(net, effective_samples(net, num_samples), seed)
         moments = [likelihood.moments(logits_of(draw, inputs, batch_size)) for draw in draws]
         means, variances = (torch.stack(parts).cpu() for parts in zip(*moments, strict=True))
         return RegressionPredictive(means.mean(0), variances.mean(0), means.var(0, correction=0))

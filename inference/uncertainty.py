@@ -53,7 +53,7 @@ def decompose(probs: Tensor) -> Uncertainty:
 def uncertainty(
     net: nn.Module, images: Tensor, num_samples: int = 25, kind: str = "softmax", batch_size: int = 256, seed: int = 0
 ) -> Uncertainty:
-    """The uncertainty of `net` about each of the images [n, channels, height, width], normalised as in training.
+    """The uncertainty of `net` about each of the images [n, channels, height, width], normalized as in training.
 
     Args:
         kind: how logits become probabilities, 'softmax' or 'normalized' (Shridhar et al. 2018, eq. 15).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.estimators import ESTIMATORS, Weights, signs
-from layers.kernels import spreads, squares
+from layers.kernels import rhos_to_stds, squares
 from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior
 from layers.priors import Priors
 
@@ -89,7 +89,7 @@ class BayesianLayer(nn.Module):
         layer_type = self.estimators[0] if layer_type is None else layer_type
         if layer_type not in self.estimators:
             raise ValueError(f"unknown layer_type {layer_type!r}: known are {sorted(self.estimators)}")
-        priors = Priors.of(priors)
+        priors = Priors.parse(priors)
         self.sampling = True
         self.layer_type = layer_type
         self.name = name
@@ -272,16 +272,18 @@ def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
-def spreads_kept(module: nn.Module) -> Iterator[None]:
+def cached_stds(module: nn.Module) -> Iterator[None]:
     """Within it, the forward passes and the KL of `module` share one computation of every Gaussian σ."""
     posteriors = [posterior for _, _, posterior in weight_posteriors(module)]
     mine = [
-        posterior for posterior in posteriors if isinstance(posterior, GaussianPosterior) and posterior.kept is None
+        posterior
+        for posterior in posteriors
+        if isinstance(posterior, GaussianPosterior) and posterior._cached_std is None
     ]
     try:
-        for posterior, std in zip(mine, spreads([posterior.rho for posterior in mine]), strict=True):
-            posterior.kept = std
+        for posterior, std in zip(mine, rhos_to_stds([posterior.rho for posterior in mine]), strict=True):
+            posterior._cached_std = std
         yield
     finally:
         for posterior in mine:
-            posterior.kept = None
+            posterior._cached_std = None

@@ -48,7 +48,7 @@ def to_bayesian(
     Raises:
         ValueError: no layer is chosen, or settings that a layer refuses.
     """
-    priors = Priors.of(priors)
+    priors = Priors.parse(priors)
     if priors.posterior_mu_initial is not None:
         raise ValueError("posterior_mu_initial has no place here: the weights of the module are the posterior means")
     net = module if inplace else copy.deepcopy(module)
@@ -84,11 +84,11 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
         raise ValueError(f"moped must be above 0 and finite, got {moped}")
     for _, mean, posterior in weight_posteriors(module):
         if moped is not None:
-            posterior.spread_in_proportion(mean, moped)
+            posterior.set_std_in_proportion(mean, moped)
         if prior_at_means:
             if not isinstance(posterior, GaussianPosterior):
                 raise ValueError("only the Gaussian posterior has a prior that can be centred: leave out alpha_shape")
-            posterior.centre_prior(mean)
+            posterior.center_prior(mean)
 
 
 def to_deterministic(module: Network, sample: bool = False) -> Network:

@@ -36,7 +36,7 @@ class Estimable(Protocol):
 
 
 def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
-    """Local reparameterisation: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) an output element.
+    """Local reparameterization: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) an output element.
 
     Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
     distribution. A convolution's outputs at two positions share a kernel and so are correlated under

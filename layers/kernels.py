@@ -19,12 +19,12 @@ RHO_FLOOR = -80.0  # softplus leaves float32 a little below it; float16 it leave
 SMALL = 100_000  # elements: of a smaller tensor, an operation costs more than what it does to each
 
 
-def spread(rho: Tensor) -> Tensor:
+def rho_to_std(rho: Tensor) -> Tensor:
     """σ = softplus(ρ), at least 2e-35 (float16: 6e-5): there σ stays, and its logarithm keeps its slope of 1."""
-    return _Spread.apply(rho)
+    return _RhoToStd.apply(rho)
 
 
-class _Spread(torch.autograd.Function):
+class _RhoToStd(torch.autograd.Function):
     """dσ = sigmoid(ρ) dρ."""
 
     generate_vmap_rule = True
@@ -43,7 +43,7 @@ class _Spread(torch.autograd.Function):
         return grad * rho.clamp_min(_floor(rho)).sigmoid_()
 
 
-def unspread(std: Tensor) -> Tensor:
+def std_to_rho(std: Tensor) -> Tensor:
     """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ), of σ above 0."""
     return std + torch.log(-torch.expm1(-std))
 
@@ -52,12 +52,12 @@ def _floor(rho: Tensor) -> float:
     return max(RHO_FLOOR, math.log(torch.finfo(rho.dtype).tiny))
 
 
-def spreads(rhos: Sequence[Tensor]) -> list[Tensor]:
-    """`spread` of each tensor, in few operations."""
+def rhos_to_stds(rhos: Sequence[Tensor]) -> list[Tensor]:
+    """`rho_to_std` of each tensor, in few operations."""
     kinds = {(rho.dtype, rho.device) for rho in rhos}
     if len(kinds) > 1:
-        return [spread(rho) for rho in rhos]
-    rows = [spread(row) for row in in_few_rows(rhos)]
+        return [rho_to_std(rho) for rho in rhos]
+    rows = [rho_to_std(row) for row in in_few_rows(rhos)]
     small = [rho.numel() for rho in rhos if rho.numel() <= SMALL]
     parts = iter(rows.pop().split(small) if small else ())
     large = iter(rows)

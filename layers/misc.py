@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.base import kl_divergence, spreads_kept
+from layers.base import cached_stds, kl_divergence
 
 
 class ModuleWrapper(nn.Module):
@@ -36,7 +36,7 @@ class ModuleWrapper(nn.Module):
     def forward(self, input: Tensor) -> Any:
         if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared
             return self._run(input), self.kl()
-        with spreads_kept(self):
+        with cached_stds(self):
             return self._run(input), self.kl()
 
     def _run(self, output: Tensor) -> Any:

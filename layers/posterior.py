@@ -1,7 +1,7 @@
 """Distributions over a layer's weights, and their Kullback-Leibler divergence to a prior.
 
 A layer keeps the posterior *mean* μ where `torch.nn` keeps the weight (`layer.weight`, `layer.bias`),
-so initialisers, checkpoints of deterministic twins and optimisers find it by its usual name. A
+so initializers, checkpoints of deterministic twins and optimizers find it by its usual name. A
 `Posterior` holds what is Bayesian about that tensor, its spread and its prior, and is asked about it
 by passing the mean.
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 
-from layers.kernels import RHO_FLOOR, gaussian_sums, in_few_rows, normal_like, spread, unspread
+from layers.kernels import RHO_FLOOR, gaussian_sums, in_few_rows, normal_like, rho_to_std, std_to_rho
 from layers.priors import Priors, as_distribution, as_plain
 
 
@@ -37,7 +37,7 @@ class Posterior(nn.Module):
         """Standard deviation of every weight."""
         raise NotImplementedError
 
-    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+    def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
         """Set every σ to `ratio · |μ|`: MOPED's posterior (Krishnan et al. 2020, section 3)."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class GaussianPosterior(Posterior):
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(mean), *priors.posterior_rho_initial))
-        self.kept: Tensor | None = None  # σ, for as long as `layers.base.spreads_kept` lasts
+        self._cached_std: Tensor | None = None  # σ, for as long as `layers.base.cached_stds` lasts
         self.prior_mu, self.prior_sigma = float(priors.prior_mu), float(priors.prior_sigma)
         learnt = nn.Parameter(mean.new_tensor(math.log(self.prior_sigma))) if priors.learn_prior_sigma else None
         self.register_parameter("log_prior_sigma", learnt)
@@ -87,17 +87,19 @@ class GaussianPosterior(Posterior):
                 raise ValueError(f"a prior of shape {tuple(shape)} does not broadcast to weights {tuple(mean.shape)}")
 
     def std(self, mean: Tensor) -> Tensor:
-        if self.kept is None or (torch.is_grad_enabled() and self.rho.requires_grad and not self.kept.requires_grad):
-            return spread(self.rho)  # what is kept may be another thread's, without gradients
-        return self.kept
+        if self._cached_std is None or (
+            torch.is_grad_enabled() and self.rho.requires_grad and not self._cached_std.requires_grad
+        ):
+            return rho_to_std(self.rho)  # what is kept may be another thread's, without gradients
+        return self._cached_std
 
     @torch.no_grad()
-    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+    def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
         """σ is at least 1e-6, from which a weight of 0 can still learn one."""
-        self.rho.copy_(unspread((ratio * mean.abs()).clamp_min(1e-6)).clamp_min(RHO_FLOOR))
+        self.rho.copy_(std_to_rho((ratio * mean.abs()).clamp_min(1e-6)).clamp_min(RHO_FLOOR))
 
     @torch.no_grad()
-    def centre_prior(self, at: Tensor) -> None:
+    def center_prior(self, at: Tensor) -> None:
         """Make `at`, of the weight's shape, the mean of the Gaussian prior.
 
         Raises:
@@ -151,7 +153,7 @@ class GaussianPosterior(Posterior):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         if f"{prefix}prior_mu" in state_dict:
-            self.centre_prior(state_dict[f"{prefix}prior_mu"].to(self.rho))
+            self.center_prior(state_dict[f"{prefix}prior_mu"].to(self.rho))
         elif isinstance(self.prior_mu, Tensor) and f"{prefix}_extra_state" in state_dict:
             del self.prior_mu
             self.prior_mu = 0.0  # until the extra state says
@@ -207,7 +209,7 @@ class AlphaPosterior(Posterior):
         return (0.5 * self.log_alpha).exp() * mean.abs()
 
     @torch.no_grad()
-    def spread_in_proportion(self, mean: Tensor, ratio: float) -> None:
+    def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
         """α = ratio²."""
         self.log_alpha.fill_(2 * math.log(ratio))
 

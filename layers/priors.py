@@ -29,7 +29,7 @@ class Priors:
             whose batch and event shape broadcast against the weight, `scale_mixture(…)`, or a dict that says the
             same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
         posterior_mu_initial: (mean, std) of the normal that the posterior means start from; None
-            keeps `torch.nn`'s own initialisation by fan-in.
+            keeps `torch.nn`'s own initialization by fan-in.
         posterior_rho_initial: (mean, std) of the normal that ρ starts from, σ = softplus(ρ).
         posterior_log_alpha_initial: where log α of the alpha posterior starts.
     """
@@ -69,7 +69,7 @@ class Priors:
                 raise ValueError(f"a weight may be any real number, which the prior {self.prior} does not allow")
 
     @classmethod
-    def of(cls, given: Priors | Mapping[str, Any] | None) -> Priors:
+    def parse(cls, given: Priors | Mapping[str, Any] | None) -> Priors:
         """The priors that a user's dict (or None, for the defaults) describes.
 
         Raises:

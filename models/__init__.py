@@ -70,7 +70,7 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
             return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, **settings)
         if settings.pop("activation_type", "relu") != "relu":
             raise ValueError("activation_type does not apply, the network has its own")
-        net = _made(net_type, outputs, inputs)
+        net = _call_factory(net_type, outputs, inputs)
         if not isinstance(net, nn.Module):
             raise ValueError(f"expected an nn.Module, got {net!r}")
         if not any(True for _ in weight_posteriors(net)):
@@ -84,7 +84,7 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
         raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
 
 
-def _made(net_type: str, outputs: int, inputs: int) -> Any:
+def _call_factory(net_type: str, outputs: int, inputs: int) -> Any:
     factory = _factory(net_type)
     try:
         return factory(outputs, inputs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import FACTORIES, NETWORKS, build
-from support import UserError, first_line, written_whole
+from support import UserError, atomic_write, first_line
 
 FORMAT = 1
 
@@ -27,7 +27,7 @@ class Description:
         net_type, bayesian, architecture: arguments of `models.build`; `architecture` holds its keyword
             arguments.
         classes: the names of the classes, by label.
-        mean, std: what an image's channels, in [0, 1], are normalised by.
+        mean, std: what an image's channels, in [0, 1], are normalized by.
     """
 
     net_type: str
@@ -52,7 +52,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     content = {"format": FORMAT, **content}
     stream = io.BytesIO()  # torch's own writer does not say why a disk refuses
     torch.save({**content, "checksum": _checksum(content)}, stream)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
 
 

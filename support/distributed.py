@@ -34,7 +34,7 @@ class World:
     restarts: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
@@ -60,20 +60,20 @@ class World:
             raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
         return device
 
-    def summed(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
         found = torch.tensor(number)
         if self.size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def gathered(self, thing: Any) -> list[Any]:
+    def all_gather(self, thing: Any) -> list[Any]:
         """What each process has, by rank, on all of them."""
         if self.size == 1:
             return [thing]
@@ -81,9 +81,9 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
-    def leaders(self, make: Callable[[], Any]) -> Any:
+    def broadcast_from_main(self, make: Callable[[], Any]) -> Any:
         """What the leading process, and it alone, makes, on all of them."""
-        things = [make() if self.leads else None]
+        things = [make() if self.is_main else None]
         if self.size > 1:
             dist.broadcast_object_list(things)
         return things[0]
@@ -102,7 +102,7 @@ ALONE = World()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def process_group(device: str) -> Iterator[World]:
     """The world that torchrun started this process in, or a process alone.
 
     Args:

@@ -18,7 +18,7 @@ class LockedError(UserError):
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on leaving it is flushed to disk and takes the name `path`.
 
     If writing fails, what stood at `path` before is untouched and nothing is left beside it.
@@ -73,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def set_aside(paths: Iterable[Path], folder: Path) -> Path:
+def archive(paths: Iterable[Path], folder: Path) -> Path:
     """Move files and folders into a new folder earlier/1, earlier/2, … within `folder`, and return that.
 
     Raises:
@@ -92,7 +92,7 @@ def set_aside(paths: Iterable[Path], folder: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import torch
 
 import config_bayesian
 from layers import sampling
-from support.distributed import ALONE, World, joined
+from support.distributed import ALONE, World, process_group
 from training.interruption import StopRequest
 from training.loop import Run
 from training.settings import BayesianSettings, from_config
@@ -33,14 +33,14 @@ def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE) -> dict[s
         "gradients": gradients,
         "steps": run.progress.steps,
         "probs": run._predictive(run.net, run.data.test, 3).probs,
-        "noise": world.gathered(torch.randn(3)),
-        "weights": world.gathered(run.net.state_dict()),
+        "noise": world.all_gather(torch.randn(3)),
+        "weights": world.all_gather(run.net.state_dict()),
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         found = epoch_of_steps(Path(sys.argv[1]), Path(sys.argv[2]), world)
-        if world.leads:
+        if world.is_main:
             torch.save(found, sys.argv[3])

@@ -11,7 +11,7 @@ from conftest import ROOT, script_environment
 
 from benchmarks import scale
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.measure import against, interleaved
+from benchmarks.measure import against, time_interleaved
 
 
 @pytest.mark.parametrize("what", BENCHMARKS)
@@ -24,7 +24,7 @@ def test_the_page_shows_the_tables_of_the_results(what: str) -> None:
 
 def test_every_action_has_its_turn_in_every_round() -> None:
     turns: list[str] = []
-    times = interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, rounds=4, least=0)
+    times = time_interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, rounds=4, least=0)
     assert turns == ["a", "a", "b", "b"] + ["a", "b"] * 4
     assert [len(found) for found in times.values()] == [4, 4]
 

@@ -65,16 +65,16 @@ def test_a_converted_network_of_no_variance_is_the_original(name: str, layer_typ
 def test_every_weight_with_a_bayesian_form_has_one_and_the_rest_is_listed(name: str) -> None:
     bayesian = to_bayesian(NETWORKS[name][0]())
     means = {key for key, _, _ in weight_posteriors(bayesian)}
-    normalised = {
+    normalized = {
         f"{path}.{key}"
         for path, layer in bayesian.named_modules()
         if isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm))
         for key, _ in layer.named_parameters()
     }
     everything = {key for key, _ in bayesian.named_parameters() if ".posterior." not in f".{key}"}
-    assert means | normalised == everything and not means & normalised
+    assert means | normalized == everything and not means & normalized
     listed = {line.split(" (")[0] for line in deterministic_layers(bayesian)}
-    assert listed == {key.rpartition(".")[0] for key in normalised}
+    assert listed == {key.rpartition(".")[0] for key in normalized}
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformers"])
@@ -205,12 +205,12 @@ def test_a_converted_network_learns_and_predicts() -> None:
     net = ModuleWrapper(to_bayesian(nn.Sequential(attention, nn.Flatten(), nn.Linear(24, 2)), layer_type="bbb"))
     inputs = torch.randn(64, 3, 8)
     labels = (inputs[:, 0, 0] > 0).long()
-    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits, kl = net(inputs)
         (F.cross_entropy(logits, labels) + 1e-3 * kl / 64).backward()
-        optimiser.step()
+        optimizer.step()
     predictive = posterior_predictive(net, inputs, num_samples=5)
     assert (predictive.probs.argmax(-1) == labels).float().mean() > 0.95
     assert isinstance(net.get_submodule("0.0.self_attn"), BBBMultiheadAttention)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from support import UserError
-from training.data import ImageFiles, Split, augment, load_data, normalise
+from training.data import ImageFiles, Split, augment, load_data, normalize
 
 
 def keys(images: Tensor) -> set[bytes]:
@@ -35,7 +35,7 @@ def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> No
     together = torch.cat([one.train.images, one.valid.images, one.test.images])
     assert len(keys(together)) == 5000  # 5,000 distinct digits, none in two splits
     assert torch.cat([one.train.labels, one.valid.labels, one.test.labels]).bincount().tolist() == [500] * 10
-    assert not one.photographs and one.channels == 1
+    assert not one.flippable and one.channels == 1
 
 
 @pytest.mark.parametrize("left", ["raise ValueError('one of the user')", "sys.exit(7)", "data = batches = None"])
@@ -59,7 +59,7 @@ def test_workers_end_with_a_process_that_leaves_them_at_work(tmp_path: Path, lef
 def test_normalisation_makes_the_training_split_standard(pictures: Path) -> None:
     data = load_data(str(pictures), "data", 0.2, 0)
     assert isinstance(data.train.images, Tensor)
-    pixels = normalise(data.train.images, data.mean, data.std)
+    pixels = normalize(data.train.images, data.mean, data.std)
     assert pixels.mean().item() == pytest.approx(0, abs=1e-4)
     assert pixels.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
@@ -78,7 +78,7 @@ def test_too_large_for_memory_means_the_same_images_from_workers(tmp_path: Path,
     draw_pictures(tmp_path / "set" / "train", 20, mode)
     held = load_data(str(tmp_path / "set"), "data", 0.25, 3)
     read = load_data(str(tmp_path / "set"), "data", 0.25, 3, memory_limit=0)
-    assert held.channels == (1 if mode == "L" else 3) and held.photographs == (mode == "RGB")
+    assert held.channels == (1 if mode == "L" else 3) and held.flippable == (mode == "RGB")
     assert isinstance(read.train.images, ImageFiles) and isinstance(held.train.images, Tensor)
     assert (held.mean, held.std) == (read.mean, read.std)
     for split in ("train", "valid", "test"):

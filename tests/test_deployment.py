@@ -12,7 +12,7 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 import config_bayesian
-from inference.deployment import MeanNetwork, PredictiveNetwork, export, quantised
+from inference.deployment import MeanNetwork, PredictiveNetwork, export, quantized
 from inference.export import main
 from inference.prediction import posterior_predictive
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
@@ -51,9 +51,9 @@ def test_the_mean_network_runs_elsewhere_with_equal_outputs(ending: str, tmp_pat
     for count in (1, 7):
         images = torch.rand(count, 2, 8, 8)
         found = run(path, images)[0]
-        normalised = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
+        normalized = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
         with sampling(net, False):
-            expected = net(normalised)[0].softmax(-1)
+            expected = net(normalized)[0].softmax(-1)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-6)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -96,7 +96,7 @@ def test_the_predictive_network_has_the_librarys_distribution(
 def test_int8_stays_close() -> None:
     network = MeanNetwork(Small(), **MOMENTS)
     images = torch.rand(50, 2, 8, 8)
-    small = quantised(network)
+    small = quantized(network)
     assert type(small.net.fc).__module__ != type(network.net.fc).__module__  # type: ignore[union-attr]
     difference = (small(images) - network(images)).abs().max().item()
     assert 0 < difference < 0.02

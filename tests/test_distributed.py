@@ -112,6 +112,6 @@ def test_what_was_predicted_in_shares_is_put_together_in_order() -> None:
         pair = torch.stack([column, -column], 1)
         return Predictive(pair, pair, *[column] * 5)
 
-    whole = Predictive.interleaved([numbered(0, 3, 6), numbered(1, 4), numbered(2, 5)])
+    whole = Predictive.from_shares([numbered(0, 3, 6), numbered(1, 4), numbered(2, 5)])
     assert whole.expected_entropy.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert whole.probs[:, 1].tolist() == [0, -1, -2, -3, -4, -5, -6]

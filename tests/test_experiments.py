@@ -19,7 +19,7 @@ from torchvision import datasets
 from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
-from experiments.running import Places, dropout_predictive, ensemble_predictive, run_missing
+from experiments.running import ExperimentFiles, dropout_predictive, ensemble_predictive, run_missing
 from inference.metrics import accuracy, nll
 from inference.prediction import posterior_predictive
 from layers import deterministic_layers
@@ -27,17 +27,17 @@ from models import build
 from models.checkpoint import load_network
 from support import UserError, locked
 from training import loop
-from training.data import load_data, normalise
+from training.data import load_data, normalize
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
 
 
 @pytest.fixture(scope="module")
-def places(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
+def places(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> ExperimentFiles:
     root = tmp_path_factory.mktemp("experiments")
     draw_pictures(root / "letters", 10, seed=9)
-    return Places(root / "results", root / "checkpoints", root, root / "letters", {"bars": str(pictures)})
+    return ExperimentFiles(root / "results", root / "checkpoints", root, root / "letters", {"bars": str(pictures)})
 
 
 def planned() -> list[Experiment]:
@@ -45,12 +45,12 @@ def planned() -> list[Experiment]:
 
 
 @pytest.fixture(scope="module")
-def results(places: Places) -> dict[str, dict[str, Any]]:
+def results(places: ExperimentFiles) -> dict[str, dict[str, Any]]:
     run_missing(planned(), places)
     return {e.name: json.loads(places.result(e).read_text()) for e in planned()}
 
 
-def test_every_experiment_of_the_plan_can_run(places: Places) -> None:
+def test_every_experiment_of_the_plan_can_run(places: ExperimentFiles) -> None:
     found = list(experiments())
     assert len({experiment.name for experiment in found}) == len(found)
     for experiment in found:
@@ -62,7 +62,7 @@ def test_every_experiment_of_the_plan_can_run(places: Places) -> None:
 
 
 def test_an_experiment_is_done_once(
-    places: Places, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    places: ExperimentFiles, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in places.results.iterdir()}
     run_missing(planned(), places)
@@ -71,7 +71,7 @@ def test_an_experiment_is_done_once(
 
 
 def test_cifar100_runs_as_planned_from_files_of_its_layout(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: ExperimentFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, names = tmp_path / "cifar-100-python", [f"class {label:02}" for label in range(100)]
     folder.mkdir()
@@ -85,7 +85,7 @@ def test_cifar100_runs_as_planned_from_files_of_its_layout(
         monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", [[part, None]])  # no checksum: these are not the real
     monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": None})
     data = load_data("CIFAR100", tmp_path, 0.1, 0)
-    assert data.classes == tuple(names) and data.photographs and len(data.train) == 270
+    assert data.classes == tuple(names) and data.flippable and len(data.train) == 270
     assert torch.equal(data.test.images, torch.from_numpy(pixels[300:]))  # type: ignore[arg-type]
     assert data.test.labels.tolist() == labels[300:]
 
@@ -100,7 +100,7 @@ def test_cifar100_runs_as_planned_from_files_of_its_layout(
 
 
 def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
-    places: Places, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    places: ExperimentFiles, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = Experiment(replace(BARS, dataset="lost"), "frequentist", 0)
     again = Experiment(BARS, "lrt_1", 0)
@@ -111,18 +111,18 @@ def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
     assert "lost-lenet-frequentist-0: " in capsys.readouterr().err
 
 
-def test_an_ensemble_is_the_mean_of_its_members(places: Places, results: dict[str, Any]) -> None:
+def test_an_ensemble_is_the_mean_of_its_members(places: ExperimentFiles, results: dict[str, Any]) -> None:
     members = [Experiment(BARS, "frequentist", seed) for seed in range(5)]
     probs = []
     for member in members:
         net, description, _ = load_network(places.run(member).best)
         data = load_data(places.dataset(member), "data", 0.1, member.seed)
         assert isinstance(data.test.images, torch.Tensor)
-        # As the first member normalises: they differ in the fourth digit, for each has a split of its own.
+        # As the first member normalizes: they differ in the fourth digit, for each has a split of its own.
         first = load_network(places.run(members[0]).best)[1]
         with torch.no_grad():
-            probs.append(net(normalise(data.test.images, first.mean, first.std)).softmax(-1))
-        alone = net(normalise(data.test.images, description.mean, description.std)).softmax(-1).detach()
+            probs.append(net(normalize(data.test.images, first.mean, first.std)).softmax(-1))
+        alone = net(normalize(data.test.images, description.mean, description.std)).softmax(-1).detach()
         assert results[member.name]["test"]["nll"] == pytest.approx(nll(alone, data.test.labels), rel=1e-4)
     found = results["bars-lenet-ensemble-0"]
     mean = torch.stack(probs).mean(0)
@@ -168,7 +168,7 @@ def test_only_the_last_layer_is_bayesian() -> None:
 
 
 def test_what_was_cut_off_is_gone_on_with(
-    places: Places,
+    places: ExperimentFiles,
     results: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,7 +193,7 @@ def test_what_was_cut_off_is_gone_on_with(
 
 
 def test_what_another_process_does_is_left_to_it(
-    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: ExperimentFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
     held = Experiment(BARS, "frequentist", 0)
@@ -249,7 +249,7 @@ def test_an_averaged_run_keeps_the_running_mean_of_its_weights(pictures: Path, t
     common = {"dataset": str(pictures), "batch_size": 60, "n_epochs": 2, "checkpoint_dir": str(tmp_path)}
     run = ablations.prepared({**common, "average_decay": 0.6})
     seen: list[list[torch.Tensor]] = []
-    run.optimiser.register_step_post_hook(lambda *_: seen.append([p.detach().clone() for p in run.net.parameters()]))
+    run.optimizer.register_step_post_hook(lambda *_: seen.append([p.detach().clone() for p in run.net.parameters()]))
     run.train()
     mean = seen[0]
     for weights in seen[1:]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layers import kernels
-from layers.kernels import gaussian_sums, in_few_rows, normal_like, spread, spreads, squares, unit_of_squares
+from layers.kernels import gaussian_sums, in_few_rows, normal_like, rho_to_std, rhos_to_stds, squares, unit_of_squares
 
 
 def plain_noisy(mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ def test_gaussian_sums_have_the_derivatives_of_plain_torch(centre: float) -> Non
 
 def test_spread_is_softplus_and_its_logarithm_never_loses_its_slope() -> None:
     rho = torch.linspace(-30, 19, 50, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(spread(rho), rho.exp().log1p())
-    assert torch.autograd.gradcheck(spread, (rho,)) and torch.autograd.gradgradcheck(spread, (rho,))
+    torch.testing.assert_close(rho_to_std(rho), rho.exp().log1p())
+    assert torch.autograd.gradcheck(rho_to_std, (rho,)) and torch.autograd.gradgradcheck(rho_to_std, (rho,))
     deep = torch.tensor([-79.0, -100.0, -1000.0], requires_grad=True)
-    spread(deep).log().sum().backward()
+    rho_to_std(deep).log().sum().backward()
     torch.testing.assert_close(deep.grad, torch.ones(3))
 
 
@@ -73,9 +73,9 @@ def test_what_is_computed_in_few_rows_is_what_is_computed_apart(monkeypatch: pyt
     rows = in_few_rows(tensors)
     assert [row.numel() for row in rows] == [6, 16, 10]
     assert torch.equal(torch.cat(rows).sort().values, torch.cat([t.flatten() for t in tensors]).sort().values)
-    for std, rho in zip(spreads(tensors), tensors, strict=True):
-        assert torch.equal(std, spread(rho))
-    assert spreads([]) == [] == in_few_rows([])
+    for std, rho in zip(rhos_to_stds(tensors), tensors, strict=True):
+        assert torch.equal(std, rho_to_std(rho))
+    assert rhos_to_stds([]) == [] == in_few_rows([])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

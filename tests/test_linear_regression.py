@@ -27,16 +27,16 @@ def test_linear_regression_recovers_the_analytic_posterior(layer_type: str) -> N
         3, 1, bias=False, dtype=torch.float64, layer_type=layer_type,
         priors={"prior_sigma": prior, "posterior_rho_initial": (-2.0, 0.0)},
     )  # fmt: skip
-    optimiser = torch.optim.Adam(layer.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.03)
     steps, averaged = 3000, 1000
     means, stds = torch.zeros_like(mean), torch.zeros_like(std)
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 0.03 * (1 - step / steps)
         nll = (layer(features) - targets).square().mean() / (2 * noise**2)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         negative_elbo(nll, layer.kl(), 1.0, count).backward()
-        optimiser.step()
+        optimizer.step()
         if step >= steps - averaged:
             means += layer.weight.detach() / averaged
             stds += layer.posterior["weight"].std(layer.weight).detach() / averaged

@@ -108,7 +108,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior(alpha_shape: tupl
 )
 def test_bad_priors_are_refused_by_name(priors: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Priors.of(priors)  # type: ignore[arg-type]
+        Priors.parse(priors)  # type: ignore[arg-type]
 
 
 PRIORS = {
@@ -198,7 +198,7 @@ def test_a_prior_centred_at_the_weights_moves_and_is_saved() -> None:
     layer = BBBLinear(6, 4, priors={"prior_sigma": 0.5})
     with torch.no_grad():
         for key, posterior in layer.posterior.items():
-            posterior.centre_prior(getattr(layer, key))
+            posterior.center_prior(getattr(layer, key))
     centred = layer.kl().item()
     std = torch.cat([layer.posterior[key].std(getattr(layer, key)).flatten() for key in ("weight", "bias")])
     expected = distributions.kl_divergence(distributions.Normal(0, std), distributions.Normal(0, 0.5)).sum()
@@ -217,7 +217,7 @@ def test_a_spread_in_proportion_to_the_weights(alpha_shape: tuple[int, ...] | No
     posterior = (
         GaussianPosterior(mean, Priors()) if alpha_shape is None else AlphaPosterior(mean, alpha_shape, Priors())
     )
-    posterior.spread_in_proportion(mean, ratio)
+    posterior.set_std_in_proportion(mean, ratio)
     torch.testing.assert_close(posterior.std(mean), ratio * mean.abs())
 
 

@@ -32,11 +32,11 @@ def test_the_likelihood_is_that_of_torch_distributions(predicted: bool) -> None:
 def test_learnt_noise_finds_the_deviation_of_the_residuals() -> None:
     likelihood = GaussianLikelihood(noise=2.0)
     targets = 0.3 * torch.randn(500, 1)
-    optimiser = torch.optim.Adam(likelihood.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
     for _ in range(400):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         likelihood(torch.zeros(500, 1), targets).backward()
-        optimiser.step()
+        optimizer.step()
     assert likelihood.moments(torch.zeros(1, 1))[1].sqrt().item() == pytest.approx(
         targets.square().mean().sqrt().item(), rel=1e-3
     )

@@ -24,7 +24,7 @@ from inference.prediction import posterior_predictive
 from layers import kl_divergence
 from models.checkpoint import load_network
 from support import UserError
-from training.data import load_data, normalise
+from training.data import load_data, normalize
 from training.loop import Run, run
 from training.settings import BayesianSettings, Settings, from_config
 
@@ -71,7 +71,7 @@ def test_a_bayesian_run_learns_and_leaves_all_that_it_promises(pictures: Path, t
     data = load_data(str(pictures), "data", settings.valid_size, settings.seed)
     assert (description.classes, description.mean, description.std) == (data.classes, data.mean, data.std)
     for split, samples, reported in ((data.test, 3, results["test"]), (data.valid, 2, None)):
-        images = normalise(split.images, data.mean, data.std)  # type: ignore[arg-type]
+        images = normalize(split.images, data.mean, data.std)  # type: ignore[arg-type]
         predictive = posterior_predictive(net, images, samples, seed=settings.seed)
         if reported is not None:
             assert scores(predictive.probs, split.labels) == pytest.approx(reported, rel=1e-5)

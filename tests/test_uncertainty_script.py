@@ -19,7 +19,7 @@ import config_frequentist
 import uncertainty_estimation
 from inference.prediction import posterior_predictive
 from models.checkpoint import load_network
-from training.data import load_data, normalise
+from training.data import load_data, normalize
 from training.loop import Run
 from training.settings import BayesianSettings, Settings, from_config
 
@@ -65,7 +65,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     assert (report["known_images"], report["unknown_images"], report["skipped"]) == (40, 40, 1)
     net, description, _ = load_network(weights)
     test = load_data(str(pictures), "data", 0.1, 0).test
-    predictive = posterior_predictive(net, normalise(test.images, description.mean, description.std), 4)  # type: ignore[arg-type]
+    predictive = posterior_predictive(net, normalize(test.images, description.mean, description.std), 4)  # type: ignore[arg-type]
     rows = report["networks"]["bayesian"]["batches"]["bars test"]
     assert [row["epistemic_softmax"] for row in rows] == pytest.approx(
         [part.mean().item() for part in predictive.epistemic_softmax.split(16)], rel=1e-3

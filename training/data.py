@@ -1,6 +1,6 @@
 """Image data sets as 32×32 tensors: train, validation and test.
 
-Images rest as uint8, decoded once; a batch is cut from the tensor, augmented and normalised as it is
+Images rest as uint8, decoded once; a batch is cut from the tensor, augmented and normalized as it is
 needed. A folder of images too large for memory is decoded by a DataLoader's workers instead, behind the
 same interface.
 """
@@ -31,7 +31,7 @@ from models.architectures import IMAGE_SIZE
 from support import UserError, first_line, nearest
 from support.distributed import ALONE, World
 
-CHUNK = 8192  # images that are normalised, and so float, at a time when predicting
+CHUNK = 8192  # images that are normalized, and so float, at a time when predicting
 HELD_OUT = 0.2  # of a data set that comes without a test split of its own
 HOLD_OUT_SEED = 0  # not the run's seed: every run is tested on the same images
 
@@ -127,14 +127,18 @@ class Split:
             images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
         else:
             sampler = [indices.tolist() for indices in chosen]
-            images = iter(DataLoader(self.images, batch_sampler=sampler, num_workers=workers, worker_init_fn=_deaf))
+            images = iter(
+                DataLoader(
+                    self.images, batch_sampler=sampler, num_workers=workers, worker_init_fn=_ignore_group_signals
+                )
+            )
         try:
             yield from zip(images, (self.labels[indices] for indices in chosen), strict=True)
         except UserError as error:  # from a worker it comes with the worker's traceback around it
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("support.errors.UserError: ")) from error
 
 
-def _deaf(worker: int) -> None:
+def _ignore_group_signals(worker: int) -> None:
     """Of a worker: a signal to all processes of a run is the main one's to answer, which then ends its workers.
 
     It may do so by SIGTERM, when it exits with the loader still at hand: from it, and from it alone, that is heeded.
@@ -142,10 +146,10 @@ def _deaf(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nobody knows who sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        threading.Thread(target=_heed_the_main_process, daemon=True).start()
+        threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 
 
-def _heed_the_main_process() -> None:
+def _exit_on_parent_sigterm() -> None:
     while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -153,18 +157,18 @@ def _heed_the_main_process() -> None:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set, split, with the constants that normalise it.
+    """A data set, split, with the constants that normalize it.
 
     Attributes:
         name: what checkpoints and reports call it.
         classes: the names of the classes, by label.
-        photographs: whether mirror images are as good as the originals.
+        flippable: whether mirror images are as good as the originals.
         mean, std: per channel, of the training split's pixels in [0, 1].
     """
 
     name: str
     classes: tuple[str, ...]
-    photographs: bool
+    flippable: bool
     train: Split
     valid: Split
     test: Split
@@ -176,7 +180,7 @@ class ImageData:
         return len(self.mean)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [n, c, h, w] to float32 of mean 0 and deviation 1 over the training split, on the images' device."""
     centre = torch.tensor([255 * m for m in mean], device=images.device).view(-1, 1, 1)
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
@@ -224,12 +228,12 @@ def load_data(
     left -= _part(left, valid_size, "validation")
     if batch_size > left:
         raise UserError(f"batch_size {batch_size} is more than the {left} training images: give at most that")
-    classes, photographs, train, test = source.read()
+    classes, flippable, train, test = source.read()
     if test is None:
         train, test = _parted(train, HELD_OUT, HOLD_OUT_SEED, "test")
     train, valid = _parted(train, valid_size, seed, "validation")
     mean, std = _pixel_moments(train)
-    return ImageData(data_name(dataset), classes, photographs, train, valid, test, mean, std)
+    return ImageData(data_name(dataset), classes, flippable, train, valid, test, mean, std)
 
 
 def data_name(dataset: str) -> str:
@@ -273,7 +277,7 @@ def _free_memory() -> float:
         return 4 * 2**30
 
 
-Parts = tuple[tuple[str, ...], bool, Split, Split | None]  # classes, photographs, train, test
+Parts = tuple[tuple[str, ...], bool, Split, Split | None]  # classes, flippable, train, test
 
 
 class Source(NamedTuple):

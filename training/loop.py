@@ -31,11 +31,11 @@ from models.checkpoint import (
     save_network,
     write_checkpoint,
 )
-from support import UserError, first_line, locked, set_aside, write_json
+from support import UserError, archive, first_line, locked, write_json
 from support.cpu import tune_cpu
-from support.distributed import ALONE, World, joined
+from support.distributed import ALONE, World, process_group
 from training.alarms import Alarms
-from training.data import CHUNK, Split, augment, data_name, load_data, normalise
+from training.data import CHUNK, Split, augment, data_name, load_data, normalize
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
 from training.recording import Recorder, recorded_layers, recording
@@ -57,7 +57,7 @@ MAY_CHANGE_ON_RESUME = (
 
 @dataclass
 class Progress:
-    """Where a run is; with weights and optimiser, all that resuming needs.
+    """Where a run is; with weights and optimizer, all that resuming needs.
 
     Attributes:
         epoch, batch: epochs finished, and batches finished of the one after.
@@ -78,7 +78,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Places:
+class RunFiles:
     """Where a run's files go."""
 
     best: Path
@@ -86,7 +86,7 @@ class Places:
     reports: Path  # folder of history.csv, history.png, results.json
 
     @classmethod
-    def of(cls, settings: Settings, dataset: str, bayesian: bool) -> Places:
+    def for_run(cls, settings: Settings, dataset: str, bayesian: bool) -> RunFiles:
         """`<checkpoint_dir>/<dataset>/<family>/` and what lies in it."""
         folder = Path(settings.checkpoint_dir) / dataset / ("bayesian" if bayesian else "frequentist")
         name = file_name(settings.net_type)
@@ -129,7 +129,7 @@ class Run:
                 f"{world.size} processes are too many for batch_size {settings.batch_size}, {len(self.data.valid)} "
                 f"validation images and {len(self.data.test)} test images: each needs one of each"
             )
-        self.places = Places.of(settings, self.data.name, self.bayesian is not None)
+        self.places = RunFiles.for_run(settings, self.data.name, self.bayesian is not None)
         self.description = Description(
             settings.net_type, self.bayesian is not None, architecture, self.data.classes, self.data.mean, self.data.std
         )
@@ -145,7 +145,7 @@ class Run:
         if settings.compile:
             # On a CPU the compiler's own generator is twice as slow as torch's.
             self.forward = torch.compile(self.forward, options={"fallback_random": self.device.type == "cpu"})
-        self.optimiser, self.base_rates = self._optimiser()
+        self.optimizer, self.base_rates = self._optimizer()
         self.batches = math.ceil(len(self.data.train) / settings.batch_size)
         self.progress = Progress(torch.zeros(self.batches, 4, device=self.device))
         self.recorder: Recorder | None = None
@@ -190,7 +190,7 @@ class Run:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _optimiser(self) -> tuple[torch.optim.Optimizer, list[float]]:
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
         spread = [p for name, p in self.net.named_parameters() if ".posterior." in name]
         others = [p for name, p in self.net.named_parameters() if ".posterior." not in name]
         rate = self.settings.lr_start
@@ -222,10 +222,10 @@ class Run:
             stop = stack.enter_context(stop_requests())
             if self.world.launch and not resumed:
                 self._save_last()  # what torchrun goes on from if a process is lost before the first epoch ends
-            if self.bayesian and self.bayesian.record_mean_var and self.world.leads:
+            if self.bayesian and self.bayesian.record_mean_var and self.world.is_main:
                 self.recorder = stack.enter_context(self._recording(self.bayesian, resumed))
             board = None
-            if settings.tensorboard and self.world.leads:
+            if settings.tensorboard and self.world.is_main:
                 board = _tensorboard(self.places.reports, stack, resumed)
             while progress.epoch < settings.n_epochs and not self._out_of_patience():
                 started = time.perf_counter()
@@ -234,8 +234,8 @@ class Run:
                         progress.seconds += time.perf_counter() - started
                         self._interrupted(signum)
                 row, best = self._finish_epoch(started)
-                self._say(epoch_line(row, settings.n_epochs, best))
-                if self.world.leads:
+                self._print(epoch_line(row, settings.n_epochs, best))
+                if self.world.is_main:
                     for text in alarms.after(progress.history, len(self.data.valid)):
                         print(f"warning: {text}", file=sys.stderr, flush=True)
                 if board is not None:
@@ -247,7 +247,7 @@ class Run:
         best, reports = self.places.best, self.places.reports
         if best.exists():
             said = [path for path in map(reports.joinpath, REPORTS) if path.exists()]
-            kept = set_aside([*said, best], reports)
+            kept = archive([*said, best], reports)
             print(f"the network and the reports of the earlier run went to {kept}", flush=True)
 
     def _out_of_patience(self) -> bool:
@@ -257,7 +257,7 @@ class Run:
     def _train_epoch(self, stop: StopRequest) -> Iterator[int]:
         """Take the steps that this epoch still has, yielding after each the signal that any process has got, or 0."""
         settings, data, progress = self.settings, self.data, self.progress
-        flip = data.photographs if settings.random_flip == "auto" else bool(settings.random_flip)
+        flip = data.flippable if settings.random_flip == "auto" else bool(settings.random_flip)
         order = torch.randperm(len(data.train), generator=_generator(settings.seed, progress.epoch))
         left = order[progress.batch * settings.batch_size :]
         self.net.train()
@@ -268,26 +268,26 @@ class Run:
             initial=progress.batch,
             unit="batch",
             leave=False,
-            disable=not (sys.stderr.isatty() and self.world.leads),
+            disable=not (sys.stderr.isatty() and self.world.is_main),
         )
         for images, labels in bar:
             generator = _generator(settings.seed, progress.epoch, progress.batch, self.world.rank)
-            images = augment(self._moved(images), settings.random_shift, flip, generator)
+            images = augment(self._to_device(images), settings.random_shift, flip, generator)
             count = min(settings.batch_size, len(data.train) - progress.batch * settings.batch_size)
-            row = self._step(normalise(images, data.mean, data.std), self._moved(labels), count)
-            progress.steps[progress.batch] = self._of_all(row)
+            row = self._step(normalize(images, data.mean, data.std), self._to_device(labels), count)
+            progress.steps[progress.batch] = self._reduce(row)
             progress.batch += 1
             if self.recorder:
                 self.recorder.step()
             if self.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == self.batches:
                 self._check_finite()
                 bar.set_postfix(_postfix(progress.steps[: progress.batch], len(data.train), self.bayesian is not None))
-                yield self.world.largest(stop.signum or 0)
+                yield self.world.all_reduce_max(stop.signum or 0)
             elif self.world.size == 1:
                 yield stop.signum or 0
 
     def _step(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
-        """One optimiser step; NLL, KL, correct and examples of this process's share of the batch as one tensor.
+        """One optimizer step; NLL, KL, correct and examples of this process's share of the batch as one tensor.
 
         DistributedDataParallel averages gradients over the processes. So that they become those of the whole
         batch of `count` examples, whatever the shares, a share of n counts n·size/count times; the KL, the
@@ -296,9 +296,9 @@ class Run:
         settings, progress = self.settings, self.progress
         share = self.world.share(count)
         step = progress.epoch * self.batches + progress.batch
-        for group, rate in zip(self.optimiser.param_groups, self.base_rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * _rate_factor(settings.lr_schedule, step / (self.batches * settings.n_epochs))
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
             if self.recorder and settings.compile:
                 self.recorder.observe(images)
@@ -310,18 +310,18 @@ class Run:
                 logits, kl, weight = [self.forward(images).float()], torch.zeros((), device=self.device), 0.0
         nll = expected_nll(logits, labels)
         negative_elbo(nll * (share * self.world.size / count), kl, weight, len(self.data.train)).backward()
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             probs = torch.stack(logits).softmax(-1).mean(0)
             correct = (probs.argmax(-1) == labels)[:share].sum()
             return torch.stack([nll, kl, correct.float(), torch.full_like(nll, share)]).detach()
 
-    def _of_all(self, row: Tensor) -> Tensor:
+    def _reduce(self, row: Tensor) -> Tensor:
         """A step's figures over the shares of all processes."""
         if self.world.size == 1:
             return row
         nll, kl, correct, examples = row
-        sums = self.world.summed(torch.stack([nll * examples, kl / self.world.size, correct, examples]))
+        sums = self.world.all_reduce_sum(torch.stack([nll * examples, kl / self.world.size, correct, examples]))
         return torch.stack([sums[0] / sums[3], *sums[1:]])
 
     def _recording(self, settings: BayesianSettings, resumed: bool) -> AbstractContextManager[Recorder]:
@@ -367,24 +367,24 @@ class Run:
         best = row["valid_nll"] < progress.best_nll
         if best:
             progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
-            if self.world.leads:
+            if self.world.is_main:
                 if not progress.history:
                     self._keep_earlier()
                 report = {"settings": asdict(self.settings), "validation": row}
                 save_network(self.places.best, self.net, self.description, **report)
-        elif self.world.leads and not self.places.best.exists():
+        elif self.world.is_main and not self.places.best.exists():
             raise UserError(f"{self.places.best} is gone: it held the best network so far; train again")
         progress.epoch, progress.batch, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
         progress.steps.zero_()
         progress.history.append(row)
-        if self.world.leads:
+        if self.world.is_main:
             write_history(self.places.reports, progress.history)
         self._save_last()
         return row, best
 
     def _test(self) -> dict[str, Any]:
         """The best network on the test split, once."""
-        content = self.world.leaders(lambda: read_checkpoint(self.places.best))
+        content = self.world.broadcast_from_main(lambda: read_checkpoint(self.places.best))
         net = network_in(content, self.places.best, self.device)
         samples = self.bayesian.test_ens if self.bayesian else 1
         started = time.perf_counter()
@@ -406,7 +406,7 @@ class Run:
             "settings": asdict(self.settings),
             "versions": versions(),
         }
-        if not self.world.leads:
+        if not self.world.is_main:
             return results
         write_json(self.places.reports / "results.json", results)
         picture = plot_history(
@@ -424,20 +424,20 @@ class Run:
         return results
 
     def _predictive(self, net: nn.Module, split: Split, samples: int) -> Predictive:
-        def of(indices: Tensor) -> Predictive:
+        def predict_at(indices: Tensor) -> Predictive:
             chunks = (
-                normalise(self._moved(images), self.data.mean, self.data.std)
+                normalize(self._to_device(images), self.data.mean, self.data.std)
                 for images, _ in split.batches(CHUNK, indices, self.settings.num_workers)
             )
             return predict_batches(net, chunks, samples, seed=self.settings.seed)
 
-        return predict_together(len(split), of, self.world)
+        return predict_together(len(split), predict_at, self.world)
 
-    def _say(self, text: str) -> None:
-        if self.world.leads:
+    def _print(self, text: str) -> None:
+        if self.world.is_main:
             print(text, flush=True)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -446,7 +446,7 @@ class Run:
         self._check_finite()
         self._save_last()
         progress = self.progress
-        self._say(
+        self._print(
             f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of "
             f"{self.batches} steps; {self.places.last} is written: run the same command with --resume to go on"
         )
@@ -456,14 +456,14 @@ class Run:
         content = {
             "settings": asdict(self.settings),
             "weights": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
-            "random": self.world.gathered(self._random_state()),
+            "random": self.world.all_gather(self._random_state()),
             "launch": self.world.launch,
         }
         if self.recorder:
             self.recorder.sync()
-        if self.world.leads:
+        if self.world.is_main:
             write_checkpoint(self.places.last, content)
 
     def resume(self) -> bool:
@@ -472,7 +472,7 @@ class Run:
         Raises:
             UserError: nothing or another run to resume.
         """
-        content = self.world.leaders(self._last)
+        content = self.world.broadcast_from_main(self._last)
         if content is None:
             return False
         self._restore(content)
@@ -497,7 +497,7 @@ class Run:
                         f"settings of that run, or start anew without --resume"
                     )
             self.net.load_state_dict(content["weights"])
-            self.optimiser.load_state_dict(content["optimiser"])
+            self.optimizer.load_state_dict(content["optimizer"])
             self.progress = Progress(**content["progress"])
             self.progress.steps = self.progress.steps.to(self.device)
             if len(content["random"]) == self.world.size:
@@ -506,7 +506,7 @@ class Run:
                 torch.manual_seed(_seed(self.settings.seed, self.world.rank, self.progress.epoch, self.progress.batch))
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.places.last} cannot be resumed: {error}") from error
-        self._say(f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}")
+        self._print(f"resuming {self.places.last} at epoch {self.progress.epoch + 1}, step {self.progress.batch + 1}")
 
     def _random_state(self) -> tuple[Tensor, Tensor | None]:
         """Of this process's generators, on the CPU and on the GPU."""
@@ -521,11 +521,11 @@ class Run:
 
 def run(settings: Settings) -> dict[str, Any]:
     """Train, validate and test by the settings, then print the twin's results beside these if there are any."""
-    with joined(settings.device) as world:
+    with process_group(settings.device) as world:
         whole = Run(settings, world)
-        with locked(whole.places.last.parent) if world.leads else nullcontext():
+        with locked(whole.places.last.parent) if world.is_main else nullcontext():
             results = whole.fit()
-    if world.leads and all(path.exists() for path in _results(settings)):
+    if world.is_main and all(path.exists() for path in _results(settings)):
         print(f"\n{compare(settings)}", flush=True)
     return results
 
@@ -542,7 +542,9 @@ def compare(settings: Settings) -> str:
 def _results(settings: Settings) -> tuple[Path, Path]:
     """Where the Bayesian network's and the twin's results are."""
     name = data_name(settings.dataset)
-    bayesian, frequentist = (Places.of(settings, name, family).reports / "results.json" for family in (True, False))
+    bayesian, frequentist = (
+        RunFiles.for_run(settings, name, family).reports / "results.json" for family in (True, False)
+    )
     return bayesian, frequentist
 
 
@@ -591,5 +593,5 @@ def _tensorboard(folder: Path, stack: ExitStack, resumed: bool) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs ask for it
 
     if not resumed and (folder / "tensorboard").exists():  # two runs in one folder would be one zigzag curve
-        set_aside([folder / "tensorboard"], folder)
+        archive([folder / "tensorboard"], folder)
     return stack.enter_context(SummaryWriter(str(folder / "tensorboard")))

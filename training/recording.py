@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from layers import BayesianLayer
 from layers.posterior import Posterior
-from support import UserError, first_line, set_aside, written_whole
+from support import UserError, archive, atomic_write, first_line
 
 FORMAT = "recorded Bayesian layer, version 1"
 EXAMPLES, NODES, WEIGHTS = 16, 64, 2**15  # kept at most: 8 KiB a record, 256 KiB and the biases an epoch
@@ -162,7 +162,7 @@ class Recorder:
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._logs: dict[str, _Log] = {}
         if resume_at is None:
-            _set_aside(folder)
+            _archive_recordings(folder)
         else:
             for title, layer in self._layers.items():
                 if self._path(title).exists():
@@ -473,7 +473,7 @@ class _Log:
 def _write(path: Path, content: _Content, room: Mapping[str, int]) -> dict[tuple[str, str], _Column]:
     """Write a log whole, each table with `room` for so many rows; where the columns of each lie."""
     places = {}
-    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(content.attributes)
         for name, values in content.fixed.items():
             file[name] = values
@@ -583,10 +583,10 @@ def _posterior(layer: BayesianLayer, fixed: Table) -> dict[str, Array]:
     return row
 
 
-def _set_aside(folder: Path) -> None:
+def _archive_recordings(folder: Path) -> None:
     """Move the logs in `folder` to a new folder within it, and say where to."""
     if logs := [path for path in sorted(folder.glob("*.h5")) if _is_log(path)]:
-        print(f"the earlier recording went to {set_aside(logs, folder)}", flush=True)
+        print(f"the earlier recording went to {archive(logs, folder)}", flush=True)
 
 
 def _is_log(path: Path) -> bool:

@@ -51,13 +51,13 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None
     for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], "accuracy", "accuracy")):
-        for part, colour, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
+        for part, color, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
             values = [row[f"{part}_{quantity}"] for row in rows]
             ax.plot(
                 epochs,
                 values,
                 style,
-                color=colour,
+                color=color,
                 marker=marker,
                 label="training" if part == "train" else "validation",
             )

@@ -94,7 +94,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _priors(value: Any) -> dict[str, Any]:
     """As plain values, which a checkpoint can hold."""
-    prior = Priors.of(value).prior
+    prior = Priors.parse(value).prior
     given = {} if value is None else dict(vars(value) if isinstance(value, Priors) else value)
     return given if prior is None else {**given, "prior": as_plain(prior)}
 
@@ -145,7 +145,7 @@ class Settings:
     )
     random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0, IMAGE_SIZE - 1))
     random_flip: str | bool = _setting(
-        "mirror training images half the time: True, False, or auto (images in colour only)", _or("auto", _flag)
+        "mirror training images half the time: True, False, or auto (images in color only)", _or("auto", _flag)
     )
     num_workers: int = _setting("processes that decode images when they do not fit in memory", _whole(0))
     seed: int = _setting("of the split, the weights, the order and the noise", _whole(0))
