@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
+from images import CHUNK, load_data, normalize, read_images
 from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches, predict_together
 from models import file_name, known_net_type
@@ -26,7 +27,6 @@ from models.checkpoint import Description, load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
-from training.data import CHUNK, load_data, normalize, read_images
 
 SHIFTED = 2000  # images that are rotated or made noisy
 ANGLES = range(0, 181, 15)  # degrees

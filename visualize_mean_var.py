@@ -18,10 +18,10 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
+from recording.plots import KINDS, animate_distributions, plot_lines, plot_weights
+from recording.recorder import read_recording
 from support import OneLineParser, UserError, atomic_write, report_user_errors
 from support.figures import save_figure
-from training.recorded_plots import KINDS, animate_distributions, plot_lines, plot_weights
-from training.recording import read_recording
 
 
 def draw_distributions(

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
+from images import CHUNK, ImageData, data_name, load_data, normalize, read_images
 from inference import metrics
 from inference.prediction import Predictive, effective_samples, logits_of, posterior_draws, summarized
 from models.checkpoint import load_network
 from support import LockedError, UserError, locked, write_json
 from training import loop
-from training.data import CHUNK, ImageData, data_name, load_data, normalize, read_images
 from training.reports import read_results
 from training.settings import BayesianSettings, Settings, from_config
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from images import ImageData, load_data, normalize
 from inference.deployment import Deployed, MeanNetwork, PredictiveNetwork, export, quantized
 from inference.metrics import accuracy
 from inference.prediction import posterior_predictive
@@ -24,7 +25,6 @@ from models.architectures import IMAGE_SIZE
 from models.checkpoint import load_network
 from support import OneLineParser, UserError, report_user_errors, whole_number
 from support.cpu import tune_cpu
-from training.data import ImageData, load_data, normalize
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:

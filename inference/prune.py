@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import nn
 
+from images import CHUNK, Split, load_data, normalize
 from inference import metrics
 from inference.plots import save
 from inference.prediction import predict_batches
@@ -24,7 +25,6 @@ from models.checkpoint import load_network, save_network
 from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
 from support.cpu import tune_cpu
 from support.figures import BLUE, ORANGE
-from training.data import CHUNK, Split, load_data, normalize
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import FACTORIES, NETWORKS, build
+from models.registry import FACTORIES, NETWORKS, build
 from support import UserError, atomic_write, first_line
 
 FORMAT = 1

@@ -15,8 +15,8 @@ from conftest import ROOT, Script, draw_pictures, script_environment
 from torch import Tensor
 from torchvision import datasets
 
+from images import ImageFiles, Split, augment, load_data, normalize
 from support import UserError
-from training.data import ImageFiles, Split, augment, load_data, normalize
 
 
 def keys(images: Tensor) -> set[bytes]:
@@ -43,7 +43,7 @@ def test_workers_end_with_a_process_that_leaves_them_at_work(tmp_path: Path, lef
     draw_pictures(tmp_path / "set" / "train", 20)
     code = (
         "import sys\n"
-        "from training.data import load_data\n"
+        "from images import load_data\n"
         "data = load_data(sys.argv[1], 'data', 0.25, 3, memory_limit=0)\n"
         "batches = data.train.batches(4, workers=2)\n"
         "next(batches)\n" + left
@@ -181,7 +181,7 @@ def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
         (tmp_path / "set" / "train" / str(index % 10) / f"{index}.png").write_bytes(pixels[index % len(pixels)])
     code = (
         "import json, resource, sys, time\n"
-        "from training.data import load_data\n"
+        "from images import load_data\n"
         "load_data(sys.argv[1], 'data', 0.1, 0)\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before, started = peak(), time.perf_counter()\n"

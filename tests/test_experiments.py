@@ -20,6 +20,7 @@ from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, dropout_predictive, ensemble_predictive, run_missing
+from images import load_data, normalize
 from inference.metrics import accuracy, nll
 from inference.prediction import posterior_predictive
 from layers import deterministic_layers
@@ -27,7 +28,6 @@ from models import build
 from models.checkpoint import load_network
 from support import UserError, locked
 from training import loop
-from training.data import load_data, normalize
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})

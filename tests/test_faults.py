@@ -23,9 +23,9 @@ from conftest import ROOT, Script, script_environment
 
 import config_bayesian
 from models.checkpoint import load_network, read_checkpoint
+from recording.recorder import read_recording
 from support import UserError, locked, write_text
 from training.loop import Run, run
-from training.recording import read_recording
 from training.settings import BayesianSettings, from_config
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from images import ImageFiles
 from layers import BBBLinear
 from models import build
 from models.checkpoint import FORMAT, Description, load_network, save_network, write_checkpoint
+from recording.recorder import read_recording, recording
 from support import UserError
-from training.data import ImageFiles
-from training.recording import read_recording, recording
 
 DESCRIPTION = Description("lenet", True, {}, tuple("0123456789"), (0.5,), (0.5,))
 

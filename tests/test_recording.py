@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import config_bayesian
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 from models import build
+from recording.recorder import EXAMPLES, NODES, due_batches, read_recording, recorded_layers, recording
 from support import UserError
 from training import loop
-from training.recording import EXAMPLES, NODES, due_batches, read_recording, recorded_layers, recording
 from training.settings import BayesianSettings, from_config
 
 
@@ -219,7 +219,7 @@ CHILD = """
 import sys
 import torch
 from layers import BBBLinear
-from training.recording import recording
+from recording.recorder import recording
 
 torch.manual_seed(0)
 layer = BBBLinear(40, 60, name="fc")

@@ -19,12 +19,12 @@ from conftest import ROOT, Script, script_environment
 
 import config_bayesian
 import config_frequentist
+from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
 from layers import kl_divergence
 from models.checkpoint import load_network
 from support import UserError
-from training.data import load_data, normalize
 from training.loop import Run, run
 from training.settings import BayesianSettings, Settings, from_config
 
@@ -262,7 +262,7 @@ def test_a_run_anew_keeps_the_network_of_the_earlier_one(
 
 def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictures: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, training.data; training.data._free_memory = lambda: 0.0; import main_bayesian; "
+        "import sys, images; images.sources.free_memory = lambda: 0.0; import main_bayesian; "
         "main_bayesian.main(sys.argv[1:])"
     )
     words = [f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--batch_size=20", "--n_epochs=500",

@@ -17,9 +17,9 @@ from PIL import Image
 import config_bayesian
 import config_frequentist
 import uncertainty_estimation
+from images import load_data, normalize
 from inference.prediction import posterior_predictive
 from models.checkpoint import load_network
-from training.data import load_data, normalize
 from training.loop import Run
 from training.settings import BayesianSettings, Settings, from_config
 

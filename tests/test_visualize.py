@@ -17,8 +17,8 @@ from PIL import Image
 
 import visualize_mean_var
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
+from recording.recorder import read_recording, recording
 from support import UserError
-from training.recording import read_recording, recording
 from visualize_mean_var import draw_distributions, draw_lineplot, draw_weights
 
 

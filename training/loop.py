@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from images import CHUNK, Split, augment, data_name, load_data, normalize
 from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
 from layers import ModuleWrapper, kl_divergence, start_at_means
@@ -31,14 +32,13 @@ from models.checkpoint import (
     save_network,
     write_checkpoint,
 )
+from recording.recorder import Recorder, recorded_layers, recording
 from support import UserError, archive, first_line, locked, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
 from training.alarms import Alarms
-from training.data import CHUNK, Split, augment, data_name, load_data, normalize
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
-from training.recording import Recorder, recorded_layers, recording
 from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
 from training.settings import BayesianSettings, Settings
 

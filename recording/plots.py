@@ -17,9 +17,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from recording.recorder import Array, Recorded, read_recording
 from support import UserError, nearest
 from support.figures import BLUE, ORANGE
-from training.recording import Array, Recorded, read_recording
 
 KINDS = ("mean", "std", "variance", "both")
 FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighbouring records are pooled

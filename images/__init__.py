@@ -1,0 +1,18 @@
+"""Image data sets: where they come from, how they are split, read, normalized and augmented."""
+
+from images.files import ImageFiles, read_images
+from images.sources import data_name, load_data
+from images.splits import ImageData, Split
+from images.transforms import CHUNK, augment, normalize
+
+__all__ = [
+    "CHUNK",
+    "ImageData",
+    "ImageFiles",
+    "Split",
+    "augment",
+    "data_name",
+    "load_data",
+    "normalize",
+    "read_images",
+]

@@ -1,0 +1,102 @@
+"""The networks, by name, in both families."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from layers import ModuleWrapper, to_bayesian, weight_posteriors
+from models.architectures import BayesianNetwork, DeterministicNetwork, resnet18
+from models.BayesianModels.Bayesian3Conv3FC import BBB3Conv3FC
+from models.BayesianModels.BayesianAlexNet import BBBAlexNet
+from models.BayesianModels.BayesianLeNet import BBBLeNet
+from models.NonBayesianModels.AlexNet import AlexNet
+from models.NonBayesianModels.LeNet import LeNet
+from models.NonBayesianModels.ThreeConvThreeFC import ThreeConvThreeFC
+from support import UserError, first_line, nearest
+
+NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = {
+    "lenet": (BBBLeNet, LeNet),
+    "alexnet": (BBBAlexNet, AlexNet),
+    "3conv3fc": (BBB3Conv3FC, ThreeConvThreeFC),
+}
+FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18}
+USERS_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
+
+
+def known_net_type(net_type: object) -> str:
+    """`net_type`, if it is the name of a network or of a user's factory.
+
+    Raises:
+        ValueError: it is not; the message says what is expected.
+    """
+    names = (*NETWORKS, *FACTORIES)
+    if isinstance(net_type, str) and (net_type in names or USERS_FACTORY.fullmatch(net_type)):
+        return net_type
+    raise ValueError(
+        f"one of {', '.join(names)} (did you mean {nearest(net_type, names)!r}?), or package.module:factory"
+    )
+
+
+def file_name(net_type: str) -> str:
+    """What files and folders of that network are called."""
+    return net_type.replace(":", ".")
+
+
+def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
+    """The network of that name and family for images of `inputs` channels and `outputs` classes.
+
+    Args:
+        net_type: a key of `NETWORKS` or `FACTORIES`, or `package.module:factory`: a function of (outputs, inputs)
+            that returns a deterministic network of images [n, inputs, 32, 32], which is made Bayesian if need be
+            by `to_bayesian`; or a Bayesian one whose call returns (logits, kl), with settings of its own.
+        settings: the keyword arguments of the classes in `NETWORKS`; of the others the same, less
+            `activation_type`, which is their own.
+
+    Raises:
+        UserError: an unknown name (the known ones are listed), a factory that cannot be had, or settings that a
+            layer refuses.
+    """
+    try:
+        known_net_type(net_type)
+    except ValueError as error:
+        raise UserError(f"unknown net_type {net_type!r}: expected {error}") from error
+    try:
+        if net_type in NETWORKS:
+            return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, **settings)
+        if settings.pop("activation_type", "relu") != "relu":
+            raise ValueError("activation_type does not apply, the network has its own")
+        net = _call_factory(net_type, outputs, inputs)
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"expected an nn.Module, got {net!r}")
+        if not any(True for _ in weight_posteriors(net)):
+            return ModuleWrapper(to_bayesian(net, inplace=True, **settings)) if bayesian else net
+        if bayesian:
+            return net
+        raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
+
+
+def _call_factory(net_type: str, outputs: int, inputs: int) -> Any:
+    factory = _factory(net_type)
+    try:
+        return factory(outputs, inputs)
+    except Exception as error:
+        raise UserError(f"{net_type}({outputs}, {inputs}) failed: {first_line(error)}") from error
+
+
+def _factory(net_type: str) -> Callable[[int, int], Any]:
+    if net_type in FACTORIES:
+        return FACTORIES[net_type]
+    module, name = net_type.split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"net_type {net_type!r}: {error}: give it as package.module:function") from error

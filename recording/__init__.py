@@ -1,0 +1,1 @@
+"""How the means and variances of a network move while it trains: recorded, read back, drawn."""
