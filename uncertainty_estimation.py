@@ -24,7 +24,7 @@ from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches, predict_together
 from models import file_name, known_net_type
 from models.checkpoint import Description, load_network
-from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
+from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
 
@@ -88,12 +88,12 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="holds notMNIST_small or notMNIST_large, or is a folder of A..J (%(default)s)",
     )
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
-    add("--num_batches", type=whole_number(1), help="mini-batches of each set; all of them if not given")
-    add("--num_samples", type=whole_number(1), default=25, help="posterior samples (%(default)s)")
-    add("--batch_size", type=whole_number(1), default=1000, help="images a mini-batch (%(default)s)")
+    add("--num_batches", type=argument(whole(1)), help="mini-batches of each set; all of them if not given")
+    add("--num_samples", type=argument(whole(1)), default=25, help="posterior samples (%(default)s)")
+    add("--batch_size", type=argument(whole(1)), default=1000, help="images a mini-batch (%(default)s)")
     add(
         "--seed",
-        type=whole_number(0),
+        type=argument(whole(0)),
         default=0,
         help="of the posterior samples and of the order of the unknown images (%(default)s)",
     )

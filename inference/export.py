@@ -23,7 +23,7 @@ from inference.metrics import accuracy
 from inference.prediction import posterior_predictive
 from models.architectures import IMAGE_SIZE
 from models.checkpoint import load_network
-from support import OneLineParser, UserError, report_user_errors, whole_number
+from support import OneLineParser, UserError, argument, report_user_errors, whole
 from support.cpu import tune_cpu
 
 
@@ -34,12 +34,14 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     add("--weights_path", type=Path, required=True, help="a checkpoint of main_bayesian.py")
     add(
         "--num_samples",
-        type=whole_number(1),
+        type=argument(whole(1)),
         default=25,
         help="draws in a call of the predictive network (%(default)s)",
     )
     add("--save_dir", type=Path, help="where the files go (beside the checkpoint)")
-    add("--check", type=whole_number(0), default=0, metavar="IMAGES", help="compare on so many test images (0: none)")
+    add(
+        "--check", type=argument(whole(0)), default=0, metavar="IMAGES", help="compare on so many test images (0: none)"
+    )
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies, for --check (%(default)s)")
     return parser.parse_args(given)

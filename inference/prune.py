@@ -20,9 +20,9 @@ from inference import metrics
 from inference.plots import save
 from inference.prediction import predict_batches
 from inference.pruning import pruned, sparsity
-from layers.posterior import AlphaPosterior
+from layers import AlphaPosterior
 from models.checkpoint import load_network, save_network
-from support import OneLineParser, UserError, report_user_errors, whole_number, write_json
+from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
 from support.cpu import tune_cpu
 from support.figures import BLUE, ORANGE
 
@@ -42,7 +42,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         help="accuracy that may be lost on validation when it is chosen (0.003: 0.3 points)",
     )
     add("--by_layer", action="store_true", help="the same fraction of every tensor rather than of all together")
-    add("--num_samples", type=whole_number(1), default=25, help="posterior samples a prediction (%(default)s)")
+    add("--num_samples", type=argument(whole(1)), default=25, help="posterior samples a prediction (%(default)s)")
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies (%(default)s)")
     add("--save_path", type=Path, help="the pruned checkpoint (<weights_path less .pt>.pruned.pt)")

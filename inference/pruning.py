@@ -8,9 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from layers import weight_posteriors
+from layers import AlphaPosterior, GaussianPosterior, weight_posteriors
 from layers.kernels import RHO_FLOOR
-from layers.posterior import AlphaPosterior, GaussianPosterior
 
 LOG_ALPHA = 3.0  # above it a weight of the alpha posterior is noise (Molchanov et al. 2017, section 4.3)
 

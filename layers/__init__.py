@@ -13,9 +13,11 @@ from layers.BBBLinear import BBBEmbedding, BBBLinear
 from layers.BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from layers.convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
 from layers.misc import FlattenLayer, ModuleWrapper
-from layers.priors import scale_mixture
+from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior
+from layers.priors import Priors, scale_mixture
 
 __all__ = [
+    "AlphaPosterior",
     "BBBConv1d",
     "BBBConv2d",
     "BBBConv3d",
@@ -29,7 +31,10 @@ __all__ = [
     "BBBMultiheadAttention",
     "BayesianLayer",
     "FlattenLayer",
+    "GaussianPosterior",
     "ModuleWrapper",
+    "Posterior",
+    "Priors",
     "deterministic_layers",
     "kl_divergence",
     "sampling",

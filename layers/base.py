@@ -131,7 +131,7 @@ class BayesianLayer(nn.Module):
         return squares(input, unit)
 
     def flipped(self, input: Tensor) -> Tensor:
-        """x ⊙ s with random signs s, one an example and feature."""
+        """X ⊙ s with random signs s, one an example and feature."""
         return input * signs(input, self.feature_axis)
 
     def means(self) -> Weights:

@@ -81,7 +81,7 @@ def three_conv_three_fc(conv: Make, linear: Make, activation: Make, outputs: int
 
 
 def resnet18(outputs: int, inputs: int) -> nn.Module:
-    """torchvision's ResNet-18 (He et al. 2016) with a stem for images of 32×32: 3×3, stride 1, no pooling."""
+    """Torchvision's ResNet-18 (He et al. 2016) with a stem for images of 32×32: 3×3, stride 1, no pooling."""
     net = models.resnet18(num_classes=outputs)
     net.conv1 = nn.Conv2d(inputs, 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()

@@ -33,8 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from layers import BayesianLayer
-from layers.posterior import Posterior
+from layers import BayesianLayer, Posterior
 from support import UserError, archive, atomic_write, first_line
 
 FORMAT = "recorded Bayesian layer, version 1"

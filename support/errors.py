@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -26,17 +25,6 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def whole_number(low: int) -> Callable[[str], int]:
-    """A `type` of argparse: a whole number of at least `low`."""
-
-    def parsed(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**31):
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {2**31 - 1}, got {text!r}")
-        return int(text)
-
-    return parsed
-
-
 @contextmanager
 def report_user_errors() -> Iterator[None]:
     """Around a script's work: a `UserError` ends it with its one line on stderr and exit code 2."""
@@ -45,10 +33,3 @@ def report_user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """The known word most like the given one, for 'did you mean'."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    match = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0)
-    return by_lower[match[0]]

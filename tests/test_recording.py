@@ -341,5 +341,5 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_wrong_layer_is_told_before_the_data_are_asked_for(script: Callable[..., Any]) -> None:
     answer = script("main_bayesian.py", "--record_mean_var", "--record_layers=conv1,fc9", "--dataset=nowhere", expect=2)
     assert answer.stderr == ("error: no Bayesian layer is called 'fc9': known are conv1, conv2, fc1, fc2, fc3\n")
-    with pytest.raises(UserError, match="^--recording_freq_per_epoch: expected a whole number of at least 1"):
+    with pytest.raises(UserError, match="^--recording_freq_per_epoch: expected an integer ≥ 1"):
         from_config(BayesianSettings, config_bayesian, ["--recording_freq_per_epoch=0"])

@@ -163,9 +163,9 @@ def test_every_mistake_is_told_in_one_line(
     shutil.copy(text, nothing / "A" / "a.png")
     quick = ["--weights_path", weights, "--dataset", pictures, "--num_samples", 1, "--num_batches", 1]
     for arguments, message in (
-        (["--num_batches", "foo"], "--num_batches: expected a whole number from 1 to 2147483647, got 'foo'"),
-        (["--num_samples", 0], "--num_samples: expected a whole number from 1"),
-        (["--seed", 10**20], "--seed: expected a whole number from 0"),
+        (["--num_batches", "foo"], "--num_batches: expected an integer ≥ 1, got 'foo'"),
+        (["--num_samples", 0], "--num_samples: expected an integer ≥ 1"),
+        (["--seed", 10**20], "--seed: expected an integer ≥ 0"),
         (["--num_sample", 3], "unrecognized arguments: --num_sample 3"),
         (["--weights_path", twin], "does not hold a bayesian network"),
         (["--weights_path", weights, "--frequentist_weights", weights], "does not hold a frequentist network"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar, cast
@@ -18,72 +17,15 @@ from layers.priors import Priors, as_plain
 from models import FACTORIES, NETWORKS, known_net_type
 from models.architectures import ACTIVATIONS, IMAGE_SIZE
 from support import OneLineParser, UserError, nearest
+from support.checks import Check, either, flag, number, one_of, text, whole
 from training.objective import SCHEDULES
-
-Check = Callable[[Any], Any]  # a given value to the setting's value; ValueError says what was expected
-
-
-def _whole(low: int, high: int = 2**63 - 1) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            within = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
-            raise ValueError(f"a whole number {within}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float = math.inf, open_ends: bool = False) -> Check:
-    def check(value: Any) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not (low < value < high if open_ends else low <= value <= high):
-            within = f"above {low:g}" if open_ends else f"of at least {low:g}"
-            raise ValueError(f"a number {within}" + (f" and below {high:g}" if high < math.inf else ""))
-        return float(value)
-
-    return check
-
-
-def _one_of(*known: str) -> Check:
-    def check(value: Any) -> str:
-        if value not in known:
-            raise ValueError(f"one of {', '.join(known)} (did you mean {nearest(value, known)!r}?)")
-        return cast(str, value)
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        value = value.lower() == "true"
-    if not isinstance(value, bool):
-        raise ValueError("True or False")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("a text")
-    return value
-
-
-def _or(word: Any, check: Check) -> Check:
-    def either(value: Any) -> Any:
-        if value == word and type(value) is type(word):
-            return value
-        try:
-            return check(value)
-        except ValueError as error:
-            raise ValueError(f"{word!r}, or {error}") from error
-
-    return either
 
 
 def _beta(value: Any) -> str | float:
     if isinstance(value, str) and value not in SCHEDULES:
         near = nearest(value, SCHEDULES)
-        raise ValueError(f"a number of at least 0, or one of {', '.join(SCHEDULES)} (did you mean {near!r}?)")
-    return value if isinstance(value, str) else cast(float, _number(0)(value))
+        raise ValueError(f"a number ≥ 0, or one of {', '.join(SCHEDULES)} (did you mean {near!r}?)")
+    return value if isinstance(value, str) else cast(float, number(0)(value))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -108,7 +50,7 @@ def _names(value: Any) -> list[str]:
 
 def _device(value: Any) -> str:
     try:
-        torch.device(_text(value))
+        torch.device(text(value))
     except RuntimeError as error:
         raise ValueError("a device such as cpu or cuda:0") from error
     return cast(str, value)
@@ -123,73 +65,73 @@ class Settings:
     """What a run needs to know, checked. Every field has a flag of its name."""
 
     dataset: str = _setting(
-        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", _text
+        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", text
     )
-    data_dir: str = _setting("where downloaded data lies or goes", _text)
+    data_dir: str = _setting("where downloaded data lies or goes", text)
     net_type: str = _setting(
         f"the architecture: {', '.join((*NETWORKS, *FACTORIES))}, or package.module:factory of your own, a function of "
         "(outputs, inputs)",
         known_net_type,
     )
-    activation_type: str = _setting("relu or softplus", _one_of(*ACTIVATIONS))
-    n_epochs: int = _setting("passes over the training split", _whole(1))
+    activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
+    n_epochs: int = _setting("passes over the training split", whole(1))
     lr_start: float = _setting(
-        "learning rate of the weights (of their posterior means) at the start", _number(0, open_ends=True)
+        "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)
     )
     lr_schedule: str = _setting(
-        "how learning rates fall to 0 over the run: constant, linear or cosine", _one_of("constant", "linear", "cosine")
+        "how learning rates fall to 0 over the run: constant, linear or cosine", one_of("constant", "linear", "cosine")
     )
-    batch_size: int = _setting("images a step", _whole(1))
+    batch_size: int = _setting("images a step", whole(1))
     valid_size: float = _setting(
-        "fraction of the training images that is kept for validation", _number(0, 1, open_ends=True)
+        "fraction of the training images that is kept for validation", number(0, 1, exclusive=True)
     )
-    random_shift: int = _setting("training images are moved by up to so many pixels", _whole(0, IMAGE_SIZE - 1))
+    random_shift: int = _setting("training images are moved by up to so many pixels", whole(0, IMAGE_SIZE - 1))
     random_flip: str | bool = _setting(
-        "mirror training images half the time: True, False, or auto (images in color only)", _or("auto", _flag)
+        "mirror training images half the time: True, False, or auto (images in color only)", either("auto", flag)
     )
-    num_workers: int = _setting("processes that decode images when they do not fit in memory", _whole(0))
-    seed: int = _setting("of the split, the weights, the order and the noise", _whole(0))
-    device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", _or("auto", _device))
-    amp: bool = _setting("train in bfloat16 mixed precision", _flag)
-    compile: bool = _setting("train through torch.compile", _flag)
+    num_workers: int = _setting("processes that decode images when they do not fit in memory", whole(0))
+    seed: int = _setting("of the split, the weights, the order and the noise", whole(0))
+    device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", either("auto", _device))
+    amp: bool = _setting("train in bfloat16 mixed precision", flag)
+    compile: bool = _setting("train through torch.compile", flag)
     deterministic: bool = _setting(
-        "use torch's deterministic algorithms alone: the same seed, the same numbers, on a GPU too (slower)", _flag
+        "use torch's deterministic algorithms alone: the same seed, the same numbers, on a GPU too (slower)", flag
     )
-    patience: int = _setting("stop after so many epochs without a better validation NLL; 0 for never", _whole(0))
-    resume: bool = _setting("go on from last.pt in the checkpoint folder", _flag)
-    checkpoint_dir: str = _setting("where checkpoints and reports go", _text)
-    tensorboard: bool = _setting("write live curves for TensorBoard", _flag)
+    patience: int = _setting("stop after so many epochs without a better validation NLL; 0 for never", whole(0))
+    resume: bool = _setting("go on from last.pt in the checkpoint folder", flag)
+    checkpoint_dir: str = _setting("where checkpoints and reports go", text)
+    tensorboard: bool = _setting("write live curves for TensorBoard", flag)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BayesianSettings(Settings):
     """The settings of a Bayesian run."""
 
-    layer_type: str = _setting("the estimator: lrt, bbb or flipout", _one_of(*ESTIMATORS))
+    layer_type: str = _setting("the estimator: lrt, bbb or flipout", one_of(*ESTIMATORS))
     alpha_shape: tuple[int, ...] | None = _setting(
-        "None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", _or(None, _shape)
+        "None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", either(None, _shape)
     )
     priors: dict[str, Any] = _setting("a dict of " + ", ".join(prior.name for prior in fields(Priors)), _priors)
     init_from: str | None = _setting(
-        "start the posterior means from this checkpoint of main_frequentist.py; None for fresh ones", _or(None, _text)
+        "start the posterior means from this checkpoint of main_frequentist.py; None for fresh ones", either(None, text)
     )
     moped: float | None = _setting(
         "with init_from, start every σ at so many times |w|, 0.1 say; None for posterior_rho_initial",
-        _or(None, _number(0, open_ends=True)),
+        either(None, number(0, exclusive=True)),
     )
-    prior_at_means: bool = _setting("with init_from, centre the Gaussian prior of every weight at its start", _flag)
+    prior_at_means: bool = _setting("with init_from, centre the Gaussian prior of every weight at its start", flag)
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
     lr_spread_factor: float = _setting(
-        "learning rate of ρ and log α, as a multiple of lr_start", _number(0, open_ends=True)
+        "learning rate of ρ and log α, as a multiple of lr_start", number(0, exclusive=True)
     )
-    train_ens: int = _setting("posterior samples a training step", _whole(1))
-    valid_ens: int = _setting("posterior samples in validation", _whole(1))
-    test_ens: int = _setting("posterior samples in the final test", _whole(1))
-    record_mean_var: bool = _setting("record means and variances of layer outputs while training", _flag)
-    recording_freq_per_epoch: int = _setting("records an epoch, evenly spread", _whole(1))
-    record_layers: list[str] | None = _setting("names of the layers to record; None for all", _or(None, _names))
+    train_ens: int = _setting("posterior samples a training step", whole(1))
+    valid_ens: int = _setting("posterior samples in validation", whole(1))
+    test_ens: int = _setting("posterior samples in the final test", whole(1))
+    record_mean_var: bool = _setting("record means and variances of layer outputs while training", flag)
+    recording_freq_per_epoch: int = _setting("records an epoch, evenly spread", whole(1))
+    record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))
 
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -215,8 +157,8 @@ def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[
         if name not in given:
             raise UserError(f"{source}: the setting {name!r} is missing ({known[name].metadata['help']})")
     values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
-    for name, text in _flags(kind, config, arguments, purpose).items():
-        values[name] = _given(known[name], text)
+    for name, given_text in _flags(kind, config, arguments, purpose).items():
+        values[name] = _given(known[name], given_text)
     settings = kind(**values)
     if isinstance(settings, BayesianSettings):
         _consistent(settings)
@@ -249,23 +191,23 @@ def _checked(setting: Field[Any], value: Any, where: str) -> Any:
         raise UserError(f"{where}: expected {expected}, got {value!r}") from error
 
 
-def _given(setting: Field[Any], text: Any) -> Any:
+def _given(setting: Field[Any], given: Any) -> Any:
     """A flag's value: what a config file would have, or else, as of a folder called 2024, the text itself."""
-    value = _parsed(text)
+    value = _parsed(given)
     try:
         return _checked(setting, value, f"--{setting.name}")
     except UserError:
         with suppress(ValueError):
-            return setting.metadata["check"](text)
+            return setting.metadata["check"](given)
         raise
 
 
-def _parsed(text: Any) -> Any:
+def _parsed(given: Any) -> Any:
     """A flag's text as the Python value that a config file would have, or as itself."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(given)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        return given
 
 
 def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str], purpose: str) -> dict[str, str]:
@@ -279,7 +221,7 @@ def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[s
     for setting in fields(kind):
         default = getattr(config, setting.name)
         help = f"{setting.metadata['help']} (now {default!r})".replace("%", "%%")
-        optional: dict[str, Any] = {"nargs": "?", "const": "True"} if setting.metadata["check"] is _flag else {}
+        optional: dict[str, Any] = {"nargs": "?", "const": "True"} if setting.metadata["check"] is flag else {}
         parser.add_argument(f"--{setting.name}", metavar=setting.name.upper(), help=help, **optional)
     found, unknown = parser.parse_known_args(list(arguments))
     for word in unknown:

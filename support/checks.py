@@ -1,0 +1,106 @@
+"""What a value may be, said once: checks for settings, flags and arguments, each with the words of its refusal.
+
+A check is a function from a given value to the value that is used. It raises ValueError with a noun phrase that
+says what was expected, such as 'an integer ≥ 1', from which a caller makes its own sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Check = Callable[[Any], Any]
+LARGEST = 2**63 - 1  # what a 64-bit integer holds
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The known word that is most like `word`, for 'did you mean'."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    return by_lower[difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0)[0]]
+
+
+def whole(low: int, high: int = LARGEST) -> Check:
+    """An integer from `low` to `high`; a bool is none."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"an integer ≥ {low}" if high == LARGEST else f"an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Check:
+    """A finite number from `low` to `high`, as a float; with `exclusive`, both ends are left out."""
+
+    def check(value: Any) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not (low < value < high if exclusive else low <= value <= high):
+            expected = f"a number > {low:g}" if exclusive else f"a number ≥ {low:g}"
+            raise ValueError(expected + (f" and {'<' if exclusive else '≤'} {high:g}" if high < math.inf else ""))
+        return float(value)
+
+    return check
+
+
+def one_of(*known: str) -> Check:
+    """One of the known words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"one of {', '.join(known)} (did you mean {nearest(value, known)!r}?)")
+        return value
+
+    return check
+
+
+def flag(value: Any) -> bool:
+    """True or False, also as text."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def text(value: Any) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("a non-empty string")
+    return value
+
+
+def either(word: Any, check: Check) -> Check:
+    """`word` itself, or what `check` takes."""
+
+    def checked(value: Any) -> Any:
+        if value == word and type(value) is type(word):
+            return value
+        try:
+            return check(value)
+        except ValueError as error:
+            raise ValueError(f"{word!r} or {error}") from error
+
+    return checked
+
+
+def argument(check: Check) -> Callable[[str], Any]:
+    """The check as a `type` of argparse, for a flag whose text is a Python number."""
+
+    def parsed(given: str) -> Any:
+        value: Any = given
+        for kind in (int, float):
+            try:
+                value = kind(given)
+                break
+            except ValueError:
+                continue
+        try:
+            return check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {error}, got {given!r}") from error
+
+    return parsed
