@@ -1,8 +1,8 @@
 """Bayesian convolutions and transposed convolutions.
 
-Every argument of the `torch.nn` layer means what it means there; `strides` is an alias of `stride`, and the
-rest is told by `layers.base.BayesianLayer`. Shapes are those of the `torch.nn` layer; so is the weight's,
-against which `alpha_shape` is broadcast: [out, in / groups, …], transposed [in, out / groups, …].
+Every argument of the `torch.nn` layer keeps its meaning, and `strides` is an alias of `stride`; for the other
+arguments see `BayesianLayer`. Inputs, outputs and weights have the shapes of the `torch.nn` layer: a weight, to which
+`alpha_shape` broadcasts, is [out, in / groups, …], or [in, out / groups, …] if transposed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.base import BayesianLayer
+from .base import BayesianLayer
 
 
 class _Convolution(BayesianLayer):
-    """What convolutions of any number of axes share."""
+    """Common to convolutions over any number of axes."""
 
     kernel_size: tuple[int, ...]
 
     def __init__(self, *arguments: Any, strides: int | tuple[int, ...] | None = None, **settings: Any) -> None:
         if strides is not None:
-            given = arguments[3] if len(arguments) > 3 else settings.get("stride", 1)
-            if given != strides and any(size != 1 for size in (given if isinstance(given, tuple) else (given,))):
-                raise ValueError(f"stride={given} and its alias strides={strides} disagree: give one of them")
+            stride = arguments[3] if len(arguments) > 3 else settings.get("stride", 1)
+            if stride != strides and any(size != 1 for size in (stride if isinstance(stride, tuple) else (stride,))):
+                raise ValueError(f"stride={stride} and its alias strides={strides} disagree: give one of them")
             if len(arguments) > 3:
                 arguments = (*arguments[:3], strides, *arguments[4:])
             else:
@@ -53,12 +53,13 @@ class BBBConv3d(_Convolution, nn.Conv3d):
 
 
 class _Transposed(_Convolution):
-    """What transposed convolutions share; `forward(input, output_size)` is as in `torch.nn`."""
+    """Common to transposed convolutions."""
 
     outputs_axis = 1
     function: ClassVar[Callable[..., Tensor]]
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """A sample of the layer's output; `output_size` as in `torch.nn`."""
         return super().forward(input, output_size)
 
     def operation(

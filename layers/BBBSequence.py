@@ -1,7 +1,7 @@
 """Bayesian layers for sequences: a forward pass draws the weights once and uses them at every step.
 
-Every argument, of the constructor and of a call, means what it means in `torch.nn`; the rest is told by
-`layers.base.BayesianLayer`. Their one estimator is 'bbb'.
+Every argument, of the constructor and of a call, keeps its meaning of `torch.nn`; for the other arguments see
+`BayesianLayer`. The only estimator is 'bbb'.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from layers.base import DrawnLayer, bayesian_form
-from layers.BBBLinear import BBBLinear
+from .base import DrawnLayer, bayesian_counterpart
+from .BBBLinear import BBBLinear
 
 
 class BBBLSTM(DrawnLayer, nn.LSTM):
@@ -23,9 +23,12 @@ class BBBGRU(DrawnLayer, nn.GRU):
 
 
 class BBBMultiheadAttention(DrawnLayer, nn.MultiheadAttention):
-    """`nn.MultiheadAttention` with a posterior over its projections; that of the output is a `BBBLinear`."""
+    """`nn.MultiheadAttention` with a posterior over its projections; the output projection is a `BBBLinear`."""
 
     def make_bayesian(self, *arguments: Any) -> None:
+        """Give every parameter its posterior, those of the output projection included."""
         super().make_bayesian(*arguments)
         *settings, name = arguments
-        self._modules["out_proj"] = bayesian_form(self.out_proj, BBBLinear, *settings, name and f"{name}.out_proj")
+        self._modules["out_proj"] = bayesian_counterpart(
+            self.out_proj, BBBLinear, *settings, name and f"{name}.out_proj"
+        )

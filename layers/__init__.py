@@ -1,7 +1,10 @@
-"""Bayesian layers for PyTorch: a posterior, an estimator and an operation each."""
+"""Bayesian layers for PyTorch: each combines a posterior, an estimator and an operation.
 
-from layers.base import BayesianLayer, kl_divergence, sampling, weight_posteriors
-from layers.BBBConv import (
+The folder imports nothing else of the project: copied into another one, under any name, it works there.
+"""
+
+from .base import BayesianLayer, kl_divergence, sampling, weight_posteriors
+from .BBBConv import (
     BBBConv1d,
     BBBConv2d,
     BBBConv3d,
@@ -9,12 +12,12 @@ from layers.BBBConv import (
     BBBConvTranspose2d,
     BBBConvTranspose3d,
 )
-from layers.BBBLinear import BBBEmbedding, BBBLinear
-from layers.BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
-from layers.convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
-from layers.misc import FlattenLayer, ModuleWrapper
-from layers.posterior import AlphaPosterior, GaussianPosterior, Posterior
-from layers.priors import Priors, scale_mixture
+from .BBBLinear import BBBEmbedding, BBBLinear
+from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
+from .convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
+from .misc import FlattenLayer, ModuleWrapper
+from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
+from .priors import DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
 __all__ = [
     "AlphaPosterior",
@@ -30,10 +33,13 @@ __all__ = [
     "BBBLinear",
     "BBBMultiheadAttention",
     "BayesianLayer",
+    "DistributionPrior",
     "FlattenLayer",
     "GaussianPosterior",
+    "GaussianPrior",
     "ModuleWrapper",
     "Posterior",
+    "Prior",
     "Priors",
     "deterministic_layers",
     "kl_divergence",

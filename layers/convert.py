@@ -1,4 +1,4 @@
-"""From plain `torch.nn` layers to Bayesian ones, anywhere in a network, and back."""
+"""Turns plain `torch.nn` layers anywhere in a network into Bayesian ones, and back."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from layers.base import BAYESIAN_FORMS, BayesianLayer, bayesian_form, weight_posteriors
-from layers.posterior import GaussianPosterior, Posterior
-from layers.priors import Priors
+from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, weight_posteriors
+from .posteriors import GaussianPosterior, Posterior
+from .priors import Priors
 
 Network = TypeVar("Network", bound=nn.Module)
-Chosen = str | Sequence[str] | Callable[[str, nn.Module], bool]
+Selection = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 def to_bayesian(
     module: Network,
-    layers: Chosen = "all",
+    layers: Selection = "all",
     *,
     layer_type: str = "lrt",
     alpha_shape: Sequence[int] | None = None,
@@ -29,40 +29,46 @@ def to_bayesian(
     prior_at_means: bool = False,
     inplace: bool = False,
 ) -> Network:
-    """`module` with Bayesian layers in the place of plain ones; its weights are the posterior means, its forward stays.
+    """Replace plain layers of `module` by Bayesian ones, with its weights as posterior means; its forward stays.
 
-    `kl_divergence(module)` is the KL of it all; `ModuleWrapper(module)` is a network whose call returns
-    (output, kl). Dotted names of parameters stay, modules and tensors that were shared stay shared, and a shared
-    tensor has one posterior. What has no Bayesian form (batch norm, say) stays as it is:
-    `deterministic_layers(module)` lists it.
+    Afterwards `kl_divergence(module)` is the KL of the whole network, and `ModuleWrapper(module)` is a network whose
+    call returns (output, kl). Dotted names of parameters stay, modules and tensors that were shared stay shared, and
+    a shared tensor has one posterior. Layers without a Bayesian counterpart (batch norm, say) stay as they are:
+    `deterministic_layers(module)` lists them.
 
     Args:
-        layers: which layers become Bayesian: 'all', 'last' (the last in the order of their making), a pattern of
-            dotted names such as 'layer4.*', several of them, or a function of (dotted name, layer).
-        layer_type: the estimator; a layer that only works with 'bbb' (recurrent, attention) has that one.
-        alpha_shape, priors: as for `BBBLinear`.
+        module: any network.
+        layers: which layers become Bayesian: 'all', 'last' (the last one in the order of their construction), a
+            pattern of dotted names such as 'layer4.*', several patterns, or a function of (dotted name, layer).
+        layer_type: the estimator; layers that only support 'bbb' (recurrent, attention) use that one.
+        alpha_shape: as for `BBBLinear`.
+        priors: as for `BBBLinear`.
         moped: δ sets every σ to δ|w|, and 'posterior_rho_initial' has no effect (Krishnan et al. 2020).
-        prior_at_means: centre the Gaussian prior of every weight at its value now, also as in MOPED.
+        prior_at_means: center the Gaussian prior of every weight at the weight's present value, as MOPED does.
         inplace: change `module` itself rather than a copy.
 
+    Returns:
+        The Bayesian network.
+
     Raises:
-        ValueError: no layer is chosen, or settings that a layer refuses.
+        ValueError: no layer is selected, or a layer refuses the settings.
     """
     priors = Priors.parse(priors)
     if priors.posterior_mu_initial is not None:
-        raise ValueError("posterior_mu_initial has no place here: the weights of the module are the posterior means")
+        raise ValueError("leave out posterior_mu_initial: the weights of the module are the posterior means")
     net = module if inplace else copy.deepcopy(module)
-    forms: dict[nn.Module, nn.Module] = {}
-    for name, layer in _chosen(net, layers).items():
-        kind = BAYESIAN_FORMS[type(layer)]
-        estimator = layer_type if layer_type in kind.estimators or layer_type not in BayesianLayer.estimators else "bbb"
-        forms[layer] = bayesian_form(layer, kind, alpha_shape, priors, estimator, name or None)
-    net = _replaced(net, forms)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in _selected(net, layers).items():
+        counterpart = COUNTERPARTS[type(layer)]
+        supported = layer_type in counterpart.estimators or layer_type not in BayesianLayer.estimators
+        estimator = layer_type if supported else "bbb"
+        replacements[layer] = bayesian_counterpart(layer, counterpart, alpha_shape, priors, estimator, name or None)
+    net = _replace(net, replacements)
     _share_posteriors(net)
     start_at_means(net, moped, prior_at_means)
     for parent in net.modules():
-        # In evaluation it would hand its children's weights to a fused kernel, past their forward, and pack
-        # what is not padding into a nested tensor, which few operations take.
+        # In evaluation these would pass their children's weights to a fused kernel, which skips the children's
+        # forward, and pack the unpadded positions into a nested tensor, which few operations accept.
         if isinstance(parent, nn.TransformerEncoderLayer):
             parent.activation_relu_or_gelu = 0
         if isinstance(parent, nn.TransformerEncoder):
@@ -71,14 +77,15 @@ def to_bayesian(
 
 
 def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means: bool = False) -> None:
-    """MOPED (Krishnan et al. 2020), of every Bayesian weight anywhere in `module`.
+    """Start every posterior anywhere in `module` from its means: MOPED (Krishnan et al. 2020).
 
     Args:
+        module: a network with Bayesian layers.
         moped: δ sets every σ to δ|μ|; None leaves it.
-        prior_at_means: centre the Gaussian prior of every weight at μ.
+        prior_at_means: center the Gaussian prior of every weight at μ.
 
     Raises:
-        ValueError: δ is not above 0, or a prior cannot be centred.
+        ValueError: δ is not above 0, or a prior cannot be centered.
     """
     if moped is not None and not 0 < moped < float("inf"):
         raise ValueError(f"moped must be above 0 and finite, got {moped}")
@@ -87,30 +94,33 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
             posterior.set_std_in_proportion(mean, moped)
         if prior_at_means:
             if not isinstance(posterior, GaussianPosterior):
-                raise ValueError("only the Gaussian posterior has a prior that can be centred: leave out alpha_shape")
+                raise ValueError("only the prior of a Gaussian posterior can be centered: leave out alpha_shape")
             posterior.center_prior(mean)
 
 
 def to_deterministic(module: Network, sample: bool = False) -> Network:
-    """A copy of `module` in which every Bayesian layer is the `torch.nn` layer it extends.
+    """Copy `module` with the plain `torch.nn` layer in place of every Bayesian one.
 
     Parameters keep their dotted names, and modules and tensors that were shared stay shared. The KL of
     the copy is 0.
 
     Args:
-        sample: one draw of all weights rather than their posterior means; for many see
-            `inference.prediction.posterior_draws`.
+        module: a network with Bayesian layers.
+        sample: take one draw of all weights rather than their posterior means.
+
+    Returns:
+        The copy.
     """
     twin = copy.deepcopy(module)
     if sample:
         with torch.no_grad():
             for _, mean, posterior in weight_posteriors(twin):
                 mean.copy_(posterior.sample(mean))
-    return _replaced(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
+    return _replace(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
 
 
 def deterministic_layers(module: nn.Module) -> list[str]:
-    """Dotted names of the layers of `module` that have weights of their own and no posterior over them."""
+    """Dotted names and classes of the layers of `module` whose weights have no posterior."""
     posteriors = {id(posterior) for _, _, posterior in weight_posteriors(module)}
     return [
         f"{name} ({type(layer).__name__})"
@@ -122,38 +132,41 @@ def deterministic_layers(module: nn.Module) -> list[str]:
     ]
 
 
-def _chosen(net: nn.Module, layers: Chosen) -> dict[str, nn.Module]:
-    """The layers that are to become Bayesian, by dotted name; none of them is within another."""
-    able: dict[str, nn.Module] = {}
+def _selected(net: nn.Module, layers: Selection) -> dict[str, nn.Module]:
+    """The layers that become Bayesian, by dotted name; none of them is inside another."""
+    candidates: dict[str, nn.Module] = {}
     for name, layer in net.named_modules():
-        inner = any(name.startswith(f"{outer}.") for outer in able)
-        kind = BAYESIAN_FORMS.get(type(layer))
-        if kind and not inner and not kind.refusal(layer):
-            able[name] = layer
+        inner = any(name.startswith(f"{outer}.") for outer in candidates)
+        counterpart = COUNTERPARTS.get(type(layer))
+        if counterpart and not inner and not counterpart.obstacle(layer):
+            candidates[name] = layer
     if callable(layers):
-        found = {name: layer for name, layer in able.items() if layers(name, layer)}
+        selected = {name: layer for name, layer in candidates.items() if layers(name, layer)}
     elif layers == "all":
-        found = able
+        selected = candidates
     elif layers == "last":
-        found = dict(list(able.items())[-1:])
+        selected = dict(list(candidates.items())[-1:])
     else:
         patterns = [layers] if isinstance(layers, str) else list(layers)
-        found = {name: layer for name, layer in able.items() if any(fnmatchcase(name, p) for p in patterns)}
-    if not found:
-        raise ValueError(f"layers={layers!r} chooses none of {', '.join(able) or 'no layer with a Bayesian form'}")
-    return found
+        selected = {name: layer for name, layer in candidates.items() if any(fnmatchcase(name, p) for p in patterns)}
+    if not selected:
+        names = ", ".join(candidates)
+        known = f"the network has {names}" if names else "the network has no layer with a Bayesian counterpart"
+        raise ValueError(f"layers={layers!r} selects no layer: {known}")
+    return selected
 
 
-def _replaced(net: Network, forms: Mapping[nn.Module, nn.Module]) -> Network:
-    for parent in [*net.modules(), *forms.values()]:
+def _replace(net: Network, replacements: Mapping[nn.Module, nn.Module]) -> Network:
+    """Put the replacements wherever the layers are, also inside other replacements."""
+    for parent in [*net.modules(), *replacements.values()]:
         for name, child in parent._modules.items():
-            if child is not None and child in forms:
-                parent._modules[name] = forms[child]
-    return forms.get(net, net)  # type: ignore[return-value]
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+    return replacements.get(net, net)  # type: ignore[return-value]
 
 
 def _share_posteriors(net: nn.Module) -> None:
-    """One posterior a tensor, also where several layers use it."""
+    """Leave one posterior per tensor, also where several layers use the tensor."""
     known: list[tuple[Tensor, nn.Module]] = []
     for layer in [layer for layer in net.modules() if isinstance(layer, BayesianLayer)]:
         for key, posterior in list(layer.posterior.items()):

@@ -1,8 +1,8 @@
 """How a forward pass of a Bayesian layer is sampled.
 
-Each estimator is a function of a layer and its input and works with every posterior and operation: it
-asks the layer for the moments or draws of its weights and for `operation(input, *weights, *more)`, the
-deterministic map that the layer would be without uncertainty; `more` is what else its forward pass takes.
+An estimator is a function of a layer and its input. It works with every posterior and every operation: it takes
+the moments or a draw of the layer's weights and calls `operation(input, *weights, *more)`, the map that the layer
+would be without uncertainty. `more` stands for the further arguments of the layer's forward pass.
 """
 
 from __future__ import annotations
@@ -13,68 +13,83 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from layers.kernels import noisy, unit_of_squares
+from .kernels import noisy
 
-Weights = tuple[Tensor, Tensor | None]  # of weight and bias
+Weights = tuple[Tensor, Tensor | None]  # weight and bias
 
 
 class Estimable(Protocol):
-    """What an estimator asks of a layer."""
+    """What an estimator needs from a layer."""
 
     @property
     def feature_axis(self) -> int:
         """The axis of the features (channels), counted from the end: −1 for linear, −3 for conv2d."""
         ...
 
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor: ...
-    def squared(self, input: Tensor, unit: float = 1.0) -> Tensor: ...
-    def flipped(self, input: Tensor) -> Tensor: ...
-    def means(self) -> Weights: ...
-    def variances(self) -> Weights: ...
-    def perturbations(self) -> Weights: ...
-    def samples(self) -> Weights: ...
+    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+        """The deterministic layer as a function of its input and its weights."""
+        ...
+
+    def squared(self, input: Tensor) -> Tensor:
+        """The input of `operation` for adding up variances."""
+        ...
+
+    def flipped(self, input: Tensor) -> Tensor:
+        """The input with random signs."""
+        ...
+
+    def means(self) -> Weights:
+        """Posterior means."""
+        ...
+
+    def variances(self) -> Weights:
+        """Posterior variances."""
+        ...
+
+    def perturbations(self) -> Weights:
+        """One draw minus the means."""
+        ...
+
+    def samples(self) -> Weights:
+        """One draw."""
+        ...
 
 
 def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
-    """Local reparameterization: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) an output element.
+    """Local reparameterization: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) per output element.
 
     Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
     distribution. A convolution's outputs at two positions share a kernel and so are correlated under
-    q; drawing ε for every element drops that covariance and keeps each element's own mean and
-    variance. Squares are taken in units that keep inputs up to 1e22 finite in float32; in float16, whose range
-    has no room to spare, they overflow beyond 255.
+    q; drawing ε per element drops that covariance and keeps each element's own mean and
+    variance. Inputs are squared, so they must stay below 1e19 in float32 and 255 in float16.
     """
     mean = layer.operation(input, *layer.means(), *more)
-    unit = unit_of_squares(input)
-    weight, bias = layer.variances()
-    if bias is not None and unit != 1.0:
-        bias = bias / unit**2
-    variance = layer.operation(layer.squared(input, unit), weight, bias, *more)
-    return noisy(mean, variance, unit)
+    variance = layer.operation(layer.squared(input), *layer.variances(), *more)
+    return noisy(mean, variance)
 
 
 def bbb(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
-    """Weight sampling: one draw w ~ q a forward pass, shared by the batch (Blundell et al. 2015, 3.2)."""
+    """Weight sampling: one draw w ~ q per forward pass, shared by the batch (Blundell et al. 2015, 3.2)."""
     return layer.operation(input, *layer.samples(), *more)
 
 
 def flipout(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     """Flipout: `op(x, μ) + op(x ⊙ s, σ ⊙ ε) ⊙ r` (Wen et al. 2018, eq. 4).
 
-    One ε a pass; signs s and r, one an example and feature, constant over positions: each example then
-    sees its own exact draw `μ + σ ⊙ ε ⊙ r sᵀ` of the weights, independent in sign from its neighbour's.
+    One ε per pass; one random sign in s and in r per example and feature, constant over positions. Each example
+    then sees its own exact draw `μ + σ ⊙ ε ⊙ r sᵀ` of the weights, and the draws of two examples are uncorrelated.
     """
     mean = layer.operation(input, *layer.means(), *more)
-    flipped = layer.operation(layer.flipped(input), *layer.perturbations(), *more)
-    return mean + flipped * signs(flipped, layer.feature_axis)
+    perturbation = layer.operation(layer.flipped(input), *layer.perturbations(), *more)
+    return mean + perturbation * random_signs(perturbation, layer.feature_axis)
 
 
-def signs(like: Tensor, feature_axis: int) -> Tensor:
-    """Random ±1, one for each example (axis 0) and feature, broadcast over the other axes of `like`."""
-    kept = (0, like.dim() + feature_axis)
-    shape = [size if axis in kept else 1 for axis, size in enumerate(like.shape)]
+def random_signs(like: Tensor, feature_axis: int) -> Tensor:
+    """Random ±1 per example (axis 0) and feature, broadcast over the other axes of `like`."""
+    axes = (0, like.dim() + feature_axis)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
     return torch.randint(0, 2, shape, device=like.device).to(like.dtype).mul(2).sub(1)
 
 
-Estimator = Callable[..., Tensor]  # of a layer, its input, and what else its operation takes
+Estimator = Callable[..., Tensor]  # of a layer, its input, and the further arguments of its operation
 ESTIMATORS: dict[str, Estimator] = {"lrt": lrt, "bbb": bbb, "flipout": flipout}

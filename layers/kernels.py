@@ -1,8 +1,8 @@
 """The inner loops of the layers, with gradients in closed form.
 
-Each is a `torch.autograd.Function` because autograd, left to itself, makes a pass over memory and keeps a
-tensor for every operation. What a function keeps for its backward pass are inputs and outputs alone, so
-derivatives of any order, `torch.func` in reverse mode and `torch.compile` see through it.
+Each is a `torch.autograd.Function`, because autograd on its own passes over memory and keeps a tensor for
+every elementary operation. Each saves nothing but inputs and outputs for its backward pass, so derivatives of
+any order, `torch.func` in reverse mode and `torch.compile` work through it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RHO_FLOOR = -80.0  # softplus leaves float32 a little below it; float16 it leaves before
-SMALL = 100_000  # elements: of a smaller tensor, an operation costs more than what it does to each
+RHO_FLOOR = -80.0  # a little above the ρ at which softplus underflows in float32
+SMALL = 100_000  # elements: below it, launching an operation costs more than its arithmetic
 
 
 def rho_to_std(rho: Tensor) -> Tensor:
-    """σ = softplus(ρ), at least 2e-35 (float16: 6e-5): there σ stays, and its logarithm keeps its slope of 1."""
+    """σ = softplus(ρ), at least 2e-35 (float16: 6e-5): below that σ is clamped, and d log σ/dρ stays 1."""
     return _RhoToStd.apply(rho)
 
 
@@ -44,7 +44,7 @@ class _RhoToStd(torch.autograd.Function):
 
 
 def std_to_rho(std: Tensor) -> Tensor:
-    """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ), of σ above 0."""
+    """ρ = softplus⁻¹(σ) = σ + log(1 − e^−σ), for σ > 0."""
     return std + torch.log(-torch.expm1(-std))
 
 
@@ -53,121 +53,107 @@ def _floor(rho: Tensor) -> float:
 
 
 def rhos_to_stds(rhos: Sequence[Tensor]) -> list[Tensor]:
-    """`rho_to_std` of each tensor, in few operations."""
-    kinds = {(rho.dtype, rho.device) for rho in rhos}
-    if len(kinds) > 1:
+    """`rho_to_std` of each tensor; the small ones are joined, so that all of them take few operations."""
+    if len({(rho.dtype, rho.device) for rho in rhos}) > 1:  # which no vector can join
         return [rho_to_std(rho) for rho in rhos]
-    rows = [rho_to_std(row) for row in in_few_rows(rhos)]
-    small = [rho.numel() for rho in rhos if rho.numel() <= SMALL]
-    parts = iter(rows.pop().split(small) if small else ())
-    large = iter(rows)
-    return [next(parts if rho.numel() <= SMALL else large).view_as(rho) for rho in rhos]
+    stds = [rho_to_std(row) for row in in_few_rows(rhos)]
+    small_sizes = [rho.numel() for rho in rhos if rho.numel() <= SMALL]
+    small = iter(stds.pop().split(small_sizes) if small_sizes else ())
+    large = iter(stds)
+    return [next(small if rho.numel() <= SMALL else large).view_as(rho) for rho in rhos]
 
 
 def in_few_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """All elements in vectors: one for each large tensor, then one for the small ones together."""
+    """All elements as vectors: one vector per large tensor, then one for all small tensors together."""
     rows = [tensor.flatten() for tensor in tensors if tensor.numel() > SMALL]
     small = [tensor.flatten() for tensor in tensors if tensor.numel() <= SMALL]
     return [*rows, torch.cat(small)] if small else rows
 
 
 def normal_like(tensor: Tensor) -> Tensor:
-    """ε ~ N(0, 1) an element, laid out in memory as `tensor` is.
+    """ε ~ N(0, 1) per element, with the memory layout of `tensor`.
 
-    `torch.randn_like` is six times as slow on a CPU where the last axis is not the innermost (channels_last):
-    its fast path fills memory in order.
+    On a CPU `torch.randn_like` is six times slower where the last axis is not the innermost one (channels_last),
+    since its fast path fills memory in order. So the axes are put in the order of memory first.
     """
     if tensor.is_contiguous():
         return torch.randn_like(tensor)
     strides = tensor.stride()
-    inward = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
-    outward = sorted(range(tensor.dim()), key=inward.__getitem__)
-    return torch.randn_like(tensor.permute(inward)).permute(outward)
+    memory_order = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
+    inverse = sorted(range(tensor.dim()), key=memory_order.__getitem__)
+    return torch.randn_like(tensor.permute(memory_order)).permute(inverse)
 
 
-def unit_of_squares(input: Tensor) -> float:
-    """The u in whose units of u² an operation on `input` adds up variances.
-
-    Squares halve the range of a float. Half of what is left of float32's, 1e−19 to 1e19, is for inputs that no
-    network has; u = 1,024 moves it to 1e−16 to 1e22. A power of two, it changes no digit. float16 has no room for it,
-    and whole numbers (indices) are not squared.
-    """
-    kind = input.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
-    lowest = torch.get_autocast_dtype(kind) if cast else input.dtype
-    return 1.0 if lowest == torch.float16 or not input.is_floating_point() else 1024.0
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or its own wider type: sums over many half-precision numbers would lose digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def squares(input: Tensor, unit: float = 1.0) -> Tensor:
-    """(x / unit)², an element; x² itself may overflow."""
-    return _Squares.apply(input, unit**-2)
+def squares(input: Tensor) -> Tensor:
+    """x², element by element."""
+    return _Squares.apply(input)
 
 
 class _Squares(torch.autograd.Function):
-    """y = s·x·x; dy = 2s·x dx."""
+    """y = x²; dy = 2x dx."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, scale: float) -> Tensor:
-        return torch.addcmul(input.new_zeros(()), input, input, value=scale)
+    def forward(input: Tensor) -> Tensor:
+        return input * input
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.scale = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (input,) = ctx.saved_tensors
-        return torch.addcmul(grad.new_zeros(()), grad, input, value=2 * ctx.scale), None
+        return torch.addcmul(grad.new_zeros(()), grad, input, value=2)
 
 
-def noisy(mean: Tensor, variance: Tensor, unit: float = 1.0) -> Tensor:
-    """`mean + sqrt(variance) ⊙ ε`, ε ~ N(0, 1) an element, of a variance in units of unit².
+def noisy(mean: Tensor, variance: Tensor, noise: Tensor | None = None) -> Tensor:
+    """`mean + sqrt(variance) ⊙ ε`, with ε ~ N(0, 1) per element unless `noise` gives it.
 
-    A variance of 0 (padding, dead units) counts as the least normal float, where the square root still has
+    A variance of 0 (padding, dead units) counts as the smallest normal float, where the square root still has
     a finite slope.
     """
-    return _Noisy.apply(mean, variance, normal_like(mean), unit)[0]
+    return _Noisy.apply(mean, variance, normal_like(mean) if noise is None else noise)[0]
 
 
 class _Noisy(torch.autograd.Function):
-    """(mean + u·s ⊙ ε, s) with s = sqrt(variance); ds = dvariance / 2s."""
+    """(mean + s ⊙ ε, s) with s = sqrt(variance); ds = dvariance / 2s."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(mean: Tensor, variance: Tensor, noise: Tensor, unit: float) -> tuple[Tensor, Tensor]:
-        wide = variance.to(torch.promote_types(variance.dtype, torch.float32))
+    def forward(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        wide = at_least_float32(variance)
         std = wide.clamp_min(torch.finfo(wide.dtype).tiny).sqrt_().to(variance.dtype)
-        return torch.addcmul(mean, std, noise, value=unit), std
+        return torch.addcmul(mean, std, noise), std
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[2], output[1])
-        ctx.unit = inputs[3]
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor | None, grad_std: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor | None, grad_std: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         noise, std = ctx.saved_tensors
         slope = None if grad is None else grad * noise
         if grad_std is not None:  # in derivatives of higher order
-            grad_std = grad_std / ctx.unit
             slope = grad_std if slope is None else slope + grad_std
         if slope is not None:
-            slope = slope.div(std).mul_(0.5 * ctx.unit)
-            if std.dtype == torch.float16:  # whose least number is above the least deviation
+            slope = slope.div(std).mul_(0.5)
+            if std.dtype == torch.float16:  # whose smallest number is above the smallest deviation
                 slope = slope.masked_fill(std == 0, 0.0)
-        return grad, slope, None, None
+        return grad, slope, None
 
 
-def gaussian_sums(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:
-    """Σ σ² + (μ − centre)² and Σ log σ of vectors μ and σ: what a Gaussian KL is made of, two scalars."""
-    return _GaussianSums.apply(mean, std, centre)
+def gaussian_sums(mean: Tensor, std: Tensor, center: float) -> tuple[Tensor, Tensor]:
+    """Σ σ² + (μ − center)² and Σ log σ for vectors μ and σ: the two scalars that make a Gaussian KL."""
+    return _GaussianSums.apply(mean, std, center)
 
 
 class _GaussianSums(torch.autograd.Function):
@@ -176,17 +162,17 @@ class _GaussianSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(mean: Tensor, std: Tensor, centre: float) -> tuple[Tensor, Tensor]:
-        distance = mean - centre if centre else mean
+    def forward(mean: Tensor, std: Tensor, center: float) -> tuple[Tensor, Tensor]:
+        distance = mean - center if center else mean
         return torch.dot(std, std) + torch.dot(distance, distance), std.log().sum()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:2])
-        ctx.centre = inputs[2]
+        ctx.center = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, squares: Tensor, logs: Tensor) -> tuple[Tensor, Tensor, None]:
         mean, std = ctx.saved_tensors
-        distance = mean - ctx.centre if ctx.centre else mean
+        distance = mean - ctx.center if ctx.center else mean
         return distance * (2 * squares), torch.div(logs, std).addcmul_(std, 2 * squares), None

@@ -1,4 +1,4 @@
-"""What networks are put together with: a wrapper that needs no `forward`, and a flatten that checks."""
+"""What networks are assembled with: a wrapper that needs no `forward`, and a flatten that checks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.base import cached_stds, kl_divergence
+from .base import kl_divergence, weight_posteriors
+from .posteriors import cached_stds
 
 
 class ModuleWrapper(nn.Module):
     """A network whose children run in the order of their assignment; calling it returns (output, kl).
 
-    A subclass assigns its layers in `__init__` and writes no `forward`; or the layers, or one whole network, are
-    given as arguments, as to `nn.Sequential`. Wrappers nest, and a wrapper or
-    an `nn.Sequential` may be a child: its KL counts once, as does that of a layer assigned twice. For
+    A subclass assigns its layers in `__init__` and writes no `forward`. Alternatively, the layers, or one whole
+    network, are passed as arguments, as to `nn.Sequential`. A child may itself be a wrapper or an
+    `nn.Sequential`; every layer's KL counts once, also that of a layer assigned twice. For
     another topology (skip connections, branches) write `forward` and return `output, self.kl()`.
 
     Example:
@@ -34,19 +35,20 @@ class ModuleWrapper(nn.Module):
             self.add_module(str(index), layer)
 
     def forward(self, input: Tensor) -> Any:
+        """The network's output and its KL(q‖p) in nats, a scalar."""
         if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared
             return self._run(input), self.kl()
-        with cached_stds(self):
+        with cached_stds(posterior for _, _, posterior in weight_posteriors(self)):
             return self._run(input), self.kl()
 
     def _run(self, output: Tensor) -> Any:
-        # Not self.children(): that leaves out the second assignment of a module used twice.
+        # Not self.children(), which skips the second assignment of a module that is used twice.
         for child in self._modules.values():
             output = _apply(child, output)
         return output
 
     def kl(self) -> Tensor:
-        """KL(q‖p) in nats over every Bayesian layer below, each counted once: a scalar."""
+        """KL(q‖p) in nats, summed over every Bayesian layer below, each counted once: a scalar."""
         return kl_divergence(self)
 
     def set_flag(self, name: str, value: object) -> None:
@@ -60,10 +62,10 @@ class ModuleWrapper(nn.Module):
 
 
 def _apply(module: nn.Module | None, input: Tensor) -> Tensor:
-    """The module's output alone: a wrapper within a wrapper leaves its KL to the outermost."""
+    """The module's output alone, since the outermost wrapper counts every KL."""
     if module is None:
         return input
-    if type(module) is nn.Sequential and any(isinstance(below, ModuleWrapper) for below in module.modules()):
+    if type(module) is nn.Sequential and any(isinstance(inner, ModuleWrapper) for inner in module.modules()):
         for child in module._modules.values():
             input = _apply(child, input)
         return input
@@ -72,10 +74,10 @@ def _apply(module: nn.Module | None, input: Tensor) -> Tensor:
 
 
 class FlattenLayer(nn.Module):
-    """[n, ...] to [n, num_features].
+    """Flattens [n, ...] to [n, num_features].
 
-    Raises:
-        ValueError: an example has another number of features; the batch size never changes.
+    Args:
+        num_features: features per example. Other numbers are refused, so that the batch size never changes.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -83,13 +85,19 @@ class FlattenLayer(nn.Module):
         self.num_features = num_features
 
     def forward(self, input: Tensor) -> Tensor:
+        """The input as [n, num_features].
+
+        Raises:
+            ValueError: an example has another number of features.
+        """
         flat = input.flatten(1)
         if flat.shape[1] != self.num_features:
             raise ValueError(
-                f"FlattenLayer({self.num_features}) got {flat.shape[1]} features an example "
+                f"FlattenLayer({self.num_features}) got {flat.shape[1]} features per example "
                 f"(input of shape {tuple(input.shape)}): set num_features to {flat.shape[1]}"
             )
         return flat
 
     def extra_repr(self) -> str:
+        """The number of features, as `print` shows it."""
         return str(self.num_features)

@@ -1,19 +1,194 @@
-"""The prior of a layer's weights, and where their posterior starts."""
+"""Priors over a layer's weights, and the settings that a layer takes about its prior and its posterior's start."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, distributions
+from torch import Tensor, distributions, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, constraints
 
+from .kernels import at_least_float32, gaussian_sums, normal_like
+
 PlainDistribution = dict[str, Any]  # family and arguments as plain values, which files and command lines can hold
+
+
+class Prior(nn.Module):
+    """p(w), the distribution of a layer's weights before any data are seen.
+
+    A prior is a module, so its tensors move with the layer, are saved with it and may be learnt. A prior of your own
+    defines `kl`; give an instance as `priors={"prior": …}`, and every weight tensor gets a copy.
+    """
+
+    def kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        """KL(N(mean, std²)‖p) in nats, summed over the weights.
+
+        Args:
+            mean: posterior means, of the weight's shape.
+            std: posterior standard deviations, of the weight's shape.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the prior's own tensors, which broadcasts to that of the weight."""
+        return torch.Size()
+
+    @property
+    def group(self) -> Hashable:
+        """Priors of the same group treat every weight alike, so their KL may be one sum; None to stand alone."""
+        return None
+
+
+class GaussianPrior(Prior):
+    """N(mean, std²), independent over the weights.
+
+    Args:
+        mean: a number, or a tensor that broadcasts to the weight.
+        std: a number above 0, or a tensor of such that broadcasts to the weight.
+        learn_std: learn one standard deviation for the whole tensor, starting at `std`: empirical Bayes.
+    """
+
+    mean: float | Tensor
+    std: float | Tensor
+    log_std: nn.Parameter | None
+
+    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, learn_std: bool = False) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, float(value))
+        start = std.log() if isinstance(std, Tensor) else torch.tensor(math.log(std), dtype=torch.float64)
+        self.register_parameter("log_std", nn.Parameter(start) if learn_std else None)
+
+    def kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        """KL = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
+
+        From ∫ q log q = −½ log(2πeσ²) and ∫ q log p = −½ log(2πσ_p²) − (σ² + (μ−μ_p)²) / (2σ_p²).
+        """
+        prior_mean = self.mean
+        prior_std = self.std if self.log_std is None else at_least_float32(self.log_std).exp()
+        if isinstance(prior_mean, Tensor):
+            mean, prior_mean = mean - prior_mean, 0.0
+        if isinstance(prior_std, Tensor) and prior_std.dim():  # in units of the prior's own deviations
+            mean, std, prior_mean, prior_std = (mean - prior_mean) / prior_std, std / prior_std, 0.0, 1.0
+        squares, logs = gaussian_sums(mean.flatten(), std.flatten(), prior_mean)
+        log_prior_std = prior_std.log() if isinstance(prior_std, Tensor) else math.log(prior_std)
+        return squares / (2 * prior_std**2) - logs + mean.numel() * (log_prior_std - 0.5)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape that the mean and the standard deviation broadcast to."""
+        return torch.broadcast_shapes(*(torch.as_tensor(value).shape for value in (self.mean, self.std)))
+
+    @property
+    def group(self) -> Hashable:
+        """The mean and the standard deviation where they are numbers."""
+        fixed = self.log_std is None and not isinstance(self.mean, Tensor) and not isinstance(self.std, Tensor)
+        return (self.mean, self.std) if fixed else None
+
+    def centered(self, mean: Tensor) -> GaussianPrior:
+        """The same prior with another mean; a learnt standard deviation stays the same parameter."""
+        prior = GaussianPrior(mean.detach().clone(), self.std)
+        prior.log_std = self.log_std
+        return prior
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The numbers among mean and standard deviation; tensors are in the `state_dict` themselves."""
+        numbers = {name: getattr(self, name) for name in ("mean", "std") if not isinstance(getattr(self, name), Tensor)}
+        return {"family": "Gaussian", **numbers}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is left to set: `prior_from_state` made the prior by its state."""
+
+    def extra_repr(self) -> str:
+        """The mean and the standard deviation, as `print` shows them."""
+        texts = (
+            f"{name}={'tensor' if isinstance(v, Tensor) else v}" for name, v in (("mean", self.mean), ("std", self.std))
+        )
+        return ", ".join(texts) + (", learnt" if self.log_std is not None else "")
+
+
+class DistributionPrior(Prior):
+    """Any distribution of `torch.distributions` over the real numbers.
+
+    Args:
+        distribution: the distribution, whose batch and event shape broadcast to the weight, or its plain values such
+            as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
+
+    Raises:
+        ValueError: an unknown family, or a distribution that does not allow every real number.
+    """
+
+    def __init__(self, distribution: Distribution | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.plain = as_plain(distribution)
+        support: Any = as_distribution(self.plain).support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support is not constraints.real:
+            raise ValueError(f"a weight may be any real number, which the prior {distribution} does not allow")
+
+    def kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        """KL(N(mean, std²)‖p) in nats: torch's closed form, or else an unbiased estimate by one draw.
+
+        KL = −H(q) − E_q[log p], with H(q) = Σ ½ log(2πeσ²) exact and the expectation by one draw.
+        """
+        prior = as_distribution(self.plain, like=mean)
+        try:
+            return distributions.kl_divergence(Normal(mean, std, validate_args=False), prior).sum()
+        except NotImplementedError:
+            entropy = std.log().sum() + 0.5 * math.log(2 * math.pi * math.e) * std.numel()
+            return -entropy - prior.log_prob(torch.addcmul(mean, std, normal_like(mean))).sum()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Batch and event shape of the distribution."""
+        distribution = as_distribution(self.plain)
+        return distribution.batch_shape + distribution.event_shape
+
+    def get_extra_state(self) -> PlainDistribution:
+        """The distribution as plain values."""
+        return self.plain
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is left to set: `prior_from_state` made the prior by its state."""
+
+    def extra_repr(self) -> str:
+        """The distribution, as `print` shows it."""
+        return ", ".join(f"{name}={value}" for name, value in self.plain.items())
+
+
+def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
+    """The prior that a part of a `state_dict` describes, its tensors' values still to be loaded.
+
+    Args:
+        state: the entries of the prior, by their names within it; `_extra_state` says what it is.
+
+    Returns:
+        The prior, or None where the state does not say: of a plain network, or of a prior of your own.
+
+    Raises:
+        ValueError: an unknown family, or arguments that it does not take.
+    """
+    description = state.get("_extra_state")
+    if description is None:
+        return None
+    if description.get("family") != "Gaussian":
+        return DistributionPrior(description)
+    mean, std = (torch.zeros_like(state[name]) if name in state else description[name] for name in ("mean", "std"))
+    return GaussianPrior(mean, std, learn_std="log_std" in state)
 
 
 @dataclass(frozen=True)
@@ -23,10 +198,10 @@ class Priors:
     Attributes:
         prior_mu: mean of the Gaussian prior.
         prior_sigma: standard deviation of the Gaussian prior, above zero.
-        learn_prior_sigma: learn that deviation with the posterior, one a weight tensor, from `prior_sigma`
-            on: empirical Bayes.
-        prior: another prior instead of the Gaussian one: any of `torch.distributions` over the real numbers
-            whose batch and event shape broadcast against the weight, `scale_mixture(…)`, or a dict that says the
+        learn_prior_sigma: learn that deviation with the posterior, one per weight tensor, starting at `prior_sigma`:
+            empirical Bayes.
+        prior: another prior instead of the Gaussian one: a `Prior`, any of `torch.distributions` over the real
+            numbers whose batch and event shape broadcast to the weight, `scale_mixture(…)`, or a dict that says the
             same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
         posterior_mu_initial: (mean, std) of the normal that the posterior means start from; None
             keeps `torch.nn`'s own initialization by fan-in.
@@ -37,7 +212,7 @@ class Priors:
     prior_mu: float = 0.0
     prior_sigma: float = 1.0
     learn_prior_sigma: bool = False
-    prior: Distribution | Mapping[str, Any] | None = None
+    prior: Prior | Distribution | Mapping[str, Any] | None = None
     posterior_mu_initial: tuple[float, float] | None = None
     posterior_rho_initial: tuple[float, float] = (-5.0, 0.1)
     posterior_log_alpha_initial: float = -5.0
@@ -61,31 +236,35 @@ class Priors:
                 raise ValueError(f"{name} must have a std of at least 0, got {pair[1]}")
         if self.prior is not None:
             if self.learn_prior_sigma or (self.prior_mu, self.prior_sigma) != (0.0, 1.0):
-                raise ValueError("prior takes the place of prior_mu, prior_sigma and learn_prior_sigma: leave them out")
-            support: Any = as_distribution(as_plain(self.prior)).support
-            while hasattr(support, "base_constraint"):
-                support = support.base_constraint
-            if support is not constraints.real:
-                raise ValueError(f"a weight may be any real number, which the prior {self.prior} does not allow")
+                raise ValueError("prior replaces prior_mu, prior_sigma and learn_prior_sigma: leave them out")
+            self.make_prior()
 
     @classmethod
-    def parse(cls, given: Priors | Mapping[str, Any] | None) -> Priors:
+    def parse(cls, priors: Priors | Mapping[str, Any] | None) -> Priors:
         """The priors that a user's dict (or None, for the defaults) describes.
 
         Raises:
             ValueError: an unknown key (the nearest known one is named) or a value out of range.
         """
-        if isinstance(given, Priors):
-            return given
-        given = {} if given is None else given
-        if not isinstance(given, Mapping):
-            raise ValueError(f"priors must be a dict, got {given!r}")
+        if isinstance(priors, Priors):
+            return priors
+        priors = {} if priors is None else priors
+        if not isinstance(priors, Mapping):
+            raise ValueError(f"priors must be a dict, got {priors!r}")
         known = [field.name for field in fields(cls)]
-        for key in given:
+        for key in priors:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
                 raise ValueError(f"unknown prior {key!r}: did you mean {near!r}? Known: {known}")
-        return cls(**given)
+        return cls(**priors)
+
+    def make_prior(self) -> Prior:
+        """A prior of its own for one weight tensor."""
+        if isinstance(self.prior, Prior):
+            return copy.deepcopy(self.prior)
+        if self.prior is not None:
+            return DistributionPrior(self.prior)
+        return GaussianPrior(self.prior_mu, self.prior_sigma, self.learn_prior_sigma)
 
 
 def _require_finite(name: str, number: Any) -> None:
@@ -116,7 +295,7 @@ def as_plain(distribution: Distribution | Mapping[str, Any]) -> PlainDistributio
     plain: PlainDistribution = {"family": type(distribution).__name__}
     for name in inspect.signature(type(distribution)).parameters:
         value = vars(distribution).get(name, vars(distribution).get(f"_{name}"))
-        if type(inspect.getattr_static(distribution, name, None)) is property:  # not a lazy one, which says it anew
+        if type(inspect.getattr_static(distribution, name, None)) is property:  # a lazy_property only repeats another
             value = getattr(distribution, name)
         if name == "validate_args" or value is None or (name == "logits" and "probs" in plain):
             continue
@@ -128,7 +307,7 @@ def as_plain(distribution: Distribution | Mapping[str, Any]) -> PlainDistributio
 
 
 def as_distribution(plain: Mapping[str, Any], like: Tensor | None = None) -> Distribution:
-    """The distribution that `as_plain` wrote down, on the device and in the dtype of `like`.
+    """The distribution that `as_plain` describes, on the device and in the dtype of `like`.
 
     Raises:
         ValueError: an unknown family, or arguments that it does not take.
@@ -142,7 +321,9 @@ def as_distribution(plain: Mapping[str, Any], like: Tensor | None = None) -> Dis
             raise ValueError(f"the prior {dict(plain)} needs pi, sigma1 and sigma2") from error
     kind: Any = getattr(distributions, str(family), None)
     if not (isinstance(kind, type) and issubclass(kind, Distribution)):
-        raise ValueError(f"unknown family {family!r} of the prior: one of torch.distributions, or ScaleMixture")
+        raise ValueError(
+            f"unknown family {family!r} of the prior: expected one of torch.distributions, or ScaleMixture"
+        )
     options: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
     try:
         values: dict[str, Any] = {

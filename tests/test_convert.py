@@ -105,9 +105,9 @@ def test_which_layers_become_bayesian() -> None:
         "layer2.0.downsample.0", "layer3.0.downsample.0", "layer4.0.downsample.0",
     ]  # fmt: skip
     assert len(chosen("all")) == 21
-    with pytest.raises(ValueError, match=r"layers='head' chooses none of conv1, layer1.0.conv1"):
+    with pytest.raises(ValueError, match=r"layers='head' selects no layer: the network has conv1, layer1.0.conv1"):
         chosen("head")
-    with pytest.raises(ValueError, match="chooses none of no layer with a Bayesian form"):
+    with pytest.raises(ValueError, match="selects no layer: the network has no layer with a Bayesian counterpart"):
         to_bayesian(nn.Sequential(nn.ReLU()))
 
 
@@ -120,7 +120,7 @@ def test_settings_reach_the_layers() -> None:
     assert net[0].posterior["weight"].log_alpha.shape == (1, 1)
     with pytest.raises(ValueError, match="unknown layer_type 'mc'"):
         to_bayesian(nn.Linear(2, 2), layer_type="mc")
-    with pytest.raises(ValueError, match="posterior_mu_initial has no place here"):
+    with pytest.raises(ValueError, match="leave out posterior_mu_initial"):
         to_bayesian(nn.Linear(2, 2), priors={"posterior_mu_initial": (0, 1)})
 
 
@@ -231,5 +231,5 @@ def test_a_layer_whose_weight_a_hook_makes_stays_as_it_is() -> None:
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
     converted = to_bayesian(net)
     assert deterministic_layers(converted) == ["0 (Linear)"] and converted(torch.randn(3, 4)).isfinite().all()
-    with pytest.raises(ValueError, match=r"chooses none of 1$"):
+    with pytest.raises(ValueError, match=r"selects no layer: the network has 1$"):
         to_bayesian(net, layers="0")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import layers
 from layers import BayesianLayer, kl_divergence, sampling, to_deterministic, weight_posteriors
-from layers.base import BAYESIAN_FORMS
+from layers.base import COUNTERPARTS
 
 STILL = {"posterior_rho_initial": (-200.0, 0.0), "posterior_log_alpha_initial": -200.0}
 WIDE = {"posterior_rho_initial": (-1.5, 0.5), "posterior_log_alpha_initial": -1.0}
@@ -49,7 +49,7 @@ OPERATIONS = ["Conv1d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTra
 
 def made(case: str, **settings: Any) -> BayesianLayer:
     kind, arguments, _ = CASES[case]
-    layer = BAYESIAN_FORMS[kind](**arguments, **DOUBLE, **settings)
+    layer = COUNTERPARTS[kind](**arguments, **DOUBLE, **settings)
     assert type(layer) is getattr(layers, f"BBB{case}")
     return layer
 
@@ -65,8 +65,8 @@ def test_a_layer_of_no_variance_is_that_of_torch_nn(
     case: str, layer_type: str, alpha_shape: tuple[int, ...] | None
 ) -> None:
     kind, arguments, inputs = CASES[case]
-    if layer_type not in BAYESIAN_FORMS[kind].estimators:
-        with pytest.raises(ValueError, match=f"unknown layer_type '{layer_type}': known are \\['bbb'\\]"):
+    if layer_type not in COUNTERPARTS[kind].estimators:
+        with pytest.raises(ValueError, match=f"unknown layer_type '{layer_type}': expected one of \\['bbb'\\]"):
             made(case, layer_type=layer_type)
         return
     torch.manual_seed(1)

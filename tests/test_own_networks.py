@@ -72,14 +72,14 @@ def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any],
     assert type(start) is ModuleWrapper
     for name, mean, posterior in weight_posteriors(start):
         trained = weights[name.removeprefix("0.")]
-        assert torch.equal(mean, trained) and torch.equal(posterior.prior_mu, trained)
+        assert torch.equal(mean, trained) and torch.equal(posterior.prior.mean, trained)
         torch.testing.assert_close(posterior.std(mean), 0.2 * trained.abs(), rtol=1e-3, atol=2e-6)
     assert torch.equal(start.get_buffer("0.1.running_mean"), weights["1.running_mean"])
     assert run(moped)["test"]["accuracy"] >= results["test"]["accuracy"] - 0.1
     path = tmp_path / "runs" / "bars" / "bayesian" / "model_my_networks.make.pt"
     loaded, _, _ = load_network(path, net_type="my_networks:make")
     assert isinstance(loaded.get_submodule("0.0"), BBBConv2d)
-    centres = [posterior.prior_mu for _, _, posterior in weight_posteriors(loaded)]
+    centres = [posterior.prior.mean for _, _, posterior in weight_posteriors(loaded)]
     assert all(torch.equal(c, weights[n.removeprefix("0.")])
                for c, (n, _, _) in zip(centres, weight_posteriors(loaded), strict=True))  # fmt: skip
 

@@ -6,11 +6,21 @@ import math
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import distributions
 
-from layers import BBBLinear, kl_divergence, scale_mixture, to_bayesian
-from layers.posterior import AlphaPosterior, GaussianPosterior
-from layers.priors import Priors, as_distribution, as_plain
+from layers import (
+    AlphaPosterior,
+    BBBLinear,
+    GaussianPosterior,
+    GaussianPrior,
+    Prior,
+    Priors,
+    kl_divergence,
+    scale_mixture,
+    to_bayesian,
+)
+from layers.priors import as_distribution, as_plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -103,7 +113,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior(alpha_shape: tupl
         ({"prior": {"family": "Laplace", "loc": 0.0}}, "cannot be made: .*scale"),
         ({"prior": {"family": "Laplace", "loc": 0.0, "scale": -1.0}}, "cannot be made: "),
         ({"prior": {"family": "ScaleMixture", "pi": 0.5}}, "needs pi, sigma1 and sigma2"),
-        ({"prior": scale_mixture(0.5, 1, 0.1), "prior_sigma": 0.5}, "prior takes the place of prior_mu"),
+        ({"prior": scale_mixture(0.5, 1, 0.1), "prior_sigma": 0.5}, "prior replaces prior_mu"),
     ],
 )
 def test_bad_priors_are_refused_by_name(priors: object, message: str) -> None:
@@ -182,32 +192,32 @@ def test_a_learnt_prior_finds_the_width_that_is_best() -> None:
     """At the optimum σ_p² is the mean of σ² + (μ − μ_p)²: the derivative of the KL by σ_p is 0 there."""
     mean = torch.randn(30, 20, dtype=torch.float64) * 0.3
     posterior = GaussianPosterior(mean, Priors(learn_prior_sigma=True, prior_sigma=2.0, prior_mu=0.1))
-    assert posterior.log_prior_sigma is not None
+    assert isinstance(posterior.prior, GaussianPrior) and posterior.prior.log_std is not None
     at_two = GaussianPosterior(mean, Priors(prior_sigma=2.0, prior_mu=0.1))
     at_two.rho.data.copy_(posterior.rho.data)
     torch.testing.assert_close(posterior.kl(mean), at_two.kl(mean))
     best = (posterior.variance(mean) + (mean - 0.1).square()).mean().sqrt().log()
-    posterior.log_prior_sigma.data.copy_(best)
-    slope = torch.autograd.grad(posterior.kl(mean), posterior.log_prior_sigma)[0]
+    posterior.prior.log_std.data.copy_(best)
+    slope = torch.autograd.grad(posterior.kl(mean), posterior.prior.log_std)[0]
     assert slope.item() == pytest.approx(0, abs=1e-9 * mean.numel())
     with pytest.raises(ValueError, match="the alpha posterior has a prior of its own"):
         AlphaPosterior(mean, (1, 1), Priors(learn_prior_sigma=True))
 
 
-def test_a_prior_centred_at_the_weights_moves_and_is_saved() -> None:
+def test_a_prior_centered_at_the_weights_moves_and_is_saved() -> None:
     layer = BBBLinear(6, 4, priors={"prior_sigma": 0.5})
     with torch.no_grad():
         for key, posterior in layer.posterior.items():
             posterior.center_prior(getattr(layer, key))
-    centred = layer.kl().item()
+    centered = layer.kl().item()
     std = torch.cat([layer.posterior[key].std(getattr(layer, key)).flatten() for key in ("weight", "bias")])
     expected = distributions.kl_divergence(distributions.Normal(0, std), distributions.Normal(0, 0.5)).sum()
-    assert centred == pytest.approx(expected.item(), rel=1e-5)
+    assert centered == pytest.approx(expected.item(), rel=1e-5)
     other = BBBLinear(6, 4)
     other.load_state_dict(layer.state_dict())
-    assert other.kl().item() == centred and other.double().kl().dtype == torch.float64
+    assert other.kl().item() == centered and other.double().kl().dtype == torch.float64
     other.load_state_dict(BBBLinear(6, 4, priors={"prior_mu": 0.25}).state_dict())
-    assert other.posterior["weight"].prior_mu == 0.25
+    assert other.posterior["weight"].prior.mean == 0.25
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 3.0])
@@ -230,7 +240,7 @@ def test_a_prior_that_does_not_hold_every_real_number_is_refused(prior: object) 
         Priors(prior=prior)  # type: ignore[arg-type]
 
 
-def test_a_centred_prior_stays_when_the_weights_of_a_plain_network_are_loaded() -> None:
+def test_a_centered_prior_stays_when_the_weights_of_a_plain_network_are_loaded() -> None:
     plain = torch.nn.Sequential(torch.nn.Linear(4, 3))
     net = to_bayesian(plain, prior_at_means=True)
     before = kl_divergence(net).item()
@@ -242,3 +252,68 @@ def test_in_half_precision_the_kl_of_a_tiny_spread_is_finite() -> None:
     layer = BBBLinear(4, 3, priors={"posterior_rho_initial": (-20.0, 0.0)}).half()
     layer.kl().backward()
     assert layer.kl().isfinite() and layer.posterior["weight"].rho.grad.isfinite().all()
+
+
+SHAPED = {
+    "a mean per row": {"mean": torch.randn(4, 1)},
+    "a standard deviation per weight": {"std": torch.rand(4, 3) + 0.5},
+    "both, and other numbers": {"mean": torch.randn(3), "std": torch.rand(4, 1) + 0.5},
+}
+
+
+@pytest.mark.parametrize("arguments", SHAPED.values(), ids=SHAPED)
+def test_a_gaussian_prior_of_tensors_has_the_kl_of_torch_distributions(arguments: dict[str, torch.Tensor]) -> None:
+    layer = BBBLinear(3, 4, bias=False, priors={"prior": GaussianPrior(**arguments)})
+    posterior = layer.posterior["weight"]
+    assert isinstance(posterior, GaussianPosterior)
+    q = distributions.Normal(layer.weight, posterior.std(layer.weight))
+    p = distributions.Normal(arguments.get("mean", 0.0), arguments.get("std", 1.0))
+    expected = distributions.kl_divergence(q, p).sum()
+    torch.testing.assert_close(layer.kl(), expected)
+    slopes = [torch.autograd.grad(kl, [layer.weight, posterior.rho]) for kl in (layer.kl(), expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+    other = BBBLinear(3, 4, bias=False)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.kl(), layer.kl())
+    assert other.double().kl().dtype == torch.float64
+
+
+def test_a_prior_of_ones_own_is_used_by_every_weight_and_kept_when_weights_are_loaded() -> None:
+    """Written as a sum over its own formula, the Gaussian prior again."""
+
+    class Unit(Prior):
+        def kl(self, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+            return (0.5 * (std.square() + mean.square() - 1) - std.log()).sum()
+
+    layer, plain = BBBLinear(5, 3, priors={"prior": Unit()}), BBBLinear(5, 3)
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    assert isinstance(layer.posterior["bias"].prior, GaussianPrior)  # the file's prior comes with its weights
+    again = BBBLinear(5, 3, priors={"prior": Unit()})
+    again.load_state_dict({name: value for name, value in plain.state_dict().items() if "prior" not in name})
+    assert isinstance(again.posterior["bias"].prior, Unit)
+    torch.testing.assert_close(again.kl(), plain.kl())
+
+
+def test_priors_of_one_kind_are_summed_together_and_others_apart() -> None:
+    layers = [BBBLinear(4, 3, priors={"prior_sigma": sigma}) for sigma in (0.5, 0.5, 2.0)]
+    layers.append(BBBLinear(4, 3, priors={"prior": distributions.Laplace(0.0, 1.0)}))
+    layers.append(BBBLinear(4, 3, priors={"learn_prior_sigma": True}))
+    net = torch.nn.ModuleList(layers)
+    torch.testing.assert_close(kl_divergence(net), torch.stack([layer.kl() for layer in layers]).sum())
+
+
+def test_states_of_before_priors_were_modules_load_with_the_kl_that_they_had() -> None:
+    entries = torch.load(ROOT / "tests" / "data" / "layers_version_1.pt", weights_only=True)
+    assert set(entries) == {"gaussian", "learnt", "laplace", "mixture", "alpha", "centered"}
+    for kind, entry in entries.items():
+        learnt = {"priors": {"learn_prior_sigma": kind == "learnt"}}
+        layer = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learnt))
+        before = dict(entry["state"])
+        layer.load_state_dict(entry["state"])
+        assert entry["state"].keys() == before.keys()  # the caller's dict is left as it was
+        torch.manual_seed(0)
+        assert layer.kl().item() == pytest.approx(entry["kl"], rel=1e-6)
+        again = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learnt))
+        again.load_state_dict(layer.state_dict())
+        torch.manual_seed(0)
+        assert again.kl().item() == pytest.approx(entry["kl"], rel=1e-6)

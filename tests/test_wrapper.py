@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, kl_divergence, sampling
-from layers.base import cached_stds
+from layers.posteriors import cached_stds
 
 
 class Net(ModuleWrapper):
@@ -148,6 +148,6 @@ class Upcast(nn.Module):
 def test_spreads_kept_without_gradients_are_not_taken_for_training() -> None:
     """As when another thread predicts with the network that this one trains."""
     layer = BBBLinear(4, 2)
-    with torch.no_grad(), cached_stds(layer), torch.enable_grad():
+    with torch.no_grad(), cached_stds(layer.posterior.values()), torch.enable_grad():
         layer.kl().backward()
     assert layer.posterior["weight"].rho.grad.abs().min() > 0

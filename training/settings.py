@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from layers.estimators import ESTIMATORS
-from layers.priors import Priors, as_plain
+from layers.priors import DistributionPrior, Prior, Priors
 from models import FACTORIES, NETWORKS, known_net_type
 from models.architectures import ACTIVATIONS, IMAGE_SIZE
 from support import OneLineParser, UserError, nearest
@@ -38,7 +38,9 @@ def _priors(value: Any) -> dict[str, Any]:
     """As plain values, which a checkpoint can hold."""
     prior = Priors.parse(value).prior
     given = {} if value is None else dict(vars(value) if isinstance(value, Priors) else value)
-    return given if prior is None else {**given, "prior": as_plain(prior)}
+    if isinstance(prior, Prior):
+        raise ValueError("prior must be of torch.distributions, or a dict that describes one")
+    return given if prior is None else {**given, "prior": DistributionPrior(prior).plain}
 
 
 def _names(value: Any) -> list[str]:

@@ -1,0 +1,7 @@
+"""The families of posteriors, one per file."""
+
+from .alpha import AlphaPosterior
+from .gaussian import GaussianPosterior, cached_stds
+from .posterior import Posterior
+
+__all__ = ["AlphaPosterior", "GaussianPosterior", "Posterior", "cached_stds"]
