@@ -1,53 +1,53 @@
-"""Hyperparameters of main_bayesian.py: edit them here, or give any of them on the command line by its name."""
+"""Settings of main_bayesian.py. Edit them here, or override them on the command line by flags of the same names."""
 
 # Data
-dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100, or a folder of images
-data_dir = "data"
-valid_size = 0.1  # fraction of the training images kept for validation
-random_shift = 2  # pixels
-random_flip = "auto"  # True, False, or auto: images in color only
-num_workers = 4  # used only when the images do not fit in memory
+dataset = "MNIST5k"  # MNIST5k (embedded, no download), MNIST, CIFAR10, CIFAR100, or a folder of images
+data_dir = "data"  # where downloaded data is stored
+valid_size = 0.1  # fraction of the training images held out for validation
+random_shift = 2  # maximal random translation of training images, in pixels
+random_flip = "auto"  # horizontal flips of training images: True, False, or auto (color images only)
+num_workers = 4  # processes that decode images, used only if the images do not fit in memory
 
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
-layer_type = "bbb"  # bbb: one draw of the weights a step; lrt: noise on every output; flipout: a sign an example
-alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α a layer
+layer_type = "bbb"  # bbb: one weight draw per step; lrt: noise per output element; flipout: one random sign per example
+alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α per tensor
 priors = {
     "prior_mu": 0.0,
     "prior_sigma": 1.0,
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialization by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }
-init_from = None  # a frequentist checkpoint whose weights the posterior means start from
-moped = None  # with init_from: σ starts at so many times |w|
-prior_at_means = False  # with init_from: the prior is centred at those weights
+init_from = None  # a frequentist checkpoint whose weights become the initial posterior means
+moped = None  # with init_from: δ (such as 0.1), which sets the initial σ to δ|w|
+prior_at_means = False  # with init_from: center the prior at these weights
 
 # Objective
-beta_type = 0.03  # Standard, Blundell, Soenderby, or the KL's weight: 1 is the true posterior, below 1 a cold one
-train_ens = 1  # posterior samples a training step
-valid_ens = 5  # … in validation
-test_ens = 25  # … in the final test
+beta_type = 0.03  # the KL's weight β (1: true posterior; below 1: cold posterior), or Standard, Blundell, Soenderby
+train_ens = 1  # posterior samples per training step
+valid_ens = 5  # posterior samples in validation
+test_ens = 25  # posterior samples in the final test
 
 # Optimization
 n_epochs = 30
 batch_size = 128
-lr_start = 1e-3  # LeNet bears 3e-3 and gains by it; 3conv3fc is stuck at chance with it
-lr_spread_factor = 10.0  # ρ and log α learn so many times as fast: they have far to go
-lr_schedule = "linear"  # constant, linear, cosine
-patience = 0  # epochs without a better validation NLL before stopping; 0 for never
+lr_start = 1e-3  # LeNet tolerates 3e-3 and benefits from it; 3conv3fc stays at chance with it
+lr_spread_factor = 10.0  # learning rate of ρ and log α relative to lr_start: they have far to go
+lr_schedule = "linear"  # linear or cosine: the learning rate falls to 0; or constant
+patience = 0  # epochs without a better validation NLL before training stops; 0: never
 
 # Running
 seed = 0
-device = "auto"
-amp = False
-compile = False
-deterministic = False  # on a CPU the same seed gives the same numbers anyway
-resume = False
+device = "auto"  # a GPU if there is one; or cpu, cuda, cuda:1, mps …
+amp = False  # train in bfloat16 mixed precision
+compile = False  # train through torch.compile
+deterministic = False  # only deterministic algorithms: needed on a GPU to repeat a run exactly, not on a CPU
+resume = False  # continue the run in checkpoint_dir
 checkpoint_dir = "checkpoints"
-tensorboard = False
+tensorboard = False  # write curves for TensorBoard during training
 
 # Recording
-record_mean_var = False
-recording_freq_per_epoch = 32
-record_layers = None  # names such as ["conv1", "fc3"], or None for all
+record_mean_var = False  # record the means and variances of layer outputs during training
+recording_freq_per_epoch = 32  # records per epoch
+record_layers = None  # names such as ["conv1", "fc3"]; None: all layers

@@ -1,12 +1,12 @@
-"""Hyperparameters of main_frequentist.py: edit them here, or give any of them on the command line by its name."""
+"""Settings of main_frequentist.py. Edit them here, or override them on the command line by flags of the same names."""
 
 # Data
-dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100, or a folder of images
-data_dir = "data"
-valid_size = 0.1  # fraction of the training images kept for validation
-random_shift = 2  # pixels
-random_flip = "auto"  # True, False, or auto: images in color only
-num_workers = 4  # used only when the images do not fit in memory
+dataset = "MNIST5k"  # MNIST5k (embedded, no download), MNIST, CIFAR10, CIFAR100, or a folder of images
+data_dir = "data"  # where downloaded data is stored
+valid_size = 0.1  # fraction of the training images held out for validation
+random_shift = 2  # maximal random translation of training images, in pixels
+random_flip = "auto"  # horizontal flips of training images: True, False, or auto (color images only)
+num_workers = 4  # processes that decode images, used only if the images do not fit in memory
 
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
@@ -16,15 +16,15 @@ activation_type = "relu"  # relu, softplus
 n_epochs = 30
 batch_size = 128
 lr_start = 1e-3
-lr_schedule = "linear"  # constant, linear, cosine
-patience = 0  # epochs without a better validation NLL before stopping; 0 for never
+lr_schedule = "linear"  # linear or cosine: the learning rate falls to 0; or constant
+patience = 0  # epochs without a better validation NLL before training stops; 0: never
 
 # Running
 seed = 0
-device = "auto"
-amp = False
-compile = False
-deterministic = False  # on a CPU the same seed gives the same numbers anyway
-resume = False
+device = "auto"  # a GPU if there is one; or cpu, cuda, cuda:1, mps …
+amp = False  # train in bfloat16 mixed precision
+compile = False  # train through torch.compile
+deterministic = False  # only deterministic algorithms: needed on a GPU to repeat a run exactly, not on a CPU
+resume = False  # continue the run in checkpoint_dir
 checkpoint_dir = "checkpoints"
-tensorboard = False
+tensorboard = False  # write curves for TensorBoard during training

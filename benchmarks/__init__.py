@@ -1,1 +1,1 @@
-"""How fast the layers, the training and the prediction are, beside deterministic twins and other libraries."""
+"""Speed and memory of layers, training and prediction, compared with deterministic twins and other libraries."""

@@ -1,4 +1,4 @@
-"""The same three networks from the layers of several libraries, each ready for a training step."""
+"""The three architectures built from the layers of several libraries, and a training step for each."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ Build = Callable[[str, str, int], nn.Module]  # net_type, activation_type, chann
 Kl = Callable[[nn.Module], Tensor]
 
 
-def _ours(bayesian: bool, **settings: Any) -> tuple[Build, None]:
+def _this_project(bayesian: bool, **settings: Any) -> tuple[Build, None]:
+    """This project's networks, whose call returns the KL; the frequentist twin has none."""
+
     def network(net_type: str, activation: str, channels: int) -> nn.Module:
         return build(net_type, bayesian, CLASSES, channels, activation_type=activation, **settings)
 
     return network, None
 
 
-def _of_layers(conv: Callable[..., nn.Module], linear: Callable[..., nn.Module]) -> Build:
-    """The project's architectures, put together from another library's layers."""
+def _architectures_of(conv: Callable[..., nn.Module], linear: Callable[..., nn.Module]) -> Build:
+    """This project's architectures with another library's convolution and linear layers."""
 
     def network(net_type: str, activation: str, channels: int) -> nn.Module:
         architecture = NETWORKS[net_type][1].architecture
@@ -40,22 +42,23 @@ def _of_layers(conv: Callable[..., nn.Module], linear: Callable[..., nn.Module])
 def _torchbnn() -> tuple[Build, Kl]:
     library = importlib.import_module("torchbnn")
     kl = library.BKLLoss(reduction="sum", last_layer_only=False)
-    return _of_layers(partial(library.BayesConv2d, 0, 1), partial(library.BayesLinear, 0, 1)), kl
+    return _architectures_of(partial(library.BayesConv2d, 0, 1), partial(library.BayesLinear, 0, 1)), kl
 
 
 def _bayesian_torch(kind: str) -> tuple[Build, Kl]:
     layers = importlib.import_module("bayesian_torch.layers")
     kl = importlib.import_module("bayesian_torch.models.dnn_to_bnn").get_kl_loss
 
-    def quiet(layer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        def make(*arguments: Any, **settings: Any) -> nn.Module:
-            made: Any = layer(*arguments, **settings)
-            made.dnn_to_bnn_flag = True  # a call returns the output alone
-            return made
+    def without_kl(layer_class: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def make(*args: Any, **kwargs: Any) -> nn.Module:
+            layer: Any = layer_class(*args, **kwargs)
+            layer.dnn_to_bnn_flag = True  # a call then returns the output without the KL
+            return layer
 
         return make
 
-    return _of_layers(quiet(getattr(layers, f"Conv2d{kind}")), quiet(getattr(layers, f"Linear{kind}"))), kl
+    conv, linear = (without_kl(getattr(layers, f"{name}{kind}")) for name in ("Conv2d", "Linear"))
+    return _architectures_of(conv, linear), kl
 
 
 def _blitz() -> tuple[Build, Kl]:
@@ -65,23 +68,23 @@ def _blitz() -> tuple[Build, Kl]:
     def conv(inputs: int, outputs: int, kernel: int, **settings: Any) -> nn.Module:
         return modules.BayesianConv2d(inputs, outputs, (kernel, kernel), **settings)
 
-    return _of_layers(conv, modules.BayesianLinear), kl
+    return _architectures_of(conv, modules.BayesianLinear), kl
 
 
 def _torch_uncertainty() -> tuple[Build, Kl]:
     layers = importlib.import_module("torch_uncertainty.layers.bayesian")
     kl = importlib.import_module("torch_uncertainty.losses").KLDiv
-    return _of_layers(layers.BayesConv2d, layers.BayesLinear), lambda net: kl(net)().sum()
+    return _architectures_of(layers.BayesConv2d, layers.BayesLinear), lambda net: kl(net)().sum()
 
 
 CONTENDERS: dict[str, Callable[[], tuple[Build, Kl | None]]] = {
-    TWIN: partial(_ours, False),
-    "lrt": partial(_ours, True, layer_type="lrt"),
-    "bbb": partial(_ours, True, layer_type="bbb"),
-    "flipout": partial(_ours, True, layer_type="flipout"),
-    "lrt, alpha": partial(_ours, True, layer_type="lrt", alpha_shape=(1, 1)),
-    "bbb, alpha": partial(_ours, True, layer_type="bbb", alpha_shape=(1, 1)),
-    "flipout, alpha": partial(_ours, True, layer_type="flipout", alpha_shape=(1, 1)),
+    TWIN: partial(_this_project, False),
+    "lrt": partial(_this_project, True, layer_type="lrt"),
+    "bbb": partial(_this_project, True, layer_type="bbb"),
+    "flipout": partial(_this_project, True, layer_type="flipout"),
+    "lrt, alpha": partial(_this_project, True, layer_type="lrt", alpha_shape=(1, 1)),
+    "bbb, alpha": partial(_this_project, True, layer_type="bbb", alpha_shape=(1, 1)),
+    "flipout, alpha": partial(_this_project, True, layer_type="flipout", alpha_shape=(1, 1)),
     "torchbnn": _torchbnn,
     "bayesian-torch, reparameterization": partial(_bayesian_torch, "Reparameterization"),
     "bayesian-torch, flipout": partial(_bayesian_torch, "Flipout"),
@@ -99,7 +102,16 @@ def training_step(
     channels: int = CHANNELS,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Callable[[], None]:
-    """Forward, KL, backward and a fused Adam step on one batch of random images, as a function of nothing.
+    """A function that takes one training step: forward, KL, backward and fused Adam, always on the same random batch.
+
+    Args:
+        name: a key of `CONTENDERS`.
+        net_type: a key of `NETWORKS`.
+        activation: a key of `ACTIVATIONS`.
+        batch: images per step.
+        compiled: run the forward and backward pass through `torch.compile`.
+        channels: channels of the 32×32 images.
+        layout: memory format of the weights and images.
 
     Raises:
         ImportError: the library is not installed.

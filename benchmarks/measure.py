@@ -1,4 +1,4 @@
-"""Timing side by side, memory in a process of its own, and tables of what was found."""
+"""Interleaved timing, memory measured in a fresh process, and Markdown tables of the results."""
 
 from __future__ import annotations
 
@@ -26,51 +26,61 @@ Result = TypeVar("Result")
 
 
 def time_interleaved(
-    actions: Mapping[str, Callable[[], object]], rounds: int, least: float = 0.1
+    actions: Mapping[str, Callable[[], object]], rounds: int, min_seconds: float = 0.1
 ) -> dict[str, list[float]]:
-    """Seconds of every action in every round; in a round each has its turn, so that a slow moment hits all.
+    """Seconds of every action in every round. A round runs each action in turn, so a slow moment affects all of them.
 
     Args:
-        rounds: how many; two more come before them to warm up.
-        least: seconds that a turn lasts at least: a quick action is repeated, and the mean taken.
+        actions: functions without arguments, by name; each first runs twice to warm up.
+        rounds: number of rounds.
+        min_seconds: a faster action is repeated until its turn takes about this long, and the mean is kept.
+
+    Returns:
+        For each action, the seconds of one call, per round.
     """
     repeats = {}
     for name, action in actions.items():
         action()
-        repeats[name] = max(1, round(least / _seconds(action, 1)))
-    found: dict[str, list[float]] = {name: [] for name in actions}
+        repeats[name] = max(1, round(min_seconds / _seconds(action, 1)))
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
-            found[name].append(_seconds(action, repeats[name]))
-    return found
+            times[name].append(_seconds(action, repeats[name]))
+    return times
 
 
 def _seconds(action: Callable[[], object], repeats: int) -> float:
+    """Mean seconds of one call."""
     started = time.perf_counter()
     for _ in range(repeats):
         action()
     return (time.perf_counter() - started) / repeats
 
 
-def against(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, float]]:
-    """For every name the median seconds, and the median and quartiles of the ratio to `baseline` in each round."""
+def ratios_to_baseline(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """For every action its median seconds, and the median and quartiles over rounds of its ratio to `baseline`.
+
+    Args:
+        times: seconds per round, by action, as `time_interleaved` returns them.
+        baseline: the action that the others are divided by, round by round.
+    """
     rows = {}
-    for name, found in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(found, times[baseline], strict=True)]
+    for name, seconds in times.items():
+        ratios = [own / base for own, base in zip(seconds, times[baseline], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        rows[name] = {"seconds": statistics.median(found), "ratio": middle, "ratio_low": low, "ratio_high": high}
+        rows[name] = {"seconds": statistics.median(seconds), "ratio": middle, "ratio_low": low, "ratio_high": high}
     return rows
 
 
-def in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)` in a fresh process: its memory is its own."""
+def run_in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
+    """`function(*args)` in a new process, so that its peak memory includes nothing that ran before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(function, *args).result()
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held, MiB."""
-    status = Path("/proc/self/status")  # on Linux getrusage also counts what the parent held before it started this one
+    """The peak resident memory of this process, in MiB."""
+    status = Path("/proc/self/status")  # on Linux, getrusage includes the peak of the parent process
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
@@ -78,17 +88,17 @@ def peak_mib() -> float:
 
 
 def return_freed_memory() -> None:
-    """Let glibc hand tensors back to the system when they are freed, so that a peak is of what was held at once."""
+    """Make glibc return freed tensors to the system at once, so that the peak is memory in use at the same time."""
     if sys.platform == "linux":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
 
 
 def conditions() -> dict[str, Any]:
-    """What a figure depends on: versions, commit, processor, threads."""
+    """What the measured values depend on: versions, commit, processor, threads."""
     packages = ("torchbnn", "bayesian-torch", "blitz-bayesian-pytorch", "torch-uncertainty")
     return {
         **versions(),
-        "packages": {name: found for name in packages if (found := _version(name))},
+        "packages": {name: number for name in packages if (number := _version(name))},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

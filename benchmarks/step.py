@@ -1,4 +1,4 @@
-"""A training step of every contender as a ratio to the frequentist twin's."""
+"""Time of a training step of every contender, as a ratio to the frequentist twin's, and its peak memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, TWIN, training_step
-from benchmarks.measure import against, conditions, in_a_process, peak_mib, table, time_interleaved
+from benchmarks.measure import conditions, peak_mib, ratios_to_baseline, run_in_fresh_process, table, time_interleaved
 from models import NETWORKS
 from support.cpu import tune_cpu
 
@@ -24,7 +24,7 @@ def measure(
 ) -> dict[str, Any]:
     """Ratios and peak memory of a training step, by network and contender."""
     tune_cpu()
-    found: dict[str, Any] = {}
+    networks: dict[str, Any] = {}
     for net_type in nets:
         torch.compiler.reset()
         steps = {}
@@ -32,23 +32,30 @@ def measure(
             try:
                 steps[name] = training_step(name, net_type, activation, batch, False)
             except ImportError:
-                print(f"{name} is not installed and left out", flush=True)
+                print(f"{name} is not installed: skipped", flush=True)
         if compiled:
             for name in COMPILED:
                 steps[f"{name}, compiled"] = training_step(name, net_type, activation, batch, True)
-        rows = against(time_interleaved(steps, rounds), TWIN)
+        rows = ratios_to_baseline(time_interleaved(steps, rounds), TWIN)
         for name, row in rows.items():
             if name in CONTENDERS:
-                row["peak_mib"] = in_a_process(step_memory, name, net_type, activation, batch)
-        found[net_type] = rows
+                row["peak_mib"] = run_in_fresh_process(step_memory, name, net_type, activation, batch)
+        networks[net_type] = rows
         print(f"{net_type}: " + ", ".join(f"{name} {row['ratio']:.2f}" for name, row in rows.items()), flush=True)
-    return {"activation": activation, "batch": batch, "rounds": rounds, "networks": found, "conditions": conditions()}
+    return {
+        "activation": activation,
+        "batch": batch,
+        "rounds": rounds,
+        "networks": networks,
+        "conditions": conditions(),
+    }
 
 
 def step_memory(name: str, net_type: str, activation: str, batch: int) -> float:
-    """What three training steps add to the peak memory of a process, MiB."""
+    """MiB that three training steps add to the peak memory of a process."""
     tune_cpu()
-    torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))  # the library's own pages
+    # A first convolution loads torch's library, whose memory is not the step's.
+    torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
     before = peak_mib()
     step = training_step(name, net_type, activation, batch, False)
     for _ in range(3):

@@ -1,1 +1,1 @@
-"""Every method on every network and data set of the plan, by the scripts' own functions; results and what they show."""
+"""Every planned method on every planned network and data set, with the results, their tables and figures."""

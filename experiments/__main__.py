@@ -1,10 +1,10 @@
-"""Run the experiments of experiments/plan.py that have no results yet, or make tables and pictures of the results.
+"""Run the experiments of experiments/plan.py that have no results yet, or make tables and figures of the results.
 
-run     do what is missing, one experiment after the other; start it as often as there are cores to spare, each
-        process takes what no other has. Ctrl-C saves; the same command goes on.
-ablate  the embedded digits by the planned settings with one thing changed at a time, validation only
-list    every experiment of the plan, and whether it has results
-report  experiments/results/*.json as the tables of README.md and experiments/README.md, and as pictures
+run     run the missing experiments one after the other. Start this command once per free core: each process takes
+        experiments that no other process is running. Ctrl-C saves; the same command continues.
+ablate  train on the embedded digits with the planned settings and one setting changed at a time; validation only
+list    list the experiments of the plan, and whether they have results
+report  write experiments/results/*.json into the tables of README.md and experiments/README.md, and draw the figures
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent
 
 
 def main() -> None:
-    """Parse and do; a user's mistake exits with code 2."""
+    """Run the command; a user's mistake exits with code 2."""
     parser = OneLineParser(
         "python -m experiments",
         description=__doc__,
@@ -30,46 +30,47 @@ def main() -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("what", choices=["run", "ablate", "list", "report"])
-    add("--only", nargs="+", default=[""], metavar="TEXT", help="of run and list: names that contain one of these")
-    add("--data_dir", type=Path, default=Path("data"), help="where downloaded data lies or goes (%(default)s)")
-    add("--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="the unknown images (%(default)s)")
-    add("--checkpoint_dir", type=Path, default=Path("checkpoints/experiments"), help="(%(default)s)")
+    add("command", choices=["run", "ablate", "list", "report"])
+    add("--only", nargs="+", default=[""], metavar="TEXT", help="run, list: only names that contain one of these texts")
+    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded data (%(default)s)")
+    add("--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="folder of unknown images (%(default)s)")
+    add("--checkpoint_dir", type=Path, default=Path("checkpoints/experiments"), help="folder of runs (%(default)s)")
     add(
         "--folder",
         nargs="+",
         default=[],
         metavar="DATASET=FOLDER",
-        help="a data set that lies as a folder with train/<class>/* and test/<class>/* images",
+        help="read a data set from a folder with train/<class>/* and test/<class>/* images instead of downloading it",
     )
     with report_user_errors():
-        given = parser.parse_args()
-        places = ExperimentFiles(
-            ROOT / "results", given.checkpoint_dir, given.data_dir, given.not_mnist, dict(map(_folder, given.folder))
+        args = parser.parse_args()
+        files = ExperimentFiles(
+            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(map(_folder, args.folder))
         )
-        if given.what == "report":
-            report.write(report.read(places.results))
-        elif given.what == "ablate":
-            run_ablations(report.ABLATIONS, places.checkpoints)
+        if args.command == "report":
+            report.write(report.read(files.results))
+        elif args.command == "ablate":
+            run_ablations(report.ABLATIONS, files.checkpoints)
         else:
-            chosen = [found for found in experiments() if any(text in found.name for text in given.only)]
+            chosen = [each for each in experiments() if any(text in each.name for text in args.only)]
             if not chosen:
-                raise UserError(f"no experiment's name contains {' or '.join(given.only)}: list shows them all")
-            if given.what == "run":
-                run_missing(chosen, places)
+                raise UserError(f"no experiment's name contains {' or '.join(args.only)}: `list` shows all names")
+            if args.command == "run":
+                run_missing(chosen, files)
             else:
-                print("\n".join(_line(experiment, places) for experiment in chosen))
+                print("\n".join(_line(experiment, files) for experiment in chosen))
 
 
 def _folder(text: str) -> tuple[str, str]:
-    name, found, folder = text.partition("=")
-    if not found:
+    """Data set and folder of a `--folder` value."""
+    name, equals, folder = text.partition("=")
+    if not equals:
         raise UserError(f"--folder: expected DATASET=FOLDER, got {text!r}")
     return name, folder
 
 
-def _line(experiment: Experiment, places: ExperimentFiles) -> str:
-    return f"{'done   ' if places.result(experiment).exists() else 'missing'}  {experiment.name}"
+def _line(experiment: Experiment, files: ExperimentFiles) -> str:
+    return f"{'done   ' if files.result(experiment).exists() else 'missing'}  {experiment.name}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What is run: methods, and for each data set and network their settings, epochs and seeds.
+"""The plan of the experiments: methods, and for each data set and network their settings, epochs and seeds.
 
-To add a method is a line in `METHODS`; to add a data set or a network, a `Block`. `python -m experiments run` does
-what is missing.
+A new method is one more entry of `METHODS`; a new data set or network is one more `Block`. `python -m experiments
+run` runs the experiments that have no results yet.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """How a network is trained and asked.
+    """How a network is trained and how it predicts.
 
     Attributes:
-        title: what tables call it.
-        bayesian: trained by main_bayesian.py's settings; otherwise by main_frequentist.py's.
-        settings: what it sets differently from the configuration and the block.
-        network: the name in `experiments.networks` of the factory that makes it, with {} for the architecture;
-            None for the architecture itself.
-        networks_of: it trains nothing and asks the networks of this method.
-        members: of how many of them, seeds 0, 1, … each, it is the mean.
-        dropout_at_work: dropout is left on when the network is asked, and every pass is a sample.
+        title: the method's name in tables.
+        bayesian: whether it is trained with the settings of config_bayesian.py or of config_frequentist.py.
+        settings: settings that differ from the configuration and from the block.
+        network: the factory in `experiments.networks` that builds the network, with {} in place of the
+            architecture's name; None for the architecture itself.
+        networks_of: the method whose trained networks are used; None if this method trains its own.
+        members: number of networks, with seeds 0, 1, …, whose predictions are averaged.
+        dropout_at_work: dropout stays on in prediction, and every pass is one sample (MC dropout).
     """
 
     title: str
@@ -62,12 +62,15 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Block:
-    """A data set and a network: the same splits, augmentation and epochs for every method.
+    """A data set and a network, with the same splits, augmentation and epochs for every method.
 
     Attributes:
+        dataset: the data set's name.
+        net_type: a key of `models.NETWORKS`.
+        seeds: the number of runs per method; they have the seeds 0, 1, …
         common: settings of every method.
-        bayesian, frequentist: settings of every method of the family.
-        seeds: how many of them each method has, seeds 0, 1, …
+        bayesian: settings of every Bayesian method.
+        frequentist: settings of every frequentist method.
     """
 
     dataset: str
@@ -131,7 +134,7 @@ BLOCKS = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """One method, once."""
+    """One method on one data set and network, with one seed."""
 
     block: Block
     method_name: str
@@ -139,16 +142,17 @@ class Experiment:
 
     @property
     def method(self) -> Method:
+        """The method that `method_name` names."""
         return METHODS[self.method_name]
 
     @property
     def name(self) -> str:
-        """What its results and checkpoints are called."""
+        """The name of its results file and of its checkpoint folder."""
         return f"{self.block.dataset}-{self.block.net_type}-{self.method_name}-{self.seed}"
 
     @property
     def sources(self) -> tuple[Experiment, ...]:
-        """The experiments whose networks it asks; itself if it trains one."""
+        """The experiments whose networks it predicts with; itself if it trains a network."""
         method = self.method
         if method.networks_of is None:
             return (self,)
@@ -156,7 +160,7 @@ class Experiment:
         return tuple(Experiment(self.block, method.networks_of, seed) for seed in seeds)
 
     def settings(self) -> dict[str, Any]:
-        """All that the run sets; the rest is as the configuration has it."""
+        """The settings that the run changes; all others have the configuration's value."""
         block, method = self.block, self.method
         family = block.bayesian if method.bayesian else block.frequentist
         network = block.net_type
@@ -166,7 +170,7 @@ class Experiment:
 
 
 def experiments() -> Iterator[Experiment]:
-    """All of the plan: the first seed of everything, then the second …, so that there is soon one of each."""
+    """All experiments of the plan, ordered by seed, so that every method soon has a first result."""
     for seed in range(max(max(block.seeds.values()) for block in BLOCKS)):
         for block in BLOCKS:
             yield from (Experiment(block, method, seed) for method, seeds in block.seeds.items() if seed < seeds)

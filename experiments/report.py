@@ -1,4 +1,4 @@
-"""Tables and pictures of the results."""
+"""Tables and figures of the results."""
 
 from __future__ import annotations
 
@@ -23,48 +23,56 @@ from support.figures import BLUE, GREEN, ORANGE, PINK
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
-TRIALS = ROOT / "experiments" / "trials.json"  # on validation splits, before the plan was made
+TRIALS = ROOT / "experiments" / "trials.json"  # runs that chose the plan's settings, on validation splits
 ABLATIONS = ROOT / "experiments" / "ablations.json"
-PICTURES = ROOT / "docs" / "images"
+FIGURES = ROOT / "docs" / "images"
 TITLES = {"lenet": "LeNet", "alexnet": "AlexNet", "3conv3fc": "3Conv3FC"}
 Result = dict[str, Any]
+Pick = Callable[[Result], float]  # picks a quantity of a result
+Column = tuple[str, Pick, str]  # title, quantity, format
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one data set and network, over its seeds."""
+    """The results of one method on one data set and network.
+
+    Attributes:
+        dataset: the data set's name.
+        net_type: the network's name.
+        method: a key of `METHODS`.
+        results: the content of the results files, by seed.
+    """
 
     dataset: str
     net_type: str
     method: str
     results: tuple[Result, ...]
 
-    def values(self, pick: Callable[[Result], float]) -> list[float]:
+    def values(self, pick: Pick) -> list[float]:
+        """A quantity per seed."""
         return [pick(result) for result in self.results]
 
-    def mean(self, pick: Callable[[Result], float]) -> float:
+    def mean(self, pick: Pick) -> float:
+        """A quantity's mean over the seeds."""
         return statistics.fmean(self.values(pick))
 
 
 def read(folder: Path) -> list[Row]:
-    """All results, by data set, network and method.
+    """All results in `folder`, ordered by data set, network and method.
 
     Raises:
-        UserError: there are none.
+        UserError: `folder` holds no results.
     """
-    found: dict[tuple[str, str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault((result["dataset"], result["net_type"], result["method"]), []).append(result)
-    if not found:
-        raise UserError(f"there are no results in {folder}: `python -m experiments run` makes them")
+        groups.setdefault((result["dataset"], result["net_type"], result["method"]), []).append(result)
+    if not groups:
+        raise UserError(f"there are no results in {folder}: make them with `python -m experiments run`")
     nets = list(TITLES)
-    rows = [Row(*key, tuple(sorted(group, key=lambda result: result["seed"]))) for key, group in found.items()]
+    rows = [Row(*key, tuple(sorted(group, key=lambda result: result["seed"]))) for key, group in groups.items()]
     order = list(METHODS)
     return sorted(rows, key=lambda row: (row.dataset != "MNIST", nets.index(row.net_type), order.index(row.method)))
-
-
-Pick = Callable[[Result], float]
 
 
 def _test(name: str) -> Pick:
@@ -79,8 +87,6 @@ def _seconds(result: Result) -> float:
     return result["training_seconds"]
 
 
-Column = tuple[str, Pick, str]  # title, of a result, format
-
 COLUMNS: tuple[Column, ...] = (
     ("accuracy %", lambda result: 100 * result["test"]["accuracy"], ".2f"),
     ("NLL", _test("nll"), ".4f"),
@@ -93,7 +99,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows in Markdown: means over the seeds, ± their standard deviation where there are several."""
+    """All rows as a Markdown table: means over the seeds, ± the standard deviation if there are several."""
     header = [
         "network",
         "method",
@@ -101,8 +107,8 @@ def table(rows: Sequence[Row]) -> str:
         *(name for name, _, _ in COLUMNS),
         "parameters",
         "epochs",
-        "train",
-        "predict",
+        "training",
+        "prediction",
     ]
     lines = []
     for row in rows:
@@ -123,22 +129,23 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cell(values: Sequence[float], form: str) -> str:
+    """Mean and, of several values, ± standard deviation."""
     mean = f"{statistics.fmean(values):{form}}"
     return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def trials_table(trials: Sequence[Result]) -> str:
-    """Runs that were validated and never tested, in Markdown."""
+    """Runs that were validated and never tested, as a Markdown table."""
     header = ["network", "settings", "epochs", "train NLL", "validation NLL", "validation accuracy"]
     lines = []
     for trial in trials:
         settings = {name: value for name, value in trial["settings"].items() if name not in ("net_type", "n_epochs")}
-        stopped = "" if trial["epochs_run"] == trial["settings"]["n_epochs"] else f"{trial['epochs_run']} of "
+        stopped_at = "" if trial["epochs_run"] == trial["settings"]["n_epochs"] else f"{trial['epochs_run']} of "
         lines.append(
             [
                 f"{TITLES[trial['settings']['net_type']]}, {trial['dataset']}, {trial['family']}",
                 ", ".join(f"{name} {value}" for name, value in settings.items()),
-                f"{stopped}{trial['settings']['n_epochs']}",
+                f"{stopped_at}{trial['settings']['n_epochs']}",
                 f"{trial['train_nll']:.4f}",
                 f"{trial['valid_nll']:.4f}",
                 f"{trial['valid_accuracy']:.2%}",
@@ -147,13 +154,13 @@ def trials_table(trials: Sequence[Result]) -> str:
     return markdown(header, lines)
 
 
-def ablations_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """What each change did to the validation split, in Markdown; differences are of the same seeds' runs."""
-    header = ["changed", "validation NLL", "to as planned", "validation accuracy %"]
-    planned = found[AS_PLANNED]["valid_nll"]
+def ablations_table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The effect of each change on validation, as a Markdown table; differences are between runs of the same seed."""
+    header = ["change", "validation NLL", "difference from planned", "validation accuracy %"]
+    planned = results[AS_PLANNED]["valid_nll"]
     lines = []
-    for change, values in found.items():
-        differences = [other - one for one, other in zip(planned, values["valid_nll"], strict=True)]
+    for change, values in results.items():
+        differences = [changed - base for base, changed in zip(planned, values["valid_nll"], strict=True)]
         lines.append(
             [
                 change,
@@ -166,18 +173,19 @@ def ablations_table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 
 def best_temperature(rows: Sequence[Row], dataset: str, net_type: str, estimator: str) -> Row | None:
-    """Of the Gaussian networks, that of the lowest validation NLL at its first seed; the test split has no say."""
-    found = _temperatures(rows, dataset, net_type, estimator)
-    return min(found, key=lambda row: row.results[0]["valid_nll"]) if found else None
+    """The Gaussian network with the lowest validation NLL at its first seed; the test split is not used."""
+    candidates = _temperatures(rows, dataset, net_type, estimator)
+    return min(candidates, key=lambda row: row.results[0]["valid_nll"]) if candidates else None
 
 
 def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: str) -> list[Row]:
-    wanted = [f"{estimator}_{beta:g}" for beta in TEMPERATURES]
-    return [row for row in rows if (row.dataset, row.net_type) == (dataset, net_type) and row.method in wanted]
+    """The rows of the Gaussian networks at every β that has results."""
+    methods = [f"{estimator}_{beta:g}" for beta in TEMPERATURES]
+    return [row for row in rows if (row.dataset, row.net_type) == (dataset, net_type) and row.method in methods]
 
 
 def with_tables(page: str, rows: Sequence[Row]) -> str:
-    """The page with what stands between `<!-- results -->` and `<!-- /results -->`, and so of others, made anew."""
+    """The page with its tables replaced, each between marks such as `<!-- results -->` and `<!-- /results -->`."""
     tables = {
         "results": table(rows),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
@@ -190,11 +198,11 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row]) -> None:
-    """Tables into the pages, pictures beside the others."""
+    """Write the tables into the pages, and the figures into docs/images."""
     for page in PAGES:
         write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
-    for picture in (plot_methods(rows), plot_pairs(rows), plot_temperatures(rows)):
-        print(picture)
+    for path in (plot_methods(rows), plot_pairs(rows), plot_temperatures(rows)):
+        print(path)
 
 
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
@@ -203,29 +211,29 @@ FAMILIES = {"frequentist": ORANGE, "dropout": PINK, "mc_dropout": PINK, "ensembl
 
 
 def plot_methods(rows: Sequence[Row]) -> Path:
-    """Accuracy, NLL and ECE of every method, a row a data set and network, a point a seed."""
+    """Accuracy, NLL and ECE of every method: one row of panels per data set and network, one point per seed."""
     blocks = list(dict.fromkeys((row.dataset, row.net_type) for row in rows))
-    tallest = [sum((row.dataset, row.net_type) == block for row in rows) for block in blocks]
-    figure = Figure(figsize=(11, 1 + 0.26 * sum(tallest) + 0.6 * len(blocks)), layout="constrained")
-    grid = figure.subplots(len(blocks), 3, squeeze=False, height_ratios=tallest, sharey="row")
+    heights = [sum((row.dataset, row.net_type) == block for row in rows) for block in blocks]
+    figure = Figure(figsize=(11, 1 + 0.26 * sum(heights) + 0.6 * len(blocks)), layout="constrained")
+    grid = figure.subplots(len(blocks), 3, squeeze=False, height_ratios=heights, sharey="row")
     for axes, block in zip(grid, blocks, strict=True):
-        mine = [row for row in rows if (row.dataset, row.net_type) == block][::-1]
+        block_rows = [row for row in rows if (row.dataset, row.net_type) == block][::-1]
         for ax, (name, pick, _) in zip(axes, (COLUMNS[0], COLUMNS[1], COLUMNS[3]), strict=True):
-            for height, row in enumerate(mine):
+            for height, row in enumerate(block_rows):
                 values = row.values(pick)
                 color = FAMILIES.get(row.method, BLUE)
                 ax.plot(values, [height] * len(values), "o", color=color, alpha=0.5, markersize=5)
                 ax.plot(row.mean(pick), height, "|", color=color, markersize=12, markeredgewidth=2)
-            titles = [METHODS[row.method].title for row in mine]
-            ax.set(xlabel=name, yticks=range(len(mine)), yticklabels=titles, ylim=(-0.6, len(mine) - 0.4))
+            titles = [METHODS[row.method].title for row in block_rows]
+            ax.set(xlabel=name, yticks=range(len(block_rows)), yticklabels=titles, ylim=(-0.6, len(block_rows) - 0.4))
             ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
-    return save(figure, PICTURES / "results.png")
+    return save(figure, FIGURES / "results.png")
 
 
 def plot_pairs(rows: Sequence[Row]) -> Path:
-    """Bayesian against frequentist, a color a data set and network: below the line is better."""
+    """Bayesian against frequentist, one color per data set and network; a point below the line is better."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     twins = [row for row in rows if row.method == "frequentist"]
     errors: Column = ("error %", lambda result: 100 - 100 * result["test"]["accuracy"], ".2f")
@@ -249,11 +257,11 @@ def plot_pairs(rows: Sequence[Row]) -> Path:
         ax.set(title=name, xlabel="frequentist", ylabel="Gaussian, β best on validation")
         ax.grid(alpha=0.3)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return save(figure, PICTURES / "bayesian_against_frequentist.png")
+    return save(figure, FIGURES / "bayesian_against_frequentist.png")
 
 
 def plot_temperatures(rows: Sequence[Row]) -> Path:
-    """Accuracy, NLL and AUROC of the Gaussian networks against β, beside the twin's."""
+    """Accuracy, NLL and AUROC of the Gaussian networks against β, with the twin's as a horizontal line."""
     blocks = [
         block
         for block in dict.fromkeys((row.dataset, row.net_type) for row in rows)
@@ -275,4 +283,4 @@ def plot_temperatures(rows: Sequence[Row]) -> Path:
             ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
         axes[0].legend(frameon=False)
-    return save(figure, PICTURES / "temperature.png")
+    return save(figure, FIGURES / "temperature.png")
