@@ -3,7 +3,7 @@
 The folder imports nothing else of the project: copied into another one, under any name, it works there.
 """
 
-from .base import BayesianLayer, kl_divergence, sampling, weight_posteriors
+from .base import BayesianLayer, kl_divergence, sampling, share_draws, weight_posteriors
 from .BBBConv import (
     BBBConv1d,
     BBBConv2d,
@@ -45,6 +45,7 @@ __all__ = [
     "kl_divergence",
     "sampling",
     "scale_mixture",
+    "share_draws",
     "start_at_means",
     "to_bayesian",
     "to_deterministic",

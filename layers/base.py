@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .estimators import ESTIMATORS, Weights, random_signs
 from .kernels import squares
+from .passes import SWITCHES, ForwardPass, current_pass, set_current_pass
 from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
 from .priors import Priors
 
@@ -46,7 +47,6 @@ class BayesianLayer(nn.Module):
     bias: Any  # Tensor | None; in a recurrent layer a bool
     posterior: nn.ModuleDict
     sampling: bool
-    layer_type: str
     name: str | None
     estimators: ClassVar[tuple[str, ...]] = tuple(ESTIMATORS)
     outputs_axis: ClassVar[int] = 0
@@ -85,12 +85,9 @@ class BayesianLayer(nn.Module):
         """Give every parameter its posterior: the last step of constructing a layer, with the class's arguments."""
         if obstacle := self.obstacle(self):
             raise ValueError(obstacle)
-        layer_type = self.estimators[0] if layer_type is None else layer_type
-        if layer_type not in self.estimators:
-            raise ValueError(f"unknown layer_type {layer_type!r}: expected one of {sorted(self.estimators)}")
         priors = Priors.parse(priors)
         self.sampling = True
-        self.layer_type = layer_type
+        self.layer_type = self.estimators[0] if layer_type is None else layer_type
         self.name = name
         self.posterior = nn.ModuleDict()
         for key, mean in list(self.named_parameters(recurse=False)):
@@ -100,6 +97,17 @@ class BayesianLayer(nn.Module):
                 self.posterior[key] = GaussianPosterior(mean, priors)
             else:
                 self.posterior[key] = AlphaPosterior(mean, self._alpha_shape(mean, tuple(alpha_shape)), priors)
+
+    @property
+    def layer_type(self) -> str:
+        """The estimator: 'lrt', 'bbb' or 'flipout'."""
+        return self._layer_type
+
+    @layer_type.setter
+    def layer_type(self, name: str) -> None:
+        if name not in self.estimators:
+            raise ValueError(f"unknown layer_type {name!r}: expected one of {sorted(self.estimators)}")
+        self._layer_type = name
 
     @staticmethod
     def obstacle(layer: Any) -> str | None:
@@ -131,7 +139,17 @@ class BayesianLayer(nn.Module):
 
     def flipped(self, input: Tensor) -> Tensor:
         """x ⊙ s with one random sign per example and feature."""
-        return input * random_signs(input, self.feature_axis)
+        return input * self._signs(input, "input")
+
+    def signs(self, output: Tensor) -> Tensor:
+        """One random sign per example and feature of the output; within a forward pass, drawn once."""
+        return self._signs(output, "output")
+
+    def _signs(self, like: Tensor, side: str) -> Tensor:
+        shared = current_pass()
+        if shared is None:
+            return random_signs(like, self.feature_axis)
+        return shared.draw((id(self.weight), side, like.shape), random_signs, like, self.feature_axis)
 
     def means(self) -> Weights:
         """Posterior means of weight and bias (None where there is no bias)."""
@@ -150,15 +168,33 @@ class BayesianLayer(nn.Module):
         return self._from_posteriors("sample")
 
     def _from_posteriors(self, method: str) -> Weights:
-        weight = getattr(self.posterior["weight"], method)(self.weight)
-        bias = None if self.bias is None else getattr(self.posterior["bias"], method)(self.bias)
-        return weight, bias
+        return self._from_posterior("weight", method), self._from_posterior("bias", method)
+
+    def _from_posterior(self, key: str, method: str) -> Any:
+        """What a method of a posterior gives for its mean; a draw, within a forward pass, once. None if no weight."""
+        mean = getattr(self, key)
+        if mean is None:
+            return None
+        make = getattr(self.posterior[key], method)
+        shared = current_pass()
+        if shared is None or method == "variance":
+            return make(mean)
+        return shared.draw((id(mean), method), make, mean)
 
     def forward(self, input: Tensor, *more: Any) -> Tensor:
         """A sample of the layer's output, or its value at the posterior means when `sampling` is off."""
-        if not self.sampling:
+        if not self.samples_now:
             return self.operation(input, *self.means(), *more)
+        shared = current_pass()
+        if shared is not None and self.layer_type == "lrt":
+            shared.note_output_noise(self.weight, self.name or type(self).__name__)
         return ESTIMATORS[self.layer_type](self, input, *more)
+
+    @property
+    def samples_now(self) -> bool:
+        """Whether a forward pass in this thread samples: `sampling`, unless within the function of that name."""
+        switches = SWITCHES.get()
+        return self.sampling if switches is None else switches.get(self, self.sampling)
 
     def plain(self) -> nn.Module:
         """The `torch.nn` layer that this one extends; it shares the posterior means as its parameters."""
@@ -168,7 +204,7 @@ class BayesianLayer(nn.Module):
         plain.__dict__.update(self.__dict__)
         plain._parameters = dict(self._parameters)
         plain._modules = {name: child for name, child in self._modules.items() if name != "posterior"}
-        for name in ("sampling", "layer_type", "name"):
+        for name in ("sampling", "_layer_type", "name"):
             del plain.__dict__[name]
         return plain
 
@@ -210,15 +246,12 @@ class DrawnLayer(BayesianLayer):
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
         """The output of the `torch.nn` layer at one draw of the weights, or at their means when `sampling` is off."""
-        return self._drawn(self.sampling).forward(*arguments, **settings)  # not a call: hooks belong to this layer
+        return self._drawn(self.samples_now).forward(*arguments, **settings)  # not a call: hooks belong to this layer
 
     def _drawn(self, sampling: bool) -> nn.Module:
         plain = self.plain()
         if sampling:
-            draws: dict[str, Any] = {
-                key: None if mean is None else cast(Posterior, self.posterior[key]).sample(mean)
-                for key, mean in self._parameters.items()
-            }
+            draws: dict[str, Any] = {key: self._from_posterior(key, "sample") for key in self._parameters}
             plain._parameters = draws
         for name, child in plain._modules.items():
             if isinstance(child, BayesianLayer):
@@ -227,16 +260,21 @@ class DrawnLayer(BayesianLayer):
 
 
 def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterior]]:
-    """Iterate over the Bayesian weights anywhere in `module`: (dotted name, mean, posterior), each tensor once."""
-    seen: list[Tensor] = []
+    """Iterate over the Bayesian weights anywhere in `module`: (dotted name, mean, posterior), each tensor once.
+
+    A weight has one posterior: where two layers share a weight and not its posterior, the second takes the first's.
+    """
+    posteriors: dict[int, Posterior] = {}
     for path, layer in module.named_modules():
         if isinstance(layer, BayesianLayer):
-            for key, posterior in layer.posterior.items():
+            for key, posterior in list(layer.posterior.items()):
                 mean = getattr(layer, key)
-                if not any(mean is other for other in seen):
-                    seen.append(mean)
-                    assert isinstance(posterior, Posterior)
-                    yield (f"{path}.{key}" if path else key), mean, posterior
+                if id(mean) in posteriors:
+                    layer.posterior[key] = posteriors[id(mean)]
+                    continue
+                assert isinstance(posterior, Posterior)
+                posteriors[id(mean)] = posterior
+                yield (f"{path}.{key}" if path else key), mean, posterior
 
 
 def kl_divergence(module: nn.Module) -> Tensor:
@@ -256,16 +294,38 @@ def kl_divergence(module: nn.Module) -> Tensor:
 
 @contextmanager
 def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
-    """Within it, every Bayesian layer of `module` samples (`enabled`) or uses its posterior means.
-
-    At its end each layer's switch returns to what it was before.
-    """
+    """Within it, in this thread, every Bayesian layer of `module` samples (`enabled`) or uses its posterior means."""
     layers = [layer for layer in module.modules() if isinstance(layer, BayesianLayer)]
-    before = [layer.sampling for layer in layers]
+    token = SWITCHES.set({**(SWITCHES.get() or {}), **dict.fromkeys(layers, enabled)})
     try:
-        for layer in layers:
-            layer.sampling = enabled
         yield
     finally:
-        for layer, switch in zip(layers, before, strict=True):
-            layer.sampling = switch
+        SWITCHES.reset(token)
+
+
+def share_draws(module: nn.Module) -> None:
+    """Give every weight of `module` one value per forward pass, however often the pass uses it.
+
+    A layer that is called twice, or two layers that share a weight, then use the same draw under 'bbb' and 'flipout',
+    as they do in prediction. Local reparameterization draws outputs, not weights: there every use stays independent,
+    and a warning says so. `ModuleWrapper` and `to_bayesian` do this by themselves.
+    """
+    module.register_forward_pre_hook(_enter_pass)
+    module.register_forward_hook(_leave_pass, always_call=True)
+
+
+def _enter_pass(module: nn.Module, _: object) -> None:
+    outer = current_pass()
+    if outer is not None:
+        outer.depth += 1
+    else:  # the compiler finds by itself which deviations can be shared
+        posteriors = () if torch.compiler.is_compiling() else (p for _, _, p in weight_posteriors(module))
+        set_current_pass(ForwardPass(GaussianPosterior.joint_stds(posteriors)))
+
+
+def _leave_pass(module: nn.Module, _: object, output: object) -> None:
+    current = current_pass()
+    if current is not None:
+        current.depth -= 1
+        if not current.depth:
+            set_current_pass(None)

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, weight_posteriors
+from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, share_draws, weight_posteriors
 from .posteriors import GaussianPosterior, Posterior
 from .priors import Priors
 
@@ -64,8 +64,8 @@ def to_bayesian(
         estimator = layer_type if supported else "bbb"
         replacements[layer] = bayesian_counterpart(layer, counterpart, alpha_shape, priors, estimator, name or None)
     net = _replace(net, replacements)
-    _share_posteriors(net)
     start_at_means(net, moped, prior_at_means)
+    share_draws(net)
     for parent in net.modules():
         # In evaluation these would pass their children's weights to a fused kernel, which skips the children's
         # forward, and pack the unpadded positions into a nested tensor, which few operations accept.
@@ -148,12 +148,18 @@ def _selected(net: nn.Module, layers: Selection) -> dict[str, nn.Module]:
         selected = dict(list(candidates.items())[-1:])
     else:
         patterns = [layers] if isinstance(layers, str) else list(layers)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                raise ValueError(f"layers={pattern!r} selects no layer: {_known(candidates)}")
         selected = {name: layer for name, layer in candidates.items() if any(fnmatchcase(name, p) for p in patterns)}
     if not selected:
-        names = ", ".join(candidates)
-        known = f"the network has {names}" if names else "the network has no layer with a Bayesian counterpart"
-        raise ValueError(f"layers={layers!r} selects no layer: {known}")
+        raise ValueError(f"layers={layers!r} selects no layer: {_known(candidates)}")
     return selected
+
+
+def _known(candidates: Mapping[str, nn.Module]) -> str:
+    names = ", ".join(candidates)
+    return f"the network has {names}" if names else "the network has no layer with a Bayesian counterpart"
 
 
 def _replace(net: Network, replacements: Mapping[nn.Module, nn.Module]) -> Network:
@@ -163,16 +169,3 @@ def _replace(net: Network, replacements: Mapping[nn.Module, nn.Module]) -> Netwo
             if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     return replacements.get(net, net)  # type: ignore[return-value]
-
-
-def _share_posteriors(net: nn.Module) -> None:
-    """Leave one posterior per tensor, also where several layers use the tensor."""
-    known: list[tuple[Tensor, nn.Module]] = []
-    for layer in [layer for layer in net.modules() if isinstance(layer, BayesianLayer)]:
-        for key, posterior in list(layer.posterior.items()):
-            mean = getattr(layer, key)
-            first = next((other for tensor, other in known if tensor is mean), None)
-            if first is None:
-                known.append((mean, posterior))
-            else:
-                layer.posterior[key] = first

@@ -21,11 +21,6 @@ Weights = tuple[Tensor, Tensor | None]  # weight and bias
 class Estimable(Protocol):
     """What an estimator needs from a layer."""
 
-    @property
-    def feature_axis(self) -> int:
-        """The axis of the features (channels), counted from the end: −1 for linear, −3 for conv2d."""
-        ...
-
     def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
         """The deterministic layer as a function of its input and its weights."""
         ...
@@ -36,6 +31,10 @@ class Estimable(Protocol):
 
     def flipped(self, input: Tensor) -> Tensor:
         """The input with random signs."""
+        ...
+
+    def signs(self, output: Tensor) -> Tensor:
+        """Random signs for the output."""
         ...
 
     def means(self) -> Weights:
@@ -81,7 +80,7 @@ def flipout(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     """
     mean = layer.operation(input, *layer.means(), *more)
     perturbation = layer.operation(layer.flipped(input), *layer.perturbations(), *more)
-    return mean + perturbation * random_signs(perturbation, layer.feature_axis)
+    return mean + perturbation * layer.signs(perturbation)
 
 
 def random_signs(like: Tensor, feature_axis: int) -> Tensor:

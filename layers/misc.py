@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .base import kl_divergence, weight_posteriors
-from .posteriors import cached_stds
+from .base import kl_divergence, share_draws
 
 
 class ModuleWrapper(nn.Module):
@@ -31,15 +29,13 @@ class ModuleWrapper(nn.Module):
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
+        share_draws(self)
         for index, layer in enumerate(layers):
             self.add_module(str(index), layer)
 
     def forward(self, input: Tensor) -> Any:
         """The network's output and its KL(q‖p) in nats, a scalar."""
-        if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared
-            return self._run(input), self.kl()
-        with cached_stds(posterior for _, _, posterior in weight_posteriors(self)):
-            return self._run(input), self.kl()
+        return self._run(input), self.kl()
 
     def _run(self, output: Tensor) -> Any:
         # Not self.children(), which skips the second assignment of a module that is used twice.
@@ -52,12 +48,18 @@ class ModuleWrapper(nn.Module):
         return kl_divergence(self)
 
     def set_flag(self, name: str, value: object) -> None:
-        """Set the attribute `name` of this module and of every one below it to `value`.
+        """Set the attribute `name` to `value` in every module of the network that has it.
 
         `net.set_flag("sampling", False)` turns sampling off, `net.set_flag("layer_type", "bbb")` changes
         the estimator.
+
+        Raises:
+            ValueError: no module has that attribute, or a layer refuses the value.
         """
-        for module in self.modules():
+        modules = [module for module in self.modules() if hasattr(module, name)]
+        if not modules:
+            raise ValueError(f"no module of the network has a flag {name!r}: expected 'sampling' or 'layer_type'")
+        for module in modules:
             setattr(module, name, value)
 
 

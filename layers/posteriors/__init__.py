@@ -1,7 +1,7 @@
 """The families of posteriors, one per file."""
 
 from .alpha import AlphaPosterior
-from .gaussian import GaussianPosterior, cached_stds
+from .gaussian import GaussianPosterior
 from .posterior import Posterior
 
-__all__ = ["AlphaPosterior", "GaussianPosterior", "Posterior", "cached_stds"]
+__all__ = ["AlphaPosterior", "GaussianPosterior", "Posterior"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import MappingProxyType
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import RHO_FLOOR, at_least_float32, in_few_rows, rho_to_std, rhos_to_stds, std_to_rho
+from ..passes import current_pass
 from ..priors import GaussianPrior, Prior, Priors, prior_from_state
 from .posterior import Posterior, broadcasts
 
@@ -40,13 +38,19 @@ class GaussianPosterior(Posterior):
             raise ValueError(f"a prior of shape {tuple(shape)} does not broadcast to weights {tuple(mean.shape)}")
 
     def std(self, mean: Tensor) -> Tensor:
-        """σ = softplus(ρ); within `cached_stds`, computed once."""
-        if torch.compiler.is_compiling():  # the compiler finds by itself what can be shared
-            return rho_to_std(self.rho)
-        std = _CACHE.get().get(self)
+        """σ = softplus(ρ); computed once per forward pass of a `ModuleWrapper`."""
+        shared = current_pass()
+        std = None if shared is None else shared.stds.get(self)
         if std is None or (torch.is_grad_enabled() and self.rho.requires_grad and not std.requires_grad):
             return rho_to_std(self.rho)
         return std
+
+    @staticmethod
+    def joint_stds(posteriors: Iterable[Posterior]) -> dict[nn.Module, Tensor]:
+        """σ of every Gaussian posterior among `posteriors`, in few operations."""
+        gaussian = [posterior for posterior in posteriors if isinstance(posterior, GaussianPosterior)]
+        stds = rhos_to_stds([posterior.rho for posterior in gaussian])
+        return dict(zip(gaussian, stds, strict=True))
 
     @torch.no_grad()
     def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
@@ -108,18 +112,3 @@ def _upgrade_version_1(state_dict: dict[str, Any], prefix: str) -> None:
     for old, new in (("prior_mu", "prior.mean"), ("log_prior_sigma", "prior.log_std")):
         if f"{prefix}{old}" in state_dict:
             state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}")
-
-
-_CACHE: ContextVar[Mapping[nn.Module, Tensor]] = ContextVar("_CACHE", default=MappingProxyType({}))
-
-
-@contextmanager
-def cached_stds(posteriors: Iterable[Posterior]) -> Iterator[None]:
-    """Within it, in this thread, every σ of the Gaussian ones among `posteriors` is computed once and shared."""
-    cache = _CACHE.get()
-    new = [posterior for posterior in posteriors if isinstance(posterior, GaussianPosterior) and posterior not in cache]
-    token = _CACHE.set({**cache, **dict(zip(new, rhos_to_stds([posterior.rho for posterior in new]), strict=True))})
-    try:
-        yield
-    finally:
-        _CACHE.reset(token)
