@@ -44,6 +44,18 @@ class Prior(nn.Module):
         return torch.Size()
 
     @property
+    def description(self) -> PlainDistribution:
+        """The family and its numbers as plain values, which say in a `state_dict` what prior this is; empty if own."""
+        return {}
+
+    def get_extra_state(self) -> PlainDistribution:
+        """The description."""
+        return self.description
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is left to set: `prior_from_state` made the prior by its state."""
+
+    @property
     def group(self) -> Hashable:
         """Priors of the same group treat every weight alike, so their KL may be one sum; None to stand alone."""
         return None
@@ -104,13 +116,11 @@ class GaussianPrior(Prior):
         prior.log_std = self.log_std
         return prior
 
-    def get_extra_state(self) -> dict[str, Any]:
+    @property
+    def description(self) -> PlainDistribution:
         """The numbers among mean and standard deviation; tensors are in the `state_dict` themselves."""
         numbers = {name: getattr(self, name) for name in ("mean", "std") if not isinstance(getattr(self, name), Tensor)}
         return {"family": "Gaussian", **numbers}
-
-    def set_extra_state(self, state: Any) -> None:
-        """Nothing is left to set: `prior_from_state` made the prior by its state."""
 
     def extra_repr(self) -> str:
         """The mean and the standard deviation, as `print` shows them."""
@@ -158,12 +168,10 @@ class DistributionPrior(Prior):
         distribution = as_distribution(self.plain)
         return distribution.batch_shape + distribution.event_shape
 
-    def get_extra_state(self) -> PlainDistribution:
+    @property
+    def description(self) -> PlainDistribution:
         """The distribution as plain values."""
         return self.plain
-
-    def set_extra_state(self, state: Any) -> None:
-        """Nothing is left to set: `prior_from_state` made the prior by its state."""
 
     def extra_repr(self) -> str:
         """The distribution, as `print` shows it."""
@@ -183,7 +191,7 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
         ValueError: an unknown family, or arguments that it does not take.
     """
     description = state.get("_extra_state")
-    if description is None:
+    if not description:
         return None
     if description.get("family") != "Gaussian":
         return DistributionPrior(description)

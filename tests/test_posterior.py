@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -289,7 +290,8 @@ def test_a_prior_of_ones_own_is_used_by_every_weight_and_kept_when_weights_are_l
     layer.load_state_dict(plain.state_dict(), strict=False)
     assert isinstance(layer.posterior["bias"].prior, GaussianPrior)  # the file's prior comes with its weights
     again = BBBLinear(5, 3, priors={"prior": Unit()})
-    again.load_state_dict({name: value for name, value in plain.state_dict().items() if "prior" not in name})
+    state = plain.state_dict()
+    again.load_state_dict({name: {} if name.endswith("prior._extra_state") else state[name] for name in state})
     assert isinstance(again.posterior["bias"].prior, Unit)
     torch.testing.assert_close(again.kl(), plain.kl())
 
@@ -317,3 +319,22 @@ def test_states_of_before_priors_were_modules_load_with_the_kl_that_they_had() -
         again.load_state_dict(layer.state_dict())
         torch.manual_seed(0)
         assert again.kl().item() == pytest.approx(entry["kl"], rel=1e-6)
+
+
+def test_a_prior_that_loading_replaces_is_reported_and_one_that_stays_is_not() -> None:
+    narrow, wide = BBBLinear(3, 2, priors={"prior_sigma": 0.1}), BBBLinear(3, 2)
+    laplace = BBBLinear(3, 2, priors={"prior": distributions.Laplace(0.0, 1.0)})
+    with pytest.warns(
+        UserWarning, match=r"GaussianPrior\(mean=0.0, std=0.1\), replaces GaussianPrior\(mean=0.0, std=1.0"
+    ):
+        wide.load_state_dict(narrow.state_dict())
+    with pytest.warns(UserWarning, match="family=Laplace, loc=0.0, scale=1.0.*replaces GaussianPrior"):
+        wide.load_state_dict(laplace.state_dict())
+    centered = BBBLinear(3, 2, priors={"prior_sigma": 0.1})
+    with torch.no_grad():
+        for key, posterior in centered.posterior.items():
+            posterior.center_prior(getattr(centered, key))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        narrow.load_state_dict(narrow.state_dict())
+        narrow.load_state_dict(centered.state_dict())  # as a run that starts at trained weights is read back

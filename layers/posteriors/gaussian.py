@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,8 +91,15 @@ class GaussianPosterior(Posterior):
         state = {key.removeprefix(inner): value for key, value in state_dict.items() if key.startswith(inner)}
         prior = prior_from_state(state)
         if prior is not None:
+            if _differ(self.prior.description, prior.description):
+                warnings.warn(f"the prior of the loaded weights, {prior}, replaces {self.prior}", stacklevel=2)
             self.prior = prior.to(self.rho)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions disagree in something that both name; a mean that is a tensor is in neither."""
+    return bool(one) and any(one[name] != other[name] for name in one.keys() & other.keys())
 
 
 def _upgrade_version_1(state_dict: dict[str, Any], prefix: str) -> None:
