@@ -1,4 +1,4 @@
-"""Settings from a config file and the command line, and what is said of wrong ones."""
+"""Settings from a config file and the command line, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_flags_read_as_people_write_them() -> None:
 def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
     frequentist = from_config(Settings, config_frequentist)
     bayesian = from_config(BayesianSettings, config_bayesian)
-    apart = {name for name, value in vars(frequentist).items() if getattr(bayesian, name) != value}
-    assert apart == set()
+    differences = {name for name, value in vars(frequentist).items() if getattr(bayesian, name) != value}
+    assert differences == set()
 
 
 @pytest.mark.parametrize(
