@@ -1,4 +1,4 @@
-"""Hyperparameters of main_frequentist.py: edit them here, or override any of them by a flag of its name."""
+"""Hyperparameters of main_frequentist.py: edit them here, or give any of them on the command line by its name."""
 
 # Data
 dataset = "MNIST5k"  # MNIST5k (embedded, no network), MNIST, CIFAR10, CIFAR100, or a folder of images
@@ -24,7 +24,7 @@ seed = 0
 device = "auto"
 amp = False
 compile = False
-deterministic = False  # for a GPU; on a CPU the same seed gives the same numbers anyway
+deterministic = False  # on a CPU the same seed gives the same numbers anyway
 resume = False
 checkpoint_dir = "checkpoints"
 tensorboard = False

@@ -1,4 +1,4 @@
-"""Whole runs of main_bayesian.py: against their bare training steps, and with recording against without it."""
+"""Whole runs of main_bayesian.py: against their bare training steps, and with recording against without."""
 
 from __future__ import annotations
 
@@ -21,16 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def measure_epoch(dataset: str = "MNIST", batch: int = 256, epochs: int = 30) -> dict[str, Any]:
-    """Time a process that loads data, trains for `epochs` epochs, validates, saves and tests, against its bare steps.
-
-    Args:
-        dataset: a name of the `dataset` setting.
-        batch: images per step.
-        epochs: passes over the training split.
-
-    Returns:
-        Seconds, ratios and the conditions, as plain values.
-    """
+    """A process of `epochs` epochs with data, validation, checkpoints and test, against its steps alone."""
     tune_cpu()
     steps = -(-len(load_data(dataset, "data", 0.1, 0).train) // batch)
     bare = {"step": training_step("lrt", "lenet", "relu", batch, False, channels=1)}
@@ -59,17 +50,7 @@ def render_epoch(result: dict[str, Any]) -> str:
 
 
 def measure_record(dataset: str = "MNIST5k", batch: int = 256, epochs: int = 5, rounds: int = 5) -> dict[str, Any]:
-    """Time training with every layer recorded, at most 32 records per epoch, against training without.
-
-    Args:
-        dataset: a name of the `dataset` setting.
-        batch: images per step.
-        epochs: passes over the training split.
-        rounds: pairs of runs.
-
-    Returns:
-        The median ratio of training times, the size of the logs in MiB, and the conditions, as plain values.
-    """
+    """Training time with every layer recorded, 32 records an epoch at most, against none; size of the logs."""
     ratios, size = [], 0
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:

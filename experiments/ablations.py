@@ -29,7 +29,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "β = 0.003": {"beta_type": 0.003},
     "local reparameterization": {"layer_type": "lrt"},
     "flipout": {"layer_type": "flipout"},
-    "two samples per step": {"train_ens": 2},
+    "two samples a step": {"train_ens": 2},
     "alpha posterior": {"alpha_shape": (1, 1)},
     "prior σ 0.1": {"priors": {"prior_sigma": 0.1}},
     "prior σ 0.3": {"priors": {"prior_sigma": 0.3}},

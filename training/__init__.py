@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from training.interruption import StopRequest, stop_requests
     from training.loop import compare, run, start, step, test, train, train_epoch, validate
     from training.network import build_network, build_optimizer, build_scheduler, wrap_for_training
-    from training.reports import Row, comparison, read_results, versions
+    from training.reports import Row, comparison, read_results
     from training.state import Progress, RunFiles, Setup, State, initial_state, prepare, restore, resume, save
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "train",
     "train_epoch",
     "validate",
-    "versions",
     "wrap_for_training",
 ]
 
@@ -65,7 +64,7 @@ _LATER = {
     "interruption": ("StopRequest", "stop_requests"),
     "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
     "network": ("build_network", "build_optimizer", "build_scheduler", "wrap_for_training"),
-    "reports": ("Row", "comparison", "read_results", "versions"),
+    "reports": ("Row", "comparison", "read_results"),
     "state": ("Progress", "RunFiles", "Setup", "State", "initial_state", "prepare", "restore", "resume", "save"),
 }
 

@@ -84,8 +84,10 @@ def start(settings: Settings, world: World = ALONE) -> tuple[State, Setup]:
 def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> None:
     """Train to the end and keep the best network by validation; the test split stays unseen.
 
+    Noise comes from torch's global generators, which only a resumed run changes: to what they were when it stopped.
+
     Args:
-        state: where training starts, or is resumed to; it changes in place.
+        state: where training starts, if the settings do not resume a run; it changes in place.
         setup: what is fixed for the run.
         evaluated: the network that is validated and kept, if it is not the trained one but, for example, the
             running mean of its weights.
@@ -138,8 +140,8 @@ def train_epoch(
         state: changes in place.
         setup: what is fixed for the run.
         forward: the network as `wrap_for_training` returns it.
-        stop: looked at after every step (on a GPU of several, every 50 steps).
-        recorder: of the layers' outputs.
+        stop: read after every step; with several GPUs, every 50 steps.
+        recorder: records the layers' outputs.
 
     Returns:
         The signal that asked a process to stop, or 0 once the epoch is finished.

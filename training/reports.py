@@ -81,7 +81,7 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that a run uses, for its report."""
+    """What a run ran on, for its report."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
