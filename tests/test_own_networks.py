@@ -128,9 +128,9 @@ def test_a_network_has_its_own_activations() -> None:
     ("name", "message"),
     [
         ("of_one_argument", r"^my_networks:of_one_argument\(.*\) failed: .*positional argument"),
-        ("of_three_classes", r"makes \(2, 3\) of 2 images, expected \(logits \(2, \d+\), kl\)"),
+        ("of_three_classes", r"returns \(2, 3\) for 2 images, expected \(logits \(2, \d+\), kl\)"),
         ("of_seven_channels", r"cannot take images of shape \(2, \d, 32, 32\): .*channels"),
-        ("not_flat", r"makes \(2, \d+, 32, 32\) of 2 images"),
+        ("not_flat", r"returns \(2, \d+, 32, 32\) for 2 images"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_in_one_line(

@@ -47,16 +47,16 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
 
 
 def test_flags_read_as_people_write_them() -> None:
-    def given(*words: str) -> BayesianSettings:
+    def parse(*words: str) -> BayesianSettings:
         return from_config(BayesianSettings, config_bayesian, words)
 
-    assert given("--amp").amp and given("--amp=true").amp and not given("--amp", "False").amp
-    assert given("--beta_type", "0.5").beta_type == 0.5 and given("--beta_type", "Soenderby").beta_type == "Soenderby"
-    assert given("--alpha_shape", "1,1").alpha_shape == (1, 1) and given("--alpha_shape", "None").alpha_shape is None
-    assert given("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
-    assert given("--lr_start", "1").lr_start == 1.0
-    assert given("--checkpoint_dir", "2024").checkpoint_dir == "2024"
-    assert given("--record_layers", "0").record_layers == ["0"]
+    assert parse("--amp").amp and parse("--amp=true").amp and not parse("--amp", "False").amp
+    assert parse("--beta_type", "0.5").beta_type == 0.5 and parse("--beta_type", "Soenderby").beta_type == "Soenderby"
+    assert parse("--alpha_shape", "1,1").alpha_shape == (1, 1) and parse("--alpha_shape", "None").alpha_shape is None
+    assert parse("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
+    assert parse("--lr_start", "1").lr_start == 1.0
+    assert parse("--checkpoint_dir", "2024").checkpoint_dir == "2024"
+    assert parse("--record_layers", "0").record_layers == ["0"]
 
 
 def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:

@@ -72,7 +72,7 @@ def _try_out(net: nn.Module, description: Description) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != expected or isinstance(output, tuple) != description.bayesian:
         wanted = f"(logits {expected}, kl)" if description.bayesian else f"logits {expected}"
-        raise UserError(f"{description.net_type} makes {shape} of {len(images)} images, expected {wanted}")
+        raise UserError(f"{description.net_type} returns {shape} for {len(images)} images, expected {wanted}")
 
 
 def _start_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
