@@ -6,18 +6,15 @@ import sys
 from collections.abc import Sequence
 
 import config_frequentist
+import training
 from support import report_user_errors
-from training.settings import Settings, from_config
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Settings from config_frequentist.py and the command line, then the run; a user's mistake exits with code 2."""
     with report_user_errors():
-        given = sys.argv[1:] if arguments is None else arguments
-        settings = from_config(Settings, config_frequentist, given, __doc__ or "")
-        from training.loop import run  # not before the settings are checked: it takes seconds to import
-
-        run(settings)
+        flags = sys.argv[1:] if arguments is None else arguments
+        training.run(training.from_config(training.Settings, config_frequentist, flags, __doc__ or ""))
 
 
 if __name__ == "__main__":

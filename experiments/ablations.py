@@ -1,4 +1,4 @@
-"""What matters: the planned settings with one thing changed at a time, on the embedded digits, validation only."""
+"""What matters: the planned settings with one change at a time, on the embedded digits, scored by validation only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.running import configured
 from support import locked, write_json
-from training.loop import Run
-from training.reports import Row
-from training.settings import Settings
+from training import Setup, State, start, train
 
 SEEDS = 3
 COMMON: Mapping[str, Any] = {"dataset": "MNIST5k", "valid_size": 0.25, "batch_size": 128, "lr_start": 3e-3}
@@ -57,52 +56,51 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "constant rate, weights averaged over 100 steps": {"lr_schedule": "constant", "average_decay": 0.99},
 }
 
-Found = dict[str, dict[str, Any]]
-
 
 def run_ablations(path: Path, checkpoints: Path) -> None:
-    """Run those that `path` does not hold, and add each to it as it ends.
+    """Run the changes that are not in `path` yet, and add the results of each as it ends.
+
+    Args:
+        path: a JSON file of the best epochs' figures, by change.
+        checkpoints: a folder whose `ablations` is locked meanwhile.
 
     Raises:
-        UserError: another process does.
+        UserError: another process runs them.
     """
     with locked(checkpoints / "ablations"):
-        found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for change in [name for name in CHANGES if name not in found]:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for change in [name for name in CHANGES if name not in results]:
             print(f"\n{change}", flush=True)
-            best = list(_validated(change))
-            found[change] = {name: [row[name] for row in best] for name in ("valid_nll", "valid_accuracy")}
-            write_json(path, {name: found[name] for name in CHANGES if name in found})
+            best = list(_best_epochs(change))
+            results[change] = {name: [row[name] for row in best] for name in ("valid_nll", "valid_accuracy")}
+            write_json(path, {name: results[name] for name in CHANGES if name in results})
 
 
-def _validated(change: str) -> Iterator[Mapping[str, float]]:
-    """Of each seed, the best epoch."""
+def _best_epochs(change: str) -> Iterator[Mapping[str, float]]:
+    """The figures of the best epoch, per seed."""
     for seed in range(SEEDS):
         with TemporaryDirectory() as folder:
-            run = prepared({**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder})
-            run.train()
-        yield run.progress.history[run.progress.best_epoch - 1]
+            state, setup, evaluated = start_changed(
+                {**COMMON, **CHANGES[change], "seed": seed, "checkpoint_dir": folder}
+            )
+            train(state, setup, evaluated)
+        yield state.progress.history[state.progress.best_epoch - 1]
 
 
-def prepared(changes: Mapping[str, Any]) -> Run:
-    """The run of these settings, by `AveragedRun` if they have an `average_decay`."""
-    decay = changes.get("average_decay")
-    settings = configured({name: value for name, value in changes.items() if name != "average_decay"}, bayesian=True)
-    return Run(settings) if decay is None else AveragedRun(settings, decay)
+def start_changed(changes: Mapping[str, Any]) -> tuple[State, Setup, nn.Module]:
+    """Start a Bayesian run with these settings changed.
 
+    Args:
+        changes: of settings; besides, `average_decay` d, with which the running mean of the weights, ρ among
+            them, is evaluated instead of the weights θ: new mean = d·mean + (1 − d)·θ after every step.
 
-class AveragedRun(Run):
-    """A run that validates and keeps the running mean of its weights, ρ among them: new mean = d·mean + (1 − d)·θ."""
-
-    def __init__(self, settings: Settings, decay: float) -> None:
-        super().__init__(settings)
-        averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.averaged = averaged.module
-        self.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(self.net))
-
-    def _finish_epoch(self, started: float) -> tuple[Row, bool]:
-        trained, self.net = self.net, self.averaged
-        try:
-            return super()._finish_epoch(started)
-        finally:
-            self.net = trained
+    Returns:
+        The state, the setup, and the network to evaluate: the arguments of `train`.
+    """
+    settings = {name: value for name, value in changes.items() if name != "average_decay"}
+    state, setup = start(configured(settings, bayesian=True))
+    if "average_decay" not in changes:
+        return state, setup, state.net
+    averaged = AveragedModel(state.net, multi_avg_fn=get_ema_multi_avg_fn(changes["average_decay"]))
+    state.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(state.net))
+    return state, setup, averaged.module

@@ -20,13 +20,10 @@ from inference import metrics
 from inference.prediction import Predictive, effective_samples, logits_of, posterior_draws, summarized
 from models.checkpoint import load_network
 from support import LockedError, UserError, locked, write_json
-from training import loop
-from training.reports import read_results
-from training.settings import BayesianSettings, Settings, from_config
+from training import BayesianSettings, Role, RunFiles, Settings, from_config, loop, names_with, read_results
 
 SAMPLES = 25
 BATCH = 256
-PLACES_OF_A_MACHINE = ("dataset", "data_dir", "checkpoint_dir", "resume")
 SCORES = ("total entropy", "mutual information")
 
 
@@ -63,10 +60,10 @@ class ExperimentFiles:
         }
         return configured(given, experiment.method.bayesian)
 
-    def run(self, experiment: Experiment) -> loop.RunFiles:
+    def run(self, experiment: Experiment) -> RunFiles:
         """Where the run's own files are."""
         settings = self.settings(experiment)
-        return loop.RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
+        return RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
 
 
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
@@ -137,6 +134,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
     nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
     ask = _predictor(experiment, nets)
+    local = names_with(Role.LOCAL)
     started = time.perf_counter()
     known = _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK)))
     seconds = time.perf_counter() - started
@@ -162,7 +160,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
         "training_seconds": round(sum(run["training_seconds"] for run in runs)),
         "predicting_seconds": round(seconds, 2),
         "threads": torch.get_num_threads(),
-        "settings": {name: value for name, value in runs[0]["settings"].items() if name not in PLACES_OF_A_MACHINE},
+        "settings": {name: value for name, value in runs[0]["settings"].items() if name not in local},
         "versions": runs[0]["versions"],
     }  # fmt: skip
 

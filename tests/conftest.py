@@ -1,4 +1,4 @@
-"""What the tests share: small pictures that can be told apart, and scripts run as a user runs them."""
+"""What the tests share: small pictures of two classes, tiny runs on them, and scripts run as a user runs them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+import config_bayesian
+import config_frequentist
+from training import BayesianSettings, RunFiles, Settings, from_config, run
 
 ROOT = Path(__file__).resolve().parent.parent
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -71,3 +77,47 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_pictures(root / "train", 100, seed=0)
     draw_pictures(root / "test", 20, seed=1)
     return root
+
+
+def bayesian_settings(pictures: Path, folder: Path, **changes: Any) -> BayesianSettings:
+    """Settings of a run of 3 epochs, of 3 steps each, on the pictures; its checkpoints go to `folder`."""
+    changes = {"n_epochs": 3, "batch_size": 64, "lr_start": 3e-3, "valid_ens": 2, "test_ens": 3, **changes}
+    settings = from_config(BayesianSettings, config_bayesian)
+    return replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), **changes)
+
+
+def frequentist_settings(pictures: Path, folder: Path, **changes: Any) -> Settings:
+    """The same of the frequentist family, at the learning rate of its config."""
+    changes = {"n_epochs": 3, "batch_size": 64, **changes}
+    settings = from_config(Settings, config_frequentist)
+    return replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), **changes)
+
+
+def run_files(settings: Settings) -> RunFiles:
+    """Where the files of a run on the pictures are."""
+    return RunFiles.for_run(settings, "bars", isinstance(settings, BayesianSettings))
+
+
+@pytest.fixture(scope="session")
+def finished_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> BayesianSettings:
+    """Settings of a Bayesian run of one epoch that is over; its files are for reading and copying."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = bayesian_settings(pictures, folder, n_epochs=1, batch_size=20, valid_ens=1, test_ens=2)
+    run(settings)
+    return settings
+
+
+def weights(path: Path) -> dict[str, Any]:
+    """The weights in a checkpoint."""
+    return torch.load(path, weights_only=True)["weights"]  # type: ignore[no-any-return]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether nested plain values and tensors are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

@@ -1,46 +1,45 @@
-"""Run by torchrun in test_distributed.py: an epoch of steps that change nothing, and what each found."""
+"""Run by torchrun in test_distributed.py: an epoch of steps that change nothing, and the figures of each."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import bayesian_settings
 
-import config_bayesian
+from inference import Classifier
 from layers import sampling
 from support.distributed import ALONE, World, process_group
-from training.interruption import StopRequest
-from training.loop import Run
-from training.settings import BayesianSettings, from_config
+from training import StopRequest, start, train_epoch, wrap_for_training
 
 
 def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE) -> dict[str, Any]:
-    """Gradients and figures of every step at a learning rate of 0, a prediction, and noise."""
-    settings = replace(
-        from_config(BayesianSettings, config_bayesian),
-        dataset=str(pictures), checkpoint_dir=str(folder), batch_size=44, random_shift=0, n_epochs=1,
-    )  # fmt: skip
-    run = Run(settings, world)
-    run.base_rates = [0.0, 0.0]
+    """Gradients and figures of every step at a learning rate that rounds to 0, a prediction, and noise."""
+    settings = bayesian_settings(pictures, folder, batch_size=44, random_shift=0, n_epochs=1, lr_start=1e-300)
+    state, setup = start(settings, world)
     gradients = []
-    with sampling(run.net, False):
-        for _ in run._train_epoch(StopRequest()):
-            gradients.append({name: parameter.grad.clone() for name, parameter in run.net.named_parameters()})
+
+    def keep_gradients(*_: Any) -> None:
+        gradients.append({name: parameter.grad.clone() for name, parameter in state.net.named_parameters()})
+
+    state.optimizer.register_step_post_hook(keep_gradients)
+    with sampling(state.net, False):
+        train_epoch(state, setup, wrap_for_training(state.net, settings, world), StopRequest())
+    classifier = Classifier(state.net, setup.data.classes, setup.data.mean, setup.data.std)
     return {
         "gradients": gradients,
-        "steps": run.progress.steps,
-        "probs": run._predictive(run.net, run.data.test, 3).probs,
+        "steps": state.progress.steps,
+        "probs": classifier.predict(setup.data.test.images, 3, world=world).probs,
         "noise": world.all_gather(torch.randn(3)),
-        "weights": world.all_gather(run.net.state_dict()),
+        "weights": world.all_gather(state.net.state_dict()),
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group("cpu") as world:
-        found = epoch_of_steps(Path(sys.argv[1]), Path(sys.argv[2]), world)
+        results = epoch_of_steps(Path(sys.argv[1]), Path(sys.argv[2]), world)
         if world.is_main:
-            torch.save(found, sys.argv[3])
+            torch.save(results, sys.argv[3])

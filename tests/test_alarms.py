@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import bayesian_settings
 
-import config_bayesian
 from layers import BBBLinear
-from training.alarms import Alarms
-from training.loop import run
-from training.settings import BayesianSettings, from_config
+from training import Alarms, run
 
 
 def row(epoch: int, accuracy: float = 0.9, kl: float = 100.0) -> dict[str, float]:
@@ -21,37 +18,33 @@ def row(epoch: int, accuracy: float = 0.9, kl: float = 100.0) -> dict[str, float
 
 def test_accuracy_at_chance_after_a_quarter_of_the_run() -> None:
     alarms = Alarms(BBBLinear(2, 10), classes=10, epochs=8)
-    assert alarms.after([row(1, 0.1)], 1000) == []
-    (said,) = alarms.after([row(2, 0.11)], 1000)
-    assert said.startswith("after 2 of 8 epochs validation accuracy is 11.0%, no better than chance")
-    assert alarms.after([row(3, 0.1)], 1000) == []
-    assert Alarms(BBBLinear(2, 10), 10, 8).after([row(2, 0.15)], 1000) == []
+    assert alarms.check([row(1, 0.1)], 1000) == []
+    (warning,) = alarms.check([row(2, 0.11)], 1000)
+    assert warning.startswith("after 2 of 8 epochs validation accuracy is 11.0%, no better than chance")
+    assert alarms.check([row(3, 0.1)], 1000) == []
+    assert Alarms(BBBLinear(2, 10), 10, 8).check([row(2, 0.15)], 1000) == []
 
 
 def test_a_kl_that_grows_without_bound() -> None:
     alarms = Alarms(BBBLinear(2, 2), classes=2, epochs=100)
     growing = [row(epoch, kl=100 * 1.3**epoch) for epoch in range(8)]
-    assert [bool(alarms.after(growing[: n + 1], 100)) for n in range(8)] == [False] * 5 + [True, False, False]
+    assert [bool(alarms.check(growing[: n + 1], 100)) for n in range(8)] == [False] * 5 + [True, False, False]
     slowly = [row(epoch, kl=100 + epoch) for epoch in range(8)]
-    assert not Alarms(BBBLinear(2, 2), 2, 100).after(slowly, 100)
+    assert not Alarms(BBBLinear(2, 2), 2, 100).check(slowly, 100)
 
 
-@pytest.mark.parametrize(("rho", "said"), [(-30.0, "deterministic"), (200.0, "noise"), (-5.0, None)])
-def test_deviations_that_have_collapsed_or_exploded(rho: float, said: str | None) -> None:
+@pytest.mark.parametrize(("rho", "word"), [(-30.0, "deterministic"), (200.0, "noise"), (-5.0, None)])
+def test_deviations_that_have_collapsed_or_exploded(rho: float, word: str | None) -> None:
     net = BBBLinear(3, 2, priors={"posterior_rho_initial": (rho, 0.0)})
-    found = Alarms(net, 2, 100).after([row(1)], 100)
-    assert [said in line for line in found if said] == ([True] if said else [])
+    warnings = Alarms(net, 2, 100).check([row(1)], 100)
+    assert [word in line for line in warnings if word] == ([True] if word else [])
     with torch.no_grad():
         net.posterior["bias"].rho.fill_(-5)
-    assert Alarms(net, 2, 100).after([row(1)], 100) == []
+    assert Alarms(net, 2, 100).check([row(1)], 100) == []
 
 
-def test_a_run_says_it_once(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = replace(
-        from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=4,
-        lr_start=1e-9, valid_ens=1, test_ens=1,
-    )  # fmt: skip
-    run(settings)
+def test_a_run_reports_it_once(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(bayesian_settings(pictures, tmp_path, n_epochs=4, batch_size=128, lr_start=1e-9, valid_ens=1, test_ens=1))
     captured = capsys.readouterr()
     assert captured.err.count("warning: after 1 of 4 epochs validation accuracy is") == 1
     assert captured.out.count("epoch ") >= 4

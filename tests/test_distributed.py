@@ -1,4 +1,4 @@
-"""Several processes train one network: the same gradients, the same figures, one writer, and none is missed."""
+"""Several processes train one network: the same gradients, the same figures, one writer; a lost one is replaced."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, script_environment
+from conftest import ROOT, bayesian_settings, script_environment
 from distributed_steps import epoch_of_steps
 
-import config_bayesian
-from inference.prediction import Predictive
+from inference import Predictive
 from support.distributed import World
-from training.loop import Run
-from training.settings import BayesianSettings, from_config
+from training import initial_state, prepare, resume, save
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -40,20 +37,20 @@ def launched(arguments: Sequence[object]) -> subprocess.Popen[str]:
 def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pictures: Path, tmp_path: Path) -> None:
     """180 training images in batches of 44 leave 4 for the last: shares of 2, and of 2, 1 and 1."""
     worker = ROOT / "tests" / "distributed_steps.py"
-    process = launched([f"--nproc_per_node={processes}", worker, pictures, tmp_path, tmp_path / "found.pt"])
+    process = launched([f"--nproc_per_node={processes}", worker, pictures, tmp_path, tmp_path / "results.pt"])
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    found = torch.load(tmp_path / "found.pt")
+    together = torch.load(tmp_path / "results.pt")
     alone = epoch_of_steps(pictures, tmp_path / "alone")
-    assert len(found["gradients"]) == 5
-    for together, by_itself in zip(found["gradients"], alone["gradients"], strict=True):
-        for name, gradient in by_itself.items():
-            torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
-    torch.testing.assert_close(found["steps"], alone["steps"], rtol=1e-5, atol=0)
-    assert found["steps"][:, 3].tolist() == [44, 44, 44, 44, 4]
-    torch.testing.assert_close(found["probs"], alone["probs"], rtol=1e-4, atol=1e-6)
-    assert len({tuple(noise.tolist()) for noise in found["noise"]}) == processes
-    for weights in found["weights"]:
+    assert len(together["gradients"]) == 5
+    for gradients, gradients_alone in zip(together["gradients"], alone["gradients"], strict=True):
+        for name, gradient in gradients_alone.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+    torch.testing.assert_close(together["steps"], alone["steps"], rtol=1e-5, atol=0)
+    assert together["steps"][:, 3].tolist() == [44, 44, 44, 44, 4]
+    torch.testing.assert_close(together["probs"], alone["probs"], rtol=1e-4, atol=1e-6)
+    assert len({tuple(noise.tolist()) for noise in together["noise"]}) == processes
+    for weights in together["weights"]:
         assert all(torch.equal(weights[name], value) for name, value in alone["weights"][0].items())
 
 
@@ -84,16 +81,15 @@ def test_a_lost_process_is_replaced_and_the_run_finishes(processes: int, picture
     assert output.count("epoch 8/8") == output.count("test  accuracy") == 1
 
 
-def test_only_what_the_same_launch_left_is_gone_on_with_by_itself(pictures: Path, tmp_path: Path) -> None:
-    settings = replace(
-        from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=1
-    )
+def test_a_restart_resumes_only_the_same_launch(pictures: Path, tmp_path: Path) -> None:
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=1)
     for launch in ("first", "second"):
-        run = Run(settings, World(launch=launch))
-        run._save_last()
-        assert not run.resume()
-    assert Run(settings, World(launch="second", restarts=1)).resume()
-    assert not Run(settings, World(launch="third", restarts=1)).resume()
+        setup = prepare(settings, World(launch=launch))
+        state = initial_state(setup)
+        save(state, setup)
+        assert not resume(state, setup)
+    assert resume(state, prepare(settings, World(launch="second", restarts=1)))
+    assert not resume(state, prepare(settings, World(launch="third", restarts=1)))
 
 
 def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) -> None:

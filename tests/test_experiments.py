@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from layers import deterministic_layers
 from models import build
 from models.checkpoint import load_network
 from support import UserError, locked
-from training import loop
+from training import State, loop, train
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
@@ -176,15 +175,15 @@ def test_what_was_cut_off_is_gone_on_with(
 ) -> None:
     mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
     experiment = Experiment(BARS, "lrt_1", 0)
-    epoch = loop.Run._train_epoch
+    train_epoch = loop.train_epoch
 
-    def cut_off(run: loop.Run, stop: Any) -> Iterator[int]:
-        if run.progress.epoch == 1:
+    def cut_off(state: State, *arguments: Any) -> int:
+        if state.progress.epoch == 1:
             raise KeyboardInterrupt
-        return epoch(run, stop)
+        return train_epoch(state, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Run, "_train_epoch", cut_off)
+        patch.setattr(loop, "train_epoch", cut_off)
         run_missing([experiment], mine)
     capsys.readouterr()
     run_missing([experiment], mine)
@@ -247,15 +246,17 @@ def test_ablations_are_done_once_and_compared_seed_by_seed(
 
 def test_an_averaged_run_keeps_the_running_mean_of_its_weights(pictures: Path, tmp_path: Path) -> None:
     common = {"dataset": str(pictures), "batch_size": 60, "n_epochs": 2, "checkpoint_dir": str(tmp_path)}
-    run = ablations.prepared({**common, "average_decay": 0.6})
+    state, setup, averaged = ablations.start_changed({**common, "average_decay": 0.6})
     seen: list[list[torch.Tensor]] = []
-    run.optimizer.register_step_post_hook(lambda *_: seen.append([p.detach().clone() for p in run.net.parameters()]))
-    run.train()
+    state.optimizer.register_step_post_hook(
+        lambda *_: seen.append([p.detach().clone() for p in state.net.parameters()])
+    )
+    train(state, setup, averaged)
     mean = seen[0]
     for weights in seen[1:]:
         mean = [0.6 * old + 0.4 * new for old, new in zip(mean, weights, strict=True)]
-    assert len(seen) == 6 and run.progress.best_epoch == 2
-    kept, _, _ = load_network(run.places.best)
+    assert len(seen) == 6 and state.progress.best_epoch == 2
+    kept, _, _ = load_network(setup.files.best)
     for found, wanted in zip(kept.parameters(), mean, strict=True):
         torch.testing.assert_close(found.detach(), wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -13,49 +14,34 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Script, script_environment
+from conftest import ROOT, Script, bayesian_settings, run_files, same, script_environment
+from torch import nn
 
-import config_bayesian
 from models.checkpoint import load_network, read_checkpoint
 from recording.recorder import read_recording
 from support import UserError, locked, write_text
-from training.loop import Run, run
-from training.settings import BayesianSettings, from_config
+from training import BayesianSettings, Row, Setup, loop, run, start
 
 
 @pytest.fixture
 def settings(pictures: Path, tmp_path: Path) -> BayesianSettings:
-    return replace(
-        from_config(BayesianSettings, config_bayesian), dataset=str(pictures), checkpoint_dir=str(tmp_path),
-        n_epochs=6, batch_size=20, lr_start=3e-3, valid_ens=1, test_ens=2,
-    )  # fmt: skip
+    return bayesian_settings(pictures, tmp_path, n_epochs=6, batch_size=20, valid_ens=1, test_ens=2)
 
 
 def folder(settings: BayesianSettings) -> Path:
-    return Path(settings.checkpoint_dir) / "bars" / "bayesian"
+    return run_files(settings).last.parent
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
-
-
-def test_a_damaged_checkpoint_is_refused_in_one_line(settings: BayesianSettings) -> None:
+def test_a_damaged_checkpoint_is_refused_in_one_line(finished_run: BayesianSettings, tmp_path: Path) -> None:
     """Cut off at 100 lengths, and with a bit flipped at 200 places: refused, or, where the bit means nothing, equal."""
-    run(replace(settings, n_epochs=1))
-    path = folder(settings) / "model_lenet.pt"
-    whole, content = path.read_bytes(), read_checkpoint(path)
+    best, path = run_files(finished_run).best, tmp_path / "model_lenet.pt"
+    whole, content = best.read_bytes(), read_checkpoint(best)
     chance = random.Random(0)
     damaged = [whole[: chance.randrange(len(whole))] for _ in range(100)]
     for _ in range(200):
@@ -81,8 +67,8 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
         load_network(path)
 
 
-def _train(settings: BayesianSettings, said: Path) -> None:
-    with said.open("w") as sys.stdout:
+def run_with_output(settings: BayesianSettings, output: Path) -> None:
+    with output.open("w") as sys.stdout:
         sys.stderr = sys.stdout
         run(settings)
 
@@ -93,16 +79,16 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=60, record_mean_var=True, record_layers=["fc3"]
     )
     killed = replace(alone, checkpoint_dir=str(tmp_path / "killed"))
-    last, said = folder(killed) / "last.pt", tmp_path / "said"
+    last, output = run_files(killed).last, tmp_path / "output"
     run(alone)
 
     def check() -> None:
-        one, other = (read_checkpoint(folder(each) / "model_lenet.pt") for each in (alone, killed))
+        one, other = (read_checkpoint(run_files(each).best) for each in (alone, killed))
         assert same(one["weights"], other["weights"])
-        history, other_history = ((folder(each) / "lenet" / "history.csv").read_text() for each in (alone, killed))
+        history, other_history = ((run_files(each).reports / "history.csv").read_text() for each in (alone, killed))
         for row, other_row in zip(history.splitlines(), other_history.splitlines(), strict=True):
             assert row.rpartition(",")[0] == other_row.rpartition(",")[0]  # all but the seconds
-        log, other_log = (vars(read_recording(folder(each) / "lenet" / "fc3.h5")) for each in (alone, killed))
+        log, other_log = (vars(read_recording(run_files(each).reports / "fc3.h5")) for each in (alone, killed))
         assert len(log["epoch"]) == 60 * 9
         for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
             np.testing.assert_array_equal(log[name], other_log[name])
@@ -110,20 +96,20 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
     context, chance, kills = multiprocessing.get_context("forkserver"), random.Random(1), 0
     context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
     while kills < 30:
-        process = context.Process(target=_train, args=(replace(killed, resume=last.exists()), said))
-        said.write_text("")
+        process = context.Process(target=run_with_output, args=(replace(killed, resume=last.exists()), output))
+        output.write_text("")
         process.start()
-        while process.is_alive() and not said.stat().st_size:  # until it resumes or ends its first epoch
+        while process.is_alive() and not output.stat().st_size:  # until it resumes or ends its first epoch
             process.join(0.01)
         process.join(chance.random() * 0.6)
         if process.exitcode == 0:  # on a fast machine: once more from the beginning
             check()
             shutil.rmtree(folder(killed))
             continue
-        assert process.exitcode is None and process.pid is not None, said.read_text()
+        assert process.exitcode is None and process.pid is not None, output.read_text()
         os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kills % 3])
         process.join(60)
-        assert process.exitcode is not None, said.read_text()
+        assert process.exitcode is not None, output.read_text()
         kills += 1
         if last.exists():
             read_checkpoint(last)
@@ -132,22 +118,24 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
 
 
 def test_the_same_seed_gives_the_same_results(settings: BayesianSettings, tmp_path: Path) -> None:
-    found = []
+    reports = []
     for name, workers in (("one", 0), ("two", 0), ("three", 2)):
-        results = run(replace(settings, checkpoint_dir=str(tmp_path / name), n_epochs=2, num_workers=workers))
-        kept = json.loads((tmp_path / name / "bars" / "bayesian" / "lenet" / "results.json").read_text())
-        assert kept["test"] == results["test"]
-        found.append((kept["test"], {key: value for key, value in kept["validation"].items() if key != "seconds"}))
-    assert found[0] == found[1] == found[2]
+        each = replace(settings, checkpoint_dir=str(tmp_path / name), n_epochs=2, num_workers=workers)
+        results = run(each)
+        report = json.loads((run_files(each).reports / "results.json").read_text())
+        assert report["test"] == results["test"]
+        validation = {key: value for key, value in report["validation"].items() if key != "seconds"}
+        reports.append((report["test"], validation))
+    assert reports[0] == reports[1] == reports[2]
 
 
-def test_deterministic_algorithms_are_asked_for(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
-    Run(settings)
-    assert asked == []
-    Run(replace(settings, deterministic=True))
-    assert asked == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+def test_deterministic_algorithms_are_switched_on(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
+    start(settings)
+    assert calls == []
+    start(replace(settings, deterministic=True))
+    assert calls == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_a_run_by_deterministic_algorithms_finishes(settings: BayesianSettings) -> None:
@@ -158,7 +146,7 @@ def test_a_run_by_deterministic_algorithms_finishes(settings: BayesianSettings) 
     assert results["test"]["accuracy"] > 0.7
 
 
-def test_a_second_run_on_the_same_folder_is_told(settings: BayesianSettings, script: Script) -> None:
+def test_a_second_run_on_the_same_folder_is_refused(settings: BayesianSettings, script: Script) -> None:
     with locked(folder(settings)):
         answer = script(
             "main_bayesian.py", "--dataset", settings.dataset, "--checkpoint_dir", settings.checkpoint_dir, expect=2
@@ -179,10 +167,12 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(settings: BayesianSettings) -> None:
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
+    finished_run: BayesianSettings, settings: BayesianSettings
+) -> None:
     """No file may grow beyond half of last.pt: as on a disk that is full."""
-    run(replace(settings, n_epochs=1))
-    last = folder(settings) / "last.pt"
+    shutil.copytree(finished_run.checkpoint_dir, settings.checkpoint_dir, dirs_exist_ok=True)
+    last = run_files(settings).last
     before = last.read_bytes()
     words = [f"--{name}={value}" for name, value in asdict(settings).items() if name in
              ("dataset", "checkpoint_dir", "batch_size", "lr_start")]  # fmt: skip
@@ -221,15 +211,16 @@ def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
 
 def test_a_folder_that_goes_missing_ends_the_run(settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best network went with it: no later epoch is worth hours if it is not better."""
-    finish = Run._finish_epoch
+    validate, validations = loop.validate, count(1)
 
-    def lose(run: Run, started: float) -> Any:
-        if run.progress.epoch == 2:
+    def lose(net: nn.Module, setup: Setup) -> Row:
+        row = validate(net, setup)
+        if next(validations) == 3:
             shutil.rmtree(folder(settings))
-            run.progress.best_nll = 0.0
-        return finish(run, started)
+            row["valid_nll"] = math.inf
+        return row
 
-    monkeypatch.setattr(Run, "_finish_epoch", lose)
+    monkeypatch.setattr(loop, "validate", lose)
     with pytest.raises(UserError, match="model_lenet.pt is gone"):
         run(settings)
 
@@ -239,12 +230,12 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: Bayesian
     epochs = int(os.environ.get("SOAK_EPOCHS", 150))
     code = (
         "import sys, json, os, main_bayesian, training.loop as loop\n"
-        "seen, save = [], loop.Run._save_last\n"
-        "def watched(run):\n"
-        "    save(run)\n"
+        "seen, save = [], loop.save\n"
+        "def watched(state, setup):\n"
+        "    save(state, setup)\n"
         "    pages = int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
         "    seen.append((pages / 2**20, len(os.listdir('/proc/self/fd'))))\n"
-        "loop.Run._save_last = watched\n"
+        "loop.save = watched\n"
         "main_bayesian.main(sys.argv[1:])\n"
         "print(json.dumps(seen))\n"
     )

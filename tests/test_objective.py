@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from support import UserError
-from training.objective import expected_nll, kl_weight, negative_elbo
+from training import expected_nll, kl_weight, negative_elbo
 
 
 @pytest.mark.parametrize("batches", [1, 2, 7, 100, 5000])

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import bayesian_settings, frequentist_settings, run_files
 
-import config_bayesian
-import config_frequentist
 from layers import BBBConv2d, ModuleWrapper, weight_posteriors
 from models import build
 from models.checkpoint import load_network
 from support import UserError
-from training.loop import Run, run
-from training.settings import BayesianSettings, Settings, from_config
+from training import initial_state, prepare, run
 
 FACTORY = """
 from torch import nn
@@ -48,26 +46,27 @@ def not_flat(outputs, inputs):
 
 
 @pytest.fixture
-def settings(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of runs with these networks, which can be imported."""
     (tmp_path / "my_networks.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return {"dataset": str(pictures), "checkpoint_dir": str(tmp_path / "runs"), "net_type": "my_networks:make",
-            "n_epochs": 4, "batch_size": 20, "lr_start": 3e-3}  # fmt: skip
+    return {"net_type": "my_networks:make", "n_epochs": 4, "batch_size": 20, "lr_start": 3e-3}
 
 
-def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any], tmp_path: Path) -> None:
-    results = run(replace(from_config(Settings, config_frequentist), **settings))
+def test_a_network_of_ones_own_trains_in_both_families(changes: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    twin = frequentist_settings(pictures, tmp_path, **changes)
+    results = run(twin)
     assert results["test"]["accuracy"] > 0.8
-    plain_path = tmp_path / "runs" / "bars" / "frequentist" / "model_my_networks.make.pt"
+    plain_path = run_files(twin).best
+    assert plain_path == tmp_path / "bars" / "frequentist" / "model_my_networks.make.pt"
     with pytest.raises(UserError, match="holds a network that 'my_networks:make' makes: give that as net_type"):
         load_network(plain_path)
     plain, _, _ = load_network(plain_path, net_type="my_networks:make")
 
-    moped = replace(
-        from_config(BayesianSettings, config_bayesian), **settings, init_from=str(plain_path), moped=0.2,
-        prior_at_means=True, valid_ens=2, test_ens=2,
-    )  # fmt: skip
-    start = Run(moped).net
+    moped = bayesian_settings(
+        pictures, tmp_path, **changes, init_from=str(plain_path), moped=0.2, prior_at_means=True, test_ens=2
+    )
+    start = initial_state(prepare(moped)).net
     weights = plain.state_dict()
     assert type(start) is ModuleWrapper
     for name, mean, posterior in weight_posteriors(start):
@@ -76,14 +75,14 @@ def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any],
         torch.testing.assert_close(posterior.std(mean), 0.2 * trained.abs(), rtol=1e-3, atol=2e-6)
     assert torch.equal(start.get_buffer("0.1.running_mean"), weights["1.running_mean"])
     assert run(moped)["test"]["accuracy"] >= results["test"]["accuracy"] - 0.1
-    path = tmp_path / "runs" / "bars" / "bayesian" / "model_my_networks.make.pt"
+    path = run_files(moped).best
     loaded, _, _ = load_network(path, net_type="my_networks:make")
     assert isinstance(loaded.get_submodule("0.0"), BBBConv2d)
     centres = [posterior.prior.mean for _, _, posterior in weight_posteriors(loaded)]
     assert all(torch.equal(c, weights[n.removeprefix("0.")])
                for c, (n, _, _) in zip(centres, weight_posteriors(loaded), strict=True))  # fmt: skip
 
-    for changes, message in (
+    for wrong, message in (
         ({"net_type": "lenet"}, "holds a network that 'my_networks:make' makes"),
         ({"valid_size": 0.2}, "its mean is .*, this run needs"),
         ({"alpha_shape": (1, 1)}, "leave out alpha_shape"),
@@ -91,10 +90,10 @@ def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any],
         ({"init_from": str(tmp_path / "none.pt")}, "there is no checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
-            Run(replace(moped, **changes))
+            initial_state(prepare(replace(moped, **wrong)))
 
 
-def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(settings: dict[str, Any]) -> None:
+def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(changes: dict[str, Any]) -> None:
     net = build("my_networks:bayesian", True, 2, 1, layer_type="lrt")
     logits, kl = net(torch.randn(3, 1, 32, 32))
     assert logits.shape == (3, 2) and kl > 0
@@ -112,7 +111,7 @@ def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(settings: dict[str, An
         ("resnet81", "did you mean 'resnet18'"),
     ],
 )
-def test_a_factory_that_cannot_be_had_is_one_line(settings: dict[str, Any], net_type: str, message: str) -> None:
+def test_a_factory_that_cannot_be_imported_is_one_line(changes: dict[str, Any], net_type: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         build(net_type, False, 2, 1)
     assert "\n" not in str(error.value)
@@ -129,12 +128,14 @@ def test_a_network_has_its_own_activations() -> None:
     ("name", "message"),
     [
         ("of_one_argument", r"^my_networks:of_one_argument\(.*\) failed: .*positional argument"),
-        ("of_three_classes", r"makes \(2, 3\) of 2 images, expected \(logits \(2, \d+\), kl\)"),
+        ("of_three_classes", r"returns \(2, 3\) for 2 images, expected \(logits \(2, \d+\), kl\)"),
         ("of_seven_channels", r"cannot take images of shape \(2, \d, 32, 32\): .*channels"),
-        ("not_flat", r"makes \(2, \d+, 32, 32\) of 2 images"),
+        ("not_flat", r"returns \(2, \d+, 32, 32\) for 2 images"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused_in_one_line(settings: dict[str, Any], name: str, message: str) -> None:
-    given = replace(from_config(BayesianSettings, config_bayesian), **settings | {"net_type": f"my_networks:{name}"})
+def test_a_network_that_does_not_fit_is_refused_in_one_line(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path, **changes | {"net_type": f"my_networks:{name}"})
     with pytest.raises(UserError, match=message):
-        Run(given)
+        initial_state(prepare(settings))

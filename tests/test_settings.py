@@ -1,9 +1,13 @@
-"""Settings from a config file and the command line, and what is said of wrong ones."""
+"""Settings from a config file and the command line, and the errors for wrong ones."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import types
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +15,10 @@ from conftest import ROOT, Script
 
 import config_bayesian
 import config_frequentist
+import main_bayesian
+import main_frequentist
 from support import UserError
-from training.settings import BayesianSettings, Settings, from_config
+from training import BayesianSettings, Role, Settings, from_config, names_with
 
 
 def config(**changes: object) -> types.ModuleType:
@@ -41,30 +47,29 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
 
 
 def test_flags_read_as_people_write_them() -> None:
-    def given(*words: str) -> BayesianSettings:
+    def parse(*words: str) -> BayesianSettings:
         return from_config(BayesianSettings, config_bayesian, words)
 
-    assert given("--amp").amp and given("--amp=true").amp and not given("--amp", "False").amp
-    assert given("--beta_type", "0.5").beta_type == 0.5 and given("--beta_type", "Soenderby").beta_type == "Soenderby"
-    assert given("--alpha_shape", "1,1").alpha_shape == (1, 1) and given("--alpha_shape", "None").alpha_shape is None
-    assert given("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
-    assert given("--lr_start", "1").lr_start == 1.0
-    assert given("--checkpoint_dir", "2024").checkpoint_dir == "2024"
-    assert given("--record_layers", "0").record_layers == ["0"]
+    assert parse("--amp").amp and parse("--amp=true").amp and not parse("--amp", "False").amp
+    assert parse("--beta_type", "0.5").beta_type == 0.5 and parse("--beta_type", "Soenderby").beta_type == "Soenderby"
+    assert parse("--alpha_shape", "1,1").alpha_shape == (1, 1) and parse("--alpha_shape", "None").alpha_shape is None
+    assert parse("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
+    assert parse("--lr_start", "1").lr_start == 1.0
+    assert parse("--checkpoint_dir", "2024").checkpoint_dir == "2024"
+    assert parse("--record_layers", "0").record_layers == ["0"]
 
 
 def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
     frequentist = from_config(Settings, config_frequentist)
     bayesian = from_config(BayesianSettings, config_bayesian)
-    apart = {name for name, value in vars(frequentist).items() if getattr(bayesian, name) != value}
-    assert apart == set()
+    differences = {name for name, value in vars(frequentist).items() if getattr(bayesian, name) != value}
+    assert differences == set()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_epoch": 3}, r"my_config.py: unknown setting 'n_epoch': did you mean 'n_epochs'\?"),
-        ({"net_type": "LeNet"}, "my_config.py: net_type: expected one of .*did you mean 'lenet'.*, got 'LeNet'"),
+        ({"net_type": "LeNet"}, "net_type: expected one of .*did you mean 'lenet'.*, got 'LeNet'"),
         ({"lr_start": "0.1"}, "lr_start: expected a number > 0, got '0.1'"),
         ({"lr_start": 0.0}, "lr_start: expected a number > 0, got 0.0"),
         ({"lr_start": float("nan")}, "lr_start: expected a number > 0, got nan"),
@@ -80,9 +85,9 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"alpha_shape": (0, 1)}, "alpha_shape: expected None or a shape such as"),
         (
             {"priors": {"prior_sigmas": 1}},
-            "my_config.py: priors: unknown prior 'prior_sigmas': did you mean 'prior_sigma'",
+            "priors: unknown prior 'prior_sigmas': did you mean 'prior_sigma'",
         ),
-        ({"priors": 3}, "my_config.py: priors: priors must be a dict, got 3"),
+        ({"priors": 3}, "priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None or names of layers"),
         ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
         (
@@ -157,10 +162,35 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"priors": ["prior_sigma"]}, "priors: priors must be a dict, got"),
     ],
 )
-def test_a_wrong_setting_in_the_file_is_named(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
+def test_a_wrong_setting_is_named(changes: dict[str, Any], message: str) -> None:
+    """In the config file, in `replace` and in the constructor; settings that contradict each other have no place."""
+    default = from_config(BayesianSettings, config_bayesian)
+    contradiction = ": expected" not in message and "priors: " not in message
+    with pytest.raises(UserError, match=message if contradiction else f"my_config.py: {message}") as error:
         from_config(BayesianSettings, config(**changes))
     assert "\n" not in str(error.value)
+    for make in (lambda: replace(default, **changes), lambda: BayesianSettings(**{**vars(default), **changes})):
+        with pytest.raises(UserError, match=f"^{message}"):
+            make()
+
+
+def test_an_unknown_setting_in_the_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"my_config.py: unknown setting 'n_epoch': did you mean 'n_epochs'\?"):
+        from_config(BayesianSettings, config(n_epoch=3))
+
+
+def test_a_checked_value_is_kept_in_the_type_of_its_setting() -> None:
+    settings = replace(from_config(BayesianSettings, config_bayesian), lr_start=1, alpha_shape=[1, 1], resume="true")
+    assert isinstance(settings.lr_start, float) and settings.alpha_shape == (1, 1) and settings.resume is True
+    assert isinstance(replace(settings, beta_type=1).beta_type, float) and replace(settings, priors=None).priors == {}
+    assert replace(settings) == settings
+
+
+def test_the_roles_of_settings() -> None:
+    local = {"dataset", "data_dir", "checkpoint_dir", "resume"}
+    not_compared = {"resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir"}
+    assert names_with(Role.LOCAL) == local and names_with(Role.NOT_COMPARED) == not_compared
+    assert names_with(Role.MAY_CHANGE_ON_RESUME) == not_compared | {"device", "n_epochs", "patience"}
 
 
 def test_priors_are_kept_as_plain_values() -> None:
@@ -193,21 +223,42 @@ def test_a_wrong_flag_is_named(words: list[str], message: str) -> None:
         from_config(BayesianSettings, config_bayesian, words)
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(script: Script, tmp_path: Path) -> None:
-    for name, arguments in (
-        ("main_bayesian.py", ("--beta_typ", "1")),
-        ("main_bayesian.py", ("--dataset", "MNST")),
-        ("main_bayesian.py", ("--alpha_shape", "7,1")),
-        ("main_bayesian.py", ("--compare", "--checkpoint_dir", tmp_path)),
-        ("main_bayesian.py", ("--resume", "--checkpoint_dir", tmp_path)),
-        ("main_frequentist.py", ("--layer_type", "bbb")),
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for main, arguments in (
+        (main_bayesian.main, ["--beta_typ", "1"]),
+        (main_bayesian.main, ["--dataset", "MNST"]),
+        (main_bayesian.main, ["--alpha_shape", "7,1"]),
+        (main_bayesian.main, ["--compare", "--checkpoint_dir", str(tmp_path)]),
+        (main_bayesian.main, ["--resume", "--checkpoint_dir", str(tmp_path)]),
+        (main_frequentist.main, ["--layer_type", "bbb"]),
+        (main_frequentist.main, ["--compare"]),
     ):
-        answer = script(name, *arguments, expect=2)
-        assert answer.stdout == "" and answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: ")
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        output = capsys.readouterr()
+        assert stop.value.code == 2
+        assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("error: ")
+    answer = script("main_bayesian.py", "--beta_typ", "1", expect=2)
+    assert answer.stdout == "" and answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: ")
 
 
-def test_help_tells_of_every_setting(script: Script) -> None:
-    for name, kind in (("main_bayesian.py", BayesianSettings), ("main_frequentist.py", Settings)):
-        text = script(name, "--help").stdout
+def test_help_lists_every_setting(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main_bayesian.main(["--help"])
+    assert stop.value.code == 0
+    for text, kind in (
+        (capsys.readouterr().out, BayesianSettings),
+        (script("main_frequentist.py", "--help").stdout, Settings),
+    ):
         assert all(f"--{setting} " in text for setting in kind.__dataclass_fields__)
+        assert ("--compare " in text) == (kind is BayesianSettings)
     assert (ROOT / "config_bayesian.py").exists()
+
+
+def test_settings_are_checked_before_the_loop_is_imported() -> None:
+    """And so `--help` and the error for a wrong setting come without the second that its libraries take."""
+    code = "import sys, training; training.from_config; assert 'training.loop' not in sys.modules; training.run"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr

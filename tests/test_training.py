@@ -4,49 +4,38 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import pytest
 import torch
-from conftest import ROOT, Script, script_environment
+from conftest import (
+    ROOT,
+    Script,
+    bayesian_settings,
+    frequentist_settings,
+    run_files,
+    same,
+    script_environment,
+    weights,
+)
 
-import config_bayesian
-import config_frequentist
 from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
 from layers import kl_divergence
-from models.checkpoint import load_network
+from models.checkpoint import load_network, read_checkpoint, write_checkpoint
 from support import UserError
-from training.loop import Run, run
-from training.settings import BayesianSettings, Settings, from_config
-
-
-def bayesian(pictures: Path, folder: Path, **changes: Any) -> BayesianSettings:
-    changes = {"n_epochs": 3, "batch_size": 64, "lr_start": 3e-3, "valid_ens": 2, "test_ens": 3, **changes}
-    settings = from_config(BayesianSettings, config_bayesian)
-    return replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), **changes)
-
-
-def frequentist(pictures: Path, folder: Path, **changes: Any) -> Settings:
-    settings = from_config(Settings, config_frequentist)
-    changes = {"n_epochs": 3, "batch_size": 64, **changes}
-    return replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), **changes)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["weights"]  # type: ignore[no-any-return]
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+from training import BayesianSettings, State, initial_state, loop, prepare, resume, run, start, train
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -55,7 +44,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 
 def test_a_bayesian_run_learns_and_leaves_all_that_it_promises(pictures: Path, tmp_path: Path) -> None:
-    settings = bayesian(pictures, tmp_path, n_epochs=12, batch_size=16)
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=12, batch_size=16)
     results = run(settings)
     folder = tmp_path / "bars" / "bayesian"
     assert json.loads(json.dumps(results)) == json.loads((folder / "lenet" / "results.json").read_text())
@@ -86,15 +75,17 @@ def test_a_bayesian_run_learns_and_leaves_all_that_it_promises(pictures: Path, t
 def test_the_twins_share_splits_and_are_compared(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], script: Script
 ) -> None:
-    one, other = Run(bayesian(pictures, tmp_path)), Run(frequentist(pictures, tmp_path))
+    both = bayesian_settings(pictures, tmp_path), frequentist_settings(pictures, tmp_path)
+    one, other = map(prepare, both)
     for split in ("train", "valid", "test"):
         assert torch.equal(getattr(one.data, split).images, getattr(other.data, split).images)
-    assert torch.equal(one.net.conv1.weight, other.net.conv1.weight)  # type: ignore[union-attr]
-    found = one.fit(), other.fit()
-    capsys.readouterr()
-    run(frequentist(pictures, tmp_path))
+    nets = [initial_state(setup).net for setup in (one, other)]
+    assert torch.equal(nets[0].conv1.weight, nets[1].conv1.weight)  # type: ignore[union-attr]
+    bayesian = run(both[0])
+    assert "frequentist" not in capsys.readouterr().out
+    frequentist = run(both[1])
     table = capsys.readouterr().out
-    for results in found:
+    for results in (bayesian, frequentist):
         assert f"{results['test']['accuracy']:.2%}" in table and f"{results['parameters']:,}" in table
     assert "settings that differ: lr_start 0.003 and 0.001" in table
     arguments = ("--compare", "--dataset", pictures, "--checkpoint_dir", tmp_path)
@@ -105,61 +96,89 @@ def test_the_twins_share_splits_and_are_compared(
     "changes",
     [
         {},
-        {"train_ens": 2, "layer_type": "flipout", "beta_type": "Soenderby"},
+        {"train_ens": 2, "layer_type": "flipout", "beta_type": "Soenderby", "n_epochs": 2},
         {"alpha_shape": (1, 1), "layer_type": "bbb"},
     ],
     ids=str,
 )
 def test_the_same_seed_gives_the_same_weights(pictures: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    for name in ("one", "two"):
-        Run(bayesian(pictures, tmp_path / name, n_epochs=1, **changes)).fit()
-    last = [weights(tmp_path / name / "bars" / "bayesian" / "last.pt") for name in ("one", "two")]
-    assert same(*last)
-    Run(bayesian(pictures, tmp_path / "three", n_epochs=1, seed=1, **changes)).fit()
-    assert not same(last[0], weights(tmp_path / "three" / "bars" / "bayesian" / "last.pt"))
+    changes = {"n_epochs": 1, **changes}
+    runs = [bayesian_settings(pictures, tmp_path / str(n), seed=seed, **changes) for n, seed in enumerate((0, 0, 1))]
+    for settings in runs:
+        run(settings)
+    first, again, other = (weights(run_files(settings).last) for settings in runs)
+    assert same(first, again)
+    assert not same(first, other)
 
 
-class _Stop:
-    """Asks a run to stop after so many steps, as a signal would."""
+def denormals_count() -> bool:
+    return float(torch.tensor(1e-39) * 0.5) > 0
 
-    def __init__(self, run: Run, steps: int, signum: int) -> None:
-        self.run, self.steps, self.signum = run, steps, signum
-        self.step = run._step
-        run._step = self  # type: ignore[method-assign, assignment]
 
-    def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
-        self.steps -= 1
-        if self.steps == 0:
-            os.kill(os.getpid(), self.signum)
-        return self.step(*arguments)
+def test_a_state_and_its_training_leave_the_process_as_it_is(pictures: Path, tmp_path: Path) -> None:
+    """Denormals, deterministic algorithms and the seed belong to `start`, and so to `run`."""
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=1, deterministic=True, record_mean_var=True)
+    torch.set_flush_denormal(False)
+    generator = torch.get_rng_state()
+    setup = prepare(settings)
+    state = initial_state(setup)
+    assert torch.equal(torch.get_rng_state(), generator)
+    train(state, setup)
+    assert denormals_count() and not torch.are_deterministic_algorithms_enabled()
+    try:
+        start(settings)
+        assert not denormals_count() and torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, number: int, signum: int) -> None:
+    """Send this process the signal in the step of that number, counted from 1."""
+    step, steps = loop.step, count(1)
+
+    def step_with_signal(*arguments: Any) -> torch.Tensor:
+        if next(steps) == number:
+            os.kill(os.getpid(), signum)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "step", step_with_signal)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> BayesianSettings:
+    """Settings of a finished run of 3 epochs of 3 steps."""
+    settings = bayesian_settings(pictures, tmp_path_factory.mktemp("uninterrupted"))
+    run(settings)
+    return settings
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_a_stopped_run_resumes_to_the_very_same_weights(
-    pictures: Path, tmp_path: Path, steps: int, signum: int, capsys: pytest.CaptureFixture[str]
+    uninterrupted: BayesianSettings,
+    pictures: Path,
+    tmp_path: Path,
+    steps: int,
+    signum: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = bayesian(pictures, tmp_path / "whole")  # 3 epochs of 3 steps
-    broken = bayesian(pictures, tmp_path / "broken")
-    Run(whole).fit()
-    stopped = Run(broken)
-    _Stop(stopped, steps, signum)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        stopped.fit()
+    broken = bayesian_settings(pictures, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        signal_at_step(patch, steps, signum)
+        run(broken)
     assert stop.value.code == 128 + signum
     assert f"stopped by {signal.Signals(signum).name}" in (out := capsys.readouterr().out) and "--resume" in out
-    Run(replace(broken, resume=True)).fit()
-    folders = [tmp_path / name / "bars" / "bayesian" for name in ("whole", "broken")]
-    for name in ("last.pt", "model_lenet.pt"):
-        assert same(weights(folders[0] / name), weights(folders[1] / name))
-    histories = [rows(folder / "lenet" / "history.csv") for folder in folders]
-    assert histories[0] == histories[1]
+    run(replace(broken, resume=True))
+    one, other = run_files(uninterrupted), run_files(broken)
+    assert same(weights(one.last), weights(other.last)) and same(weights(one.best), weights(other.best))
+    assert rows(one.reports / "history.csv") == rows(other.reports / "history.csv")
 
 
 def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_path: Path) -> None:
     """SIGKILL, between epochs and within them, to a real process; then SIGTERM, which saves first."""
-    Run(bayesian(pictures, tmp_path / "whole", n_epochs=6)).fit()
+    whole = bayesian_settings(pictures, tmp_path / "whole", n_epochs=6)
+    run(whole)
     broken = tmp_path / "broken"
     command = [
         sys.executable, "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
@@ -180,77 +199,130 @@ def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_p
         process.stdout.read()
         process.wait(60)
         resume = ["--resume"]
-    Run(bayesian(pictures, broken, n_epochs=6, resume=True)).fit()
-    for name in ("last.pt", "model_lenet.pt"):
-        found = [weights(folder / "bars" / "bayesian" / name) for folder in (tmp_path / "whole", broken)]
-        assert same(*found)
+    resumed = bayesian_settings(pictures, broken, n_epochs=6, resume=True)
+    run(resumed)
+    one, other = run_files(whole), run_files(resumed)
+    assert same(weights(one.last), weights(other.last)) and same(weights(one.best), weights(other.best))
     assert not [path for path in broken.rglob("*") if path.name.startswith(".") and path.suffix == ".csv"]
 
 
-def test_resuming_with_other_settings_or_nothing_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_or_nothing_is_refused(
+    finished_run: BayesianSettings, pictures: Path, tmp_path: Path
+) -> None:
+    def resumed(**changes: Any) -> State | None:
+        setup = prepare(replace(finished_run, resume=True, **changes))
+        state = initial_state(setup)
+        return state if resume(state, setup) else None
+
     with pytest.raises(UserError, match="there is no checkpoint .*last.pt"):
-        Run(bayesian(pictures, tmp_path, resume=True)).resume()
-    Run(bayesian(pictures, tmp_path, n_epochs=1)).fit()
+        resumed(checkpoint_dir=str(tmp_path))
     with pytest.raises(UserError, match="is of a run with lr_start 0.003, not 0.5"):
-        Run(bayesian(pictures, tmp_path, resume=True, lr_start=0.5)).resume()
-    longer = Run(bayesian(pictures, tmp_path, resume=True, n_epochs=2, lr_schedule="linear"))
-    assert longer.resume() and longer.progress.epoch == 1
+        resumed(lr_start=0.5)
+    longer = resumed(n_epochs=2, lr_schedule="linear")
+    assert longer is not None and longer.progress.epoch == 1
+
+
+@pytest.mark.parametrize("lr_schedule", ["constant", "linear", "cosine"])
+def test_rates_are_those_of_the_schedule_and_of_the_epochs_to_come(
+    pictures: Path, tmp_path: Path, lr_schedule: str
+) -> None:
+    """Of 2 epochs of 3 steps, and of 4 from the middle on."""
+    factor = {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: 1 - done,
+        "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    }[lr_schedule]
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=2, lr_schedule=lr_schedule)
+    rates: list[list[float]] = []
+    for changes in ({}, {"n_epochs": 4, "resume": True}):
+        state, setup = start(replace(settings, **changes))
+        state.optimizer.register_step_post_hook(
+            lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+        )
+        train(state, setup)
+    done = [step / 6 for step in range(6)] + [step / 12 for step in range(6, 12)]
+    assert rates == [[3e-3 * factor(each), 3e-3 * 10.0 * factor(each)] for each in done]
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_a_checkpoint_of_an_older_version_resumes_to_the_very_same_weights(
+    uninterrupted: BayesianSettings, pictures: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has 'optimiser', whose groups hold no 'initial_lr', and no scheduler."""
+    broken = bayesian_settings(pictures, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        signal_at_step(patch, steps, signal.SIGTERM)
+        run(broken)
+    content = read_checkpoint(run_files(broken).last)
+    del content["scheduler"]
+    content["optimiser"] = content.pop("optimizer")
+    for group in content["optimiser"]["param_groups"]:
+        del group["initial_lr"]
+    write_checkpoint(run_files(broken).last, content)
+    run(replace(broken, resume=True))
+    assert same(weights(run_files(uninterrupted).last), weights(run_files(broken).last))
+    assert same(weights(run_files(uninterrupted).best), weights(run_files(broken).best))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_network(
-    pictures: Path, tmp_path: Path
+    finished_run: BayesianSettings, pictures: Path, tmp_path: Path
 ) -> None:
-    Run(bayesian(pictures, tmp_path, n_epochs=1)).fit()
-    best = tmp_path / "bars" / "bayesian" / "model_lenet.pt"
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    settings = bayesian_settings(pictures, tmp_path, lr_start=1e30)
+    best = run_files(settings).best
     before = best.read_bytes()
     with pytest.raises(UserError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
-        Run(bayesian(pictures, tmp_path, lr_start=1e30)).fit()
+        run(settings)
     assert best.read_bytes() == before
 
 
 def test_patience_ends_a_run_that_gets_no_better(pictures: Path, tmp_path: Path) -> None:
-    settings = frequentist(pictures, tmp_path, n_epochs=30, patience=2, lr_start=1e-12)
-    results = Run(settings).fit()
-    history = rows(tmp_path / "bars" / "frequentist" / "lenet" / "history.csv")
+    settings = frequentist_settings(pictures, tmp_path, n_epochs=30, patience=2, lr_start=1e-12)
+    results = run(settings)
+    history = rows(run_files(settings).reports / "history.csv")
     best = min(range(len(history)), key=lambda i: history[i]["valid_nll"])
     assert results["epochs"] == len(history) == best + 3 < 30
 
 
 def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path: Path) -> None:
-    run = Run(bayesian(pictures, tmp_path, n_epochs=2, amp=True, tensorboard=True))
-    assert run.fit()["validation"]["valid_nll"] < 0.8
-    assert all(p.dtype == torch.float32 for p in run.net.parameters())
-    reports = tmp_path / "bars" / "bayesian" / "lenet"
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=2, amp=True, tensorboard=True)
+    state, setup = start(settings)
+    train(state, setup)
+    assert loop.test(state, setup)["validation"]["valid_nll"] < 0.8
+    assert all(p.dtype == torch.float32 for p in state.net.parameters())
+    reports = run_files(settings).reports
     assert len(list((reports / "tensorboard").glob("events*"))) == 1
-    Run(bayesian(pictures, tmp_path, n_epochs=1, tensorboard=True)).fit()
+    run(replace(settings, n_epochs=1, amp=False))
     assert len(list((reports / "tensorboard").glob("events*"))) == 1  # a curve of its own
     assert len(list((reports / "earlier" / "1" / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_compiled_run_leaves_a_network_like_any_other(pictures: Path, tmp_path: Path) -> None:
-    compiled = Run(bayesian(pictures, tmp_path, n_epochs=1, compile=True))
-    compiled.fit()
-    net, _, _ = load_network(compiled.places.best)
-    assert same(net.state_dict(), compiled.net.state_dict())
+    state, setup = start(bayesian_settings(pictures, tmp_path, n_epochs=1, compile=True))
+    train(state, setup)
+    net, _, _ = load_network(setup.files.best)
+    assert same(net.state_dict(), state.net.state_dict())
 
 
-def test_a_new_run_of_another_family_leaves_the_twin_alone(pictures: Path, tmp_path: Path) -> None:
-    Run(bayesian(pictures, tmp_path, n_epochs=1)).fit()
+def test_a_new_run_of_another_family_leaves_the_twin_alone(
+    finished_run: BayesianSettings, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    Run(frequentist(pictures, tmp_path, n_epochs=1)).fit()
+    run(frequentist_settings(pictures, tmp_path, n_epochs=1))
     assert all(path.read_bytes() == content for path, content in files.items())
 
 
-def test_a_run_anew_keeps_the_network_of_the_earlier_one(
+def test_a_new_run_keeps_the_network_of_the_earlier_one(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = bayesian(pictures, tmp_path, n_epochs=1)
-    Run(settings).fit()
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=1)
+    run(settings)
     folder = tmp_path / "bars" / "bayesian"
     before = {path.name: path.read_bytes() for path in (folder / "model_lenet.pt", folder / "lenet" / "results.json")}
     assert "earlier" not in capsys.readouterr().out
     for number in (1, 2):
-        Run(settings).fit()
+        run(settings)
         kept = folder / "lenet" / "earlier" / str(number)
         assert f"went to {kept}\n" in capsys.readouterr().out
         assert sorted(path.name for path in kept.iterdir()) == [
@@ -273,6 +345,6 @@ def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictur
     ) as process:  # fmt: skip
         assert process.stdout and "epoch   1/500" in process.stdout.readline()
         os.killpg(process.pid, signal.SIGTERM)
-        said, complaints = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped by SIGTERM" in said and "Traceback" not in complaints
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by SIGTERM" in output and "Traceback" not in errors
     assert (tmp_path / "bars" / "bayesian" / "last.pt").exists()

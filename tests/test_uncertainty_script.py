@@ -20,8 +20,7 @@ import uncertainty_estimation
 from images import load_data, normalize
 from inference.prediction import posterior_predictive
 from models.checkpoint import load_network
-from training.loop import Run
-from training.settings import BayesianSettings, Settings, from_config
+from training import BayesianSettings, Settings, from_config, run
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     for kind, config in ((BayesianSettings, config_bayesian), (Settings, config_frequentist)):
         settings = from_config(kind, config)
-        Run(replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), n_epochs=6, batch_size=16)).fit()
+        run(replace(settings, dataset=str(pictures), checkpoint_dir=str(folder), n_epochs=6, batch_size=16))
     return folder / "bars"
 
 
@@ -128,11 +127,11 @@ def test_two_processes_share_the_images_and_tell_the_same(trained: Path, picture
 
 def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_path: Path) -> None:
     settings = from_config(BayesianSettings, config_bayesian)
-    Run(
+    run(
         replace(
             settings, dataset="MNIST5k", checkpoint_dir=str(tmp_path), n_epochs=1, lr_start=3e-3, record_mean_var=False
         )
-    ).fit()
+    )
     weights = tmp_path / "MNIST5k" / "bayesian" / "model_lenet.pt"
     script(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", "MNIST5k",

@@ -1,1 +1,77 @@
-"""How a network is fitted: data, objective, loop, settings, reports."""
+"""How a network is trained: settings, objective, loop, state, reports.
+
+Settings and objective are imported at once, the rest when a name of it is first used: a script checks the user's
+settings, and answers `--help`, before the second that the loop's libraries take to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from training.objective import SCHEDULES, expected_nll, kl_weight, negative_elbo
+from training.settings import BayesianSettings, Role, Settings, from_config, names_with
+
+if TYPE_CHECKING:
+    from training.alarms import Alarms
+    from training.interruption import StopRequest, stop_requests
+    from training.loop import compare, run, start, step, test, train, train_epoch, validate
+    from training.network import build_network, build_optimizer, build_scheduler, wrap_for_training
+    from training.reports import Row, comparison, read_results
+    from training.state import Progress, RunFiles, Setup, State, initial_state, prepare, restore, resume, save
+
+__all__ = [
+    "SCHEDULES",
+    "Alarms",
+    "BayesianSettings",
+    "Progress",
+    "Role",
+    "Row",
+    "RunFiles",
+    "Settings",
+    "Setup",
+    "State",
+    "StopRequest",
+    "build_network",
+    "build_optimizer",
+    "build_scheduler",
+    "compare",
+    "comparison",
+    "expected_nll",
+    "from_config",
+    "initial_state",
+    "kl_weight",
+    "names_with",
+    "negative_elbo",
+    "prepare",
+    "read_results",
+    "restore",
+    "resume",
+    "run",
+    "save",
+    "start",
+    "step",
+    "stop_requests",
+    "test",
+    "train",
+    "train_epoch",
+    "validate",
+    "wrap_for_training",
+]
+
+_LATER = {
+    "alarms": ("Alarms",),
+    "interruption": ("StopRequest", "stop_requests"),
+    "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
+    "network": ("build_network", "build_optimizer", "build_scheduler", "wrap_for_training"),
+    "reports": ("Row", "comparison", "read_results"),
+    "state": ("Progress", "RunFiles", "Setup", "State", "initial_state", "prepare", "restore", "resume", "save"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of a module that is imported only now (PEP 562)."""
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What goes wrong in a run without stopping it, said once each."""
+"""Warnings about what goes wrong in a run without stopping it, each reported once."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from torch import nn
 from layers import weight_posteriors
 from training.reports import Row
 
-GROWTH = 5  # epochs in a row that a KL grows before it is said
-COLLAPSED, EXPLODED = 1e-8, 1e2  # deviations beyond which a weight is certain, or noise
+GROWTH = 5  # epochs in a row in which the KL grows before it is reported
+COLLAPSED, EXPLODED = 1e-8, 1e2  # standard deviations beyond which a weight is deterministic, or noise
 
 
 class Alarms:
-    """Looks at a run after every epoch.
+    """Checks a run after every epoch.
 
     Args:
         net: the network that is trained.
-        classes: how many there are.
-        epochs: of the whole run.
+        classes: the number of classes.
+        epochs: the number of epochs of the whole run.
     """
 
     def __init__(self, net: nn.Module, classes: int, epochs: int) -> None:
         self.net, self.classes, self.epochs = net, classes, epochs
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
 
-    def after(self, history: Sequence[Row], examples: int) -> list[str]:
-        """What is wrong now and has not been said before, a line each.
+    def check(self, history: Sequence[Row], examples: int) -> list[str]:
+        """What is wrong now and has not been reported before.
 
         Args:
-            history: a row a finished epoch.
-            examples: those that validation accuracy is over.
+            history: one row per finished epoch.
+            examples: the number of validation images, over which `valid_accuracy` is a mean.
+
+        Returns:
+            One line per new warning.
         """
-        found = {
+        warnings = {
             "chance": self._at_chance(history[-1], examples),
             "kl": self._kl_grows(history),
-            "spread": self._spreads(),
+            "deviations": self._deviations(),
         }
-        new = {kind: text for kind, text in found.items() if text and kind not in self.said}
-        self.said |= new.keys()
+        new = {kind: text for kind, text in warnings.items() if text and kind not in self.reported}
+        self.reported |= new.keys()
         return list(new.values())
 
     def _at_chance(self, row: Row, examples: int) -> str | None:
@@ -57,7 +60,7 @@ class Alarms:
 
     def _kl_grows(self, history: Sequence[Row]) -> str | None:
         kls = [row["train_kl"] for row in history[-GROWTH - 1 :] if "train_kl" in row]
-        grows = len(kls) > GROWTH and all(later > before for before, later in pairwise(kls))
+        grows = len(kls) > GROWTH and all(later > earlier for earlier, later in pairwise(kls))
         if not grows or kls[-1] < 2 * kls[0]:
             return None
         return (
@@ -66,13 +69,13 @@ class Alarms:
         )
 
     @torch.no_grad()
-    def _spreads(self) -> str | None:
-        ends = [posterior.std(mean).aminmax() for _, mean, posterior in weight_posteriors(self.net)]
-        if not ends:
+    def _deviations(self) -> str | None:
+        extremes = [posterior.std(mean).aminmax() for _, mean, posterior in weight_posteriors(self.net)]
+        if not extremes:
             return None
-        least, most = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
-        if most < COLLAPSED:
+        smallest, largest = min(float(each.min) for each in extremes), max(float(each.max) for each in extremes)
+        if largest < COLLAPSED:
             return f"all posterior deviations are below {COLLAPSED:g}: the network is deterministic"
-        if least > EXPLODED:
+        if smallest > EXPLODED:
             return f"all posterior deviations are above {EXPLODED:g}: the weights are noise, try a smaller prior_sigma"
         return None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests: the step at hand is finished and saved first."""
+"""Ctrl-C and SIGTERM as requests: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """The signal that asked for a stop, or None."""
+    """The signal that asks for a stop, or 0."""
 
-    signum: int | None = None
+    signum: int = 0
 
 
 @contextmanager
@@ -27,18 +27,19 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    caught = (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.getsignal(signum) for signum in caught}
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
     def note(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        for each in caught:
-            signal.signal(each, before[each])
+        restore()
 
-    for signum in caught:
+    for signum in handlers:
         signal.signal(signum, note)
     try:
         yield request
     finally:
-        for signum in caught:
-            signal.signal(signum, before[signum])
+        restore()

@@ -15,25 +15,28 @@ from torch import Tensor
 
 from support import UserError, nearest
 
-Schedule = Callable[[int, int, int], float]  # batch i = 0…M−1 of the epoch, M, epochs before and in all -> κ
+Schedule = Callable[[int, int, int], float]  # steps taken so far, batches per epoch M, epochs of the training -> κ
 
 
 def standard(step: int, batches: int, epochs: int) -> float:
-    """κ = 1."""
+    """κ = 1; for the arguments see `kl_weight`."""
     return 1.0
 
 
 def blundell(step: int, batches: int, epochs: int) -> float:
-    """κ_i = M·2^(M−i) / (2^M − 1), i = 1…M (Blundell et al. 2015, 3.4): the prior first, then the data.
+    """κ_i = M·2^(M−i) / (2^M − 1), i = 1…M (Blundell et al. 2015, section 3.4): the prior first, then the data.
 
-    Divided through by 2^M, it cannot overflow: M·2^(−i) / (1 − 2^(−M)).
+    Divided through by 2^M, it cannot overflow: M·2^(−i) / (1 − 2^(−M)). For the arguments see `kl_weight`.
     """
     index = step % batches + 1
     return batches * 2.0**-index / (1 - 2.0**-batches)
 
 
 def soenderby(step: int, batches: int, epochs: int) -> float:
-    """κ grows linearly from 0 to 1 over the first quarter of training (Sønderby et al. 2016)."""
+    """κ grows linearly from 0 to 1 over the first quarter of training (Sønderby et al. 2016).
+
+    For the arguments see `kl_weight`.
+    """
     quarter = max(1.0, batches * epochs / 4)
     return min(1.0, step / quarter)
 
@@ -45,10 +48,13 @@ def kl_weight(beta_type: str | float, step: int, batches: int, epochs: int) -> f
     """β · κ for a training step.
 
     Args:
-        beta_type: the name of a schedule, under which β is 1, or β itself, under the Standard schedule.
-        step: steps taken since the beginning of training.
-        batches: M, the batches of an epoch.
-        epochs: the epochs of the whole training.
+        beta_type: the name of a schedule, with which β is 1, or β itself, with the Standard schedule.
+        step: the number of steps taken since the beginning of training.
+        batches: M, the number of batches per epoch.
+        epochs: the number of epochs of the whole training.
+
+    Returns:
+        The factor of KL/N in the loss.
 
     Raises:
         UserError: an unknown schedule.
@@ -64,18 +70,31 @@ def kl_weight(beta_type: str | float, step: int, batches: int, epochs: int) -> f
 
 
 def expected_nll(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """−log p(y|x,w) in nats, averaged over the batch and the posterior samples.
+    """The mean of −log p(y|x,w) over the batch and the posterior samples.
 
-    The mean of log-likelihoods, as the ELBO has it, not the log of the mean.
+    It is the mean of log-likelihoods, as in the ELBO, not the log of their mean.
 
     Args:
-        logits: one tensor [n, classes] a sample.
+        logits: one tensor [n, classes] per posterior sample.
         labels: [n].
+
+    Returns:
+        A scalar, in nats per example.
     """
     total = sum((F.cross_entropy(sample, labels) for sample in logits), start=logits[0].new_zeros(()))
     return total / len(logits)
 
 
 def negative_elbo(nll: Tensor, kl: Tensor, weight: float, train_size: int) -> Tensor:
-    """`nll + weight · kl / train_size`: the loss, in nats per training example."""
+    """The loss: `nll + weight · kl / train_size`.
+
+    Args:
+        nll: the mean negative log-likelihood, in nats per example.
+        kl: KL(q‖p) of the whole network, in nats.
+        weight: β · κ, from `kl_weight`.
+        train_size: N, the number of training examples.
+
+    Returns:
+        A scalar, in nats per training example.
+    """
     return nll + (weight / train_size) * kl

@@ -1,4 +1,4 @@
-"""What a run tells: a line an epoch, `history.csv`, `history.png`, `results.json`, and two runs side by side."""
+"""The reports of a run: a line per epoch, `history.csv`, `history.png`, `results.json`, two runs side by side."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from matplotlib.figure import Figure
 
 from support import UserError, write_text
 from support.figures import BLUE, ORANGE, save_figure
+from training.settings import Role, names_with
 
-Row = dict[str, float]  # one epoch
-NOT_COMPARED = ("resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir")  # they change no result
+Row = dict[str, float]  # the figures of one epoch, by name
 
 
 def epoch_line(row: Row, epochs: int, best: bool) -> str:
-    """One epoch for a reader: what was fitted, what it is worth on validation, how long it took."""
+    """The line that is printed after an epoch.
+
+    Args:
+        row: the figures of the epoch.
+        epochs: the number of epochs of the whole run.
+        best: whether its validation NLL is the best so far.
+    """
     bayesian = f"  kl {row['train_kl']:,.0f}  elbo {row['valid_elbo']:.3f}" if "train_kl" in row else ""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  "
@@ -34,7 +40,7 @@ def epoch_line(row: Row, epochs: int, best: bool) -> str:
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:
-    """All epochs so far as `history.csv`."""
+    """Write one row per epoch to `history.csv` in the folder."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -43,7 +49,7 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
-    """The curves of `history.csv` as `history.png`."""
+    """Draw the rows of `history.csv` as `history.png` in the folder, and return its path."""
     bayesian = "train_kl" in rows[0]
     panels = 3 if bayesian else 2
     figure = Figure(figsize=(4.2 * panels, 3.4), layout="constrained")
@@ -51,15 +57,15 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None
     for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], "accuracy", "accuracy")):
-        for part, color, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
-            values = [row[f"{part}_{quantity}"] for row in rows]
+        for split, color, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
+            values = [row[f"{split}_{quantity}"] for row in rows]
             ax.plot(
                 epochs,
                 values,
                 style,
                 color=color,
                 marker=marker,
-                label="training" if part == "train" else "validation",
+                label="training" if split == "train" else "validation",
             )
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend(frameon=False)
@@ -96,10 +102,10 @@ def _commit() -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A run's `results.json`.
+    """The content of a run's `results.json`.
 
     Raises:
-        UserError: there is none, or the file is not one.
+        UserError: the file is missing, or is not the results of a run.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +118,15 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
-    """The two results side by side, with the shared settings in which they differ."""
+    """The results of both families side by side, with the shared settings in which they differ.
+
+    Args:
+        bayesian: content of the `results.json` of the Bayesian run.
+        frequentist: that of the frequentist run.
+
+    Returns:
+        A table as text, several lines.
+    """
     shown = {"accuracy": "{:.2%}", "nll": "{:.4f}", "brier": "{:.4f}", "ece": "{:.4f}"}
     lines = [f"{'test':<18}{'bayesian':>12}{'frequentist':>14}"]
     for name, form in shown.items():
@@ -121,11 +135,12 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
         lines.append(
             f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}"
         )
-    apart = [
+    not_compared = names_with(Role.NOT_COMPARED)
+    differences = [
         f"{name} {bayesian['settings'][name]!r} and {value!r}"
         for name, value in frequentist["settings"].items()
-        if bayesian["settings"].get(name) != value and name not in NOT_COMPARED
+        if bayesian["settings"].get(name) != value and name not in not_compared
     ]
-    if apart:
-        lines.append(f"settings that differ: {', '.join(apart)}")
+    if differences:
+        lines.append(f"settings that differ: {', '.join(differences)}")
     return "\n".join(lines)

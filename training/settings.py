@@ -1,4 +1,4 @@
-"""The settings of a run: what each means, what it may be, and how a config file and the command line give it."""
+"""The settings of a run: what each means, which values it may have, how a file and the command line give it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import types
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +20,14 @@ from models.architectures import ACTIVATIONS, IMAGE_SIZE
 from support import OneLineParser, UserError, nearest
 from support.checks import Check, either, flag, number, one_of, text, whole
 from training.objective import SCHEDULES
+
+
+class Role(Enum):
+    """What sets a setting apart from those that define the run; it stands in the metadata of the setting's field."""
+
+    MAY_CHANGE_ON_RESUME = "a resumed run may have another value than the run it resumes"
+    NOT_COMPARED = "it changes no result, so it is left out when two runs are compared"
+    LOCAL = "it says where things are on this machine, or how the run was started there"
 
 
 def _beta(value: Any) -> str | float:
@@ -37,10 +46,10 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _priors(value: Any) -> dict[str, Any]:
     """As plain values, which a checkpoint can hold."""
     prior = Priors.parse(value).prior
-    given = {} if value is None else dict(vars(value) if isinstance(value, Priors) else value)
+    values = {} if value is None else dict(vars(value) if isinstance(value, Priors) else value)
     if isinstance(prior, Prior):
         raise ValueError("prior must be of torch.distributions, or a dict that describes one")
-    return given if prior is None else {**given, "prior": DistributionPrior(prior).plain}
+    return values if prior is None else {**values, "prior": DistributionPrior(prior).plain}
 
 
 def _names(value: Any) -> list[str]:
@@ -58,56 +67,80 @@ def _device(value: Any) -> str:
     return cast(str, value)
 
 
-def _setting(help: str, check: Check) -> Any:
-    return field(metadata={"help": help, "check": check})
+def _setting(help: str, check: Check, *roles: Role) -> Any:
+    return field(metadata={"help": help, "check": check, "roles": roles})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run needs to know, checked. Every field has a flag of its name."""
+    """The settings of a run of either family; every field has a flag of its name.
+
+    The constructor, and so `dataclasses.replace`, checks every value and stores it in the setting's own type: an
+    integer for a float setting as a float, for example.
+
+    Raises:
+        UserError: a value that its setting cannot have, or settings that contradict each other.
+    """
 
     dataset: str = _setting(
-        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", text
+        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", text, Role.LOCAL
     )
-    data_dir: str = _setting("where downloaded data lies or goes", text)
+    data_dir: str = _setting("folder of downloaded data", text, *Role)
     net_type: str = _setting(
         f"the architecture: {', '.join((*NETWORKS, *FACTORIES))}, or package.module:factory of your own, a function of "
         "(outputs, inputs)",
         known_net_type,
     )
     activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
-    n_epochs: int = _setting("passes over the training split", whole(1))
+    n_epochs: int = _setting("passes over the training split", whole(1), Role.MAY_CHANGE_ON_RESUME)
     lr_start: float = _setting(
         "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)
     )
     lr_schedule: str = _setting(
-        "how learning rates fall to 0 over the run: constant, linear or cosine", one_of("constant", "linear", "cosine")
+        "how learning rates fall to 0 over the run: constant (they do not), linear or cosine",
+        one_of("constant", "linear", "cosine"),
     )
-    batch_size: int = _setting("images a step", whole(1))
+    batch_size: int = _setting("images per training step", whole(1))
     valid_size: float = _setting(
         "fraction of the training images that is kept for validation", number(0, 1, exclusive=True)
     )
-    random_shift: int = _setting("training images are moved by up to so many pixels", whole(0, IMAGE_SIZE - 1))
+    random_shift: int = _setting("largest random shift of a training image, in pixels", whole(0, IMAGE_SIZE - 1))
     random_flip: str | bool = _setting(
         "mirror training images half the time: True, False, or auto (images in color only)", either("auto", flag)
     )
-    num_workers: int = _setting("processes that decode images when they do not fit in memory", whole(0))
-    seed: int = _setting("of the split, the weights, the order and the noise", whole(0))
-    device: str = _setting("auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", either("auto", _device))
+    num_workers: int = _setting(
+        "processes that decode images when they do not fit in memory",
+        whole(0),
+        Role.MAY_CHANGE_ON_RESUME,
+        Role.NOT_COMPARED,
+    )
+    seed: int = _setting("seed of the split, the weights, the order and the noise", whole(0))
+    device: str = _setting(
+        "auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", either("auto", _device), Role.MAY_CHANGE_ON_RESUME
+    )
     amp: bool = _setting("train in bfloat16 mixed precision", flag)
     compile: bool = _setting("train through torch.compile", flag)
     deterministic: bool = _setting(
-        "use torch's deterministic algorithms alone: the same seed, the same numbers, on a GPU too (slower)", flag
+        "use only torch's deterministic algorithms: the same seed gives the same numbers on a GPU too (slower)", flag
     )
-    patience: int = _setting("stop after so many epochs without a better validation NLL; 0 for never", whole(0))
-    resume: bool = _setting("go on from last.pt in the checkpoint folder", flag)
-    checkpoint_dir: str = _setting("where checkpoints and reports go", text)
-    tensorboard: bool = _setting("write live curves for TensorBoard", flag)
+    patience: int = _setting(
+        "stop after this many epochs without a better validation NLL; 0 for never", whole(0), Role.MAY_CHANGE_ON_RESUME
+    )
+    resume: bool = _setting("continue from last.pt in the checkpoint folder", flag, *Role)
+    checkpoint_dir: str = _setting("folder of checkpoints and reports", text, *Role)
+    tensorboard: bool = _setting(
+        "write live curves for TensorBoard", flag, Role.MAY_CHANGE_ON_RESUME, Role.NOT_COMPARED
+    )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = _checked(setting, getattr(self, setting.name), setting.name)
+            object.__setattr__(self, setting.name, value)  # the way to set a field of a frozen dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class BayesianSettings(Settings):
-    """The settings of a Bayesian run."""
+    """The settings of a Bayesian run: those of `Settings`, and these."""
 
     layer_type: str = _setting("the estimator: lrt, bbb or flipout", one_of(*ESTIMATORS))
     alpha_shape: tuple[int, ...] | None = _setting(
@@ -115,68 +148,82 @@ class BayesianSettings(Settings):
     )
     priors: dict[str, Any] = _setting("a dict of " + ", ".join(prior.name for prior in fields(Priors)), _priors)
     init_from: str | None = _setting(
-        "start the posterior means from this checkpoint of main_frequentist.py; None for fresh ones", either(None, text)
+        "start the posterior means from this checkpoint of main_frequentist.py; None for new ones", either(None, text)
     )
     moped: float | None = _setting(
-        "with init_from, start every σ at so many times |w|, 0.1 say; None for posterior_rho_initial",
+        "with init_from, start every σ at this multiple of |w|, such as 0.1; None for posterior_rho_initial",
         either(None, number(0, exclusive=True)),
     )
-    prior_at_means: bool = _setting("with init_from, centre the Gaussian prior of every weight at its start", flag)
+    prior_at_means: bool = _setting("with init_from, center the Gaussian prior of every weight at its start", flag)
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
     lr_spread_factor: float = _setting(
         "learning rate of ρ and log α, as a multiple of lr_start", number(0, exclusive=True)
     )
-    train_ens: int = _setting("posterior samples a training step", whole(1))
+    train_ens: int = _setting("posterior samples per training step", whole(1))
     valid_ens: int = _setting("posterior samples in validation", whole(1))
     test_ens: int = _setting("posterior samples in the final test", whole(1))
-    record_mean_var: bool = _setting("record means and variances of layer outputs while training", flag)
-    recording_freq_per_epoch: int = _setting("records an epoch, evenly spread", whole(1))
+    record_mean_var: bool = _setting("record means and variances of layer outputs during training", flag)
+    recording_freq_per_epoch: int = _setting("records per epoch, evenly spaced", whole(1))
     record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("moped", "prior_at_means"):
+            if getattr(self, name) and self.init_from is None:
+                raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+        if self.beta_type == "Soenderby" and self.n_epochs == 1:
+            raise UserError(
+                "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give "
+                "more of them, or another beta_type"
+            )
 
 
 Kind = TypeVar("Kind", bound=Settings)
 
 
-def from_config(kind: type[Kind], config: types.ModuleType, arguments: Sequence[str] = (), purpose: str = "") -> Kind:
-    """The settings that a config module gives, with those that the command line gives instead.
+def names_with(role: Role) -> frozenset[str]:
+    """The names of the settings of either family that have this role."""
+    return frozenset(setting.name for setting in fields(BayesianSettings) if role in setting.metadata["roles"])
+
+
+def from_config(
+    kind: type[Kind],
+    config: types.ModuleType,
+    arguments: Sequence[str] = (),
+    purpose: str = "",
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> Kind:
+    """The settings of a config module, overridden by those on the command line.
 
     Args:
-        purpose: what `--help` says first.
+        kind: `Settings` or `BayesianSettings`.
+        config: a module with a variable per setting.
+        arguments: flags, such as ["--n_epochs", "3"].
+        purpose: the first sentences of `--help`.
+        parents: parsers of a script's own flags, which `--help` lists too; the script parses them itself.
+
+    Returns:
+        The settings, checked.
 
     Raises:
         UserError: a name that is no setting (the nearest one is named), a setting that is missing, a value
-            that a setting cannot have.
+            that a setting cannot have, or settings that contradict each other.
     """
-    known = {setting.name: setting for setting in fields(kind)}
-    given = {name: value for name, value in vars(config).items() if _is_setting(name, value)}
+    settings = {setting.name: setting for setting in fields(kind)}
+    defaults = {name: value for name, value in vars(config).items() if _is_setting(name, value)}
     source = f"{config.__name__}.py"
-    for name in given:
-        if name not in known:
-            raise UserError(f"{source}: unknown setting {name!r}: did you mean {nearest(name, known)!r}?")
-    for name in known:
-        if name not in given:
-            raise UserError(f"{source}: the setting {name!r} is missing ({known[name].metadata['help']})")
-    values = {name: _checked(known[name], value, f"{source}: {name}") for name, value in given.items()}
-    for name, given_text in _flags(kind, config, arguments, purpose).items():
-        values[name] = _given(known[name], given_text)
-    settings = kind(**values)
-    if isinstance(settings, BayesianSettings):
-        _consistent(settings)
-    return settings
-
-
-def _consistent(settings: BayesianSettings) -> None:
-    """Refuse settings that are right one by one and contradict each other."""
-    for name in ("moped", "prior_at_means"):
-        if getattr(settings, name) and settings.init_from is None:
-            raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
-    if settings.beta_type == "Soenderby" and settings.n_epochs == 1:
-        raise UserError(
-            "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give more "
-            "of them, or another beta_type"
-        )
+    for name in defaults:
+        if name not in settings:
+            raise UserError(f"{source}: unknown setting {name!r}: did you mean {nearest(name, settings)!r}?")
+    for name, setting in settings.items():
+        if name not in defaults:
+            raise UserError(f"{source}: the setting {name!r} is missing ({setting.metadata['help']})")
+    values = {name: _checked(settings[name], value, f"{source}: {name}") for name, value in defaults.items()}
+    for name, word in _flags(kind, config, arguments, purpose, parents).items():
+        values[name] = _flag_value(settings[name], word)
+    return kind(**values)
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -187,49 +234,55 @@ def _checked(setting: Field[Any], value: Any, where: str) -> Any:
     try:
         return setting.metadata["check"](value)
     except ValueError as error:
-        expected = str(error)
-        if setting.name == "priors":
-            raise UserError(f"{where}: {expected}") from error
-        raise UserError(f"{where}: expected {expected}, got {value!r}") from error
+        if setting.name == "priors":  # whose messages are whole sentences
+            raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: expected {error}, got {value!r}") from error
 
 
-def _given(setting: Field[Any], given: Any) -> Any:
-    """A flag's value: what a config file would have, or else, as of a folder called 2024, the text itself."""
-    value = _parsed(given)
+def _flag_value(setting: Field[Any], word: str) -> Any:
+    """The value that a flag's word stands for: the Python value, or else, as of a folder called 2024, the text."""
     try:
-        return _checked(setting, value, f"--{setting.name}")
+        return _checked(setting, _parsed(word), f"--{setting.name}")
     except UserError:
         with suppress(ValueError):
-            return setting.metadata["check"](given)
+            return setting.metadata["check"](word)
         raise
 
 
-def _parsed(given: Any) -> Any:
-    """A flag's text as the Python value that a config file would have, or as itself."""
+def _parsed(word: str) -> Any:
+    """A flag's word as the Python value that a config file would have, or as itself."""
     try:
-        return ast.literal_eval(given)
+        return ast.literal_eval(word)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return given
+        return word
 
 
-def _flags(kind: type[Settings], config: types.ModuleType, arguments: Sequence[str], purpose: str) -> dict[str, str]:
+def _flags(
+    kind: type[Settings],
+    config: types.ModuleType,
+    arguments: Sequence[str],
+    purpose: str,
+    parents: Sequence[argparse.ArgumentParser],
+) -> dict[str, str]:
+    """The settings on the command line, by name, as they are written there."""
     parser = OneLineParser(
-        description=f"{purpose} Every setting of {config.__name__}.py has a flag of its name; what a flag does not "
-        f"give comes from that file.",
+        description=f"{purpose} Every setting of {config.__name__}.py has a flag of its name; what no flag gives "
+        f"comes from that file.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
+        parents=list(parents),
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
+    names = [setting.name for setting in fields(kind)]
     for setting in fields(kind):
         default = getattr(config, setting.name)
         help = f"{setting.metadata['help']} (now {default!r})".replace("%", "%%")
         optional: dict[str, Any] = {"nargs": "?", "const": "True"} if setting.metadata["check"] is flag else {}
         parser.add_argument(f"--{setting.name}", metavar=setting.name.upper(), help=help, **optional)
-    found, unknown = parser.parse_known_args(list(arguments))
+    args, unknown = parser.parse_known_args(list(arguments))
     for word in unknown:
-        known = [setting.name for setting in fields(kind)]
         if not word.startswith("-"):
             raise UserError(f"unexpected argument {word!r}: settings are given as --name value")
         name = word.lstrip("-").split("=")[0]
-        raise UserError(f"unknown setting {word!r}: did you mean --{nearest(name, known)}?")
-    return vars(found)
+        raise UserError(f"unknown setting {word!r}: did you mean --{nearest(name, names)}?")
+    return {name: word for name, word in vars(args).items() if name in names}

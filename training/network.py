@@ -1,0 +1,141 @@
+"""The network of a run, from its settings: built, tried out, perhaps started from a frequentist one; its optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from images import ImageData
+from layers import ModuleWrapper, start_at_means
+from models.architectures import IMAGE_SIZE
+from models.checkpoint import Description, load_network
+from support import UserError, first_line
+from support.distributed import World
+from training.settings import BayesianSettings, Settings
+
+
+def architecture(settings: Settings) -> dict[str, Any]:
+    """The keyword arguments of `models.build`."""
+    arguments: dict[str, Any] = {"activation_type": settings.activation_type}
+    if isinstance(settings, BayesianSettings):
+        arguments |= {name: getattr(settings, name) for name in ("priors", "layer_type", "alpha_shape")}
+    return arguments
+
+
+def describe(settings: Settings, data: ImageData) -> Description:
+    """What the checkpoint of a network with these settings holds besides its weights."""
+    bayesian = isinstance(settings, BayesianSettings)
+    return Description(settings.net_type, bayesian, architecture(settings), data.classes, data.mean, data.std)
+
+
+def build_network(settings: Settings, description: Description) -> nn.Module:
+    """The network at the start of training, on the CPU; its weights depend on the settings' seed alone.
+
+    Torch's global generators are left as they are.
+
+    Args:
+        settings: of the run.
+        description: of the network.
+
+    Raises:
+        UserError: a network of your own that does not map images to logits, or a checkpoint `init_from` that
+            does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
+        net = description.build()
+        _try_out(net, description)
+        if isinstance(settings, BayesianSettings) and settings.init_from:
+            _start_from(settings.init_from, net, settings, description)
+    return net
+
+
+def _try_out(net: nn.Module, description: Description) -> None:
+    """Refuse a network that does not map images to [n, classes], by its output for two black ones."""
+    images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+    expected = (len(images), len(description.classes))
+    try:
+        with torch.no_grad():
+            output = net.eval()(images)
+    except Exception as error:
+        raise UserError(
+            f"{description.net_type} cannot take images of shape {tuple(images.shape)}: {first_line(error)}"
+        ) from error
+    logits = output[0] if description.bayesian and isinstance(output, tuple) else output
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != expected or isinstance(output, tuple) != description.bayesian:
+        wanted = f"(logits {expected}, kl)" if description.bayesian else f"logits {expected}"
+        raise UserError(f"{description.net_type} returns {shape} for {len(images)} images, expected {wanted}")
+
+
+def _start_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
+    """Give a new Bayesian network the weights of a frequentist checkpoint, and MOPED's σ if the settings say so."""
+    twin, of_twin, _ = load_network(path, net_type=settings.net_type)
+    expected = replace(description, bayesian=False, architecture={"activation_type": settings.activation_type})
+    for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std"):
+        if getattr(of_twin, name) != getattr(expected, name):
+            raise UserError(
+                f"{path} cannot be started from: its {name} is {getattr(of_twin, name)!r}, "
+                f"this run needs {getattr(expected, name)!r}: give the settings that it was trained with"
+            )
+    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of a converted network
+    missing, unexpected = inner.load_state_dict(twin.state_dict(), strict=False)
+    differences = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
+    if differences:
+        raise UserError(f"{path} cannot be started from: the networks differ in {differences[0]}")
+    try:
+        start_at_means(net, settings.moped, settings.prior_at_means)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build_optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Adam; the ρ and log α of a Bayesian network are a second parameter group with a learning rate of their own."""
+    rate = settings.lr_start
+    spreads = [parameter for name, parameter in net.named_parameters() if ".posterior." in name]
+    others = [parameter for name, parameter in net.named_parameters() if ".posterior." not in name]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if isinstance(settings, BayesianSettings):
+        groups.append({"params": spreads, "lr": rate * settings.lr_spread_factor})
+    fused = next(net.parameters()).device.type in ("cpu", "cuda", "mps")
+    return torch.optim.Adam(groups, lr=rate, fused=fused)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, batches: int, steps: int = 0) -> LambdaLR:
+    """The scheduler of the learning rates, for one `step()` after each step of the optimizer.
+
+    Args:
+        optimizer: of the run.
+        settings: of the run.
+        batches: the number of batches per epoch.
+        steps: the number of steps taken so far.
+    """
+    total = batches * settings.n_epochs
+
+    def factor(step: int) -> float:
+        if settings.lr_schedule == "linear":
+            return 1 - step / total
+        if settings.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step / total)))
+        return 1.0
+
+    return LambdaLR(optimizer, factor, last_epoch=steps - 1)
+
+
+def wrap_for_training(net: nn.Module, settings: Settings, world: World) -> Callable[[Tensor], Any]:
+    """`net` as a training step calls it: over several processes by DistributedDataParallel, compiled if so set."""
+    device = next(net.parameters()).device
+    forward: Callable[[Tensor], Any] = net
+    if world.size > 1:
+        forward = DistributedDataParallel(net, [device] if device.type == "cuda" else None)
+    if settings.compile:
+        # On a CPU the compiler's own generator is twice as slow as torch's.
+        forward = torch.compile(forward, options={"fallback_random": device.type == "cpu"})
+    return forward
