@@ -1,6 +1,6 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
-from images.files import ImageFiles, read_images
+from images.files import ImageFiles, read_images, to_pixels
 from images.sources import data_name, load_data
 from images.splits import ImageData, Split
 from images.transforms import CHUNK, augment, normalize
@@ -15,4 +15,5 @@ __all__ = [
     "load_data",
     "normalize",
     "read_images",
+    "to_pixels",
 ]
