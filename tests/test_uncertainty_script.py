@@ -18,7 +18,7 @@ import config_bayesian
 import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
-from inference.prediction import posterior_predictive
+from inference import posterior_predictive
 from models.checkpoint import load_network
 from training.loop import Run
 from training.settings import BayesianSettings, Settings, from_config
@@ -60,7 +60,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         "--save_dir", out, "--rotate", "--noise",
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
-    assert "passed over 1 unreadable of 41 images" in answer and "broken.png" in answer
+    assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
     report = json.loads((out / "uncertainty.json").read_text())
     assert (report["known_images"], report["unknown_images"], report["skipped"]) == (40, 40, 1)
     net, description, _ = load_network(weights)
@@ -68,7 +68,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     predictive = posterior_predictive(net, normalize(test.images, description.mean, description.std), 4)  # type: ignore[arg-type]
     rows = report["networks"]["bayesian"]["batches"]["bars test"]
     assert [row["epistemic_softmax"] for row in rows] == pytest.approx(
-        [part.mean().item() for part in predictive.epistemic_softmax.split(16)], rel=1e-3
+        [batch.mean().item() for batch in predictive.epistemic_softmax.split(16)], rel=1e-3
     )
     accuracy = (predictive.probs.argmax(-1) == test.labels).double().mean().item()
     assert report["networks"]["bayesian"]["known"]["accuracy"] == pytest.approx(accuracy)

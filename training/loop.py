@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from images import CHUNK, Split, augment, data_name, load_data, normalize
-from inference.metrics import accuracy, nll, scores
-from inference.prediction import Predictive, predict_batches, predict_together
+from images import Split, augment, data_name, load_data, normalize
+from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import ModuleWrapper, kl_divergence, start_at_means
 from models import build, file_name
 from models.architectures import IMAGE_SIZE
@@ -424,14 +423,10 @@ class Run:
         return results
 
     def _predictive(self, net: nn.Module, split: Split, samples: int) -> Predictive:
-        def predict_at(indices: Tensor) -> Predictive:
-            chunks = (
-                normalize(self._to_device(images), self.data.mean, self.data.std)
-                for images, _ in split.batches(CHUNK, indices, self.settings.num_workers)
-            )
-            return predict_batches(net, chunks, samples, seed=self.settings.seed)
-
-        return predict_together(len(split), predict_at, self.world)
+        classifier = Classifier(net, self.data.classes, self.data.mean, self.data.std)
+        return classifier.predict(
+            split.images, samples, self.settings.seed, workers=self.settings.num_workers, world=self.world
+        )
 
     def _print(self, text: str) -> None:
         if self.world.is_main:
