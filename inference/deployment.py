@@ -129,7 +129,7 @@ def export_network(network: DeployedNetwork, channels: int, size: int, path: Pat
 
 
 def quantized(network: MeanNetwork) -> nn.Module:
-    """A copy whose linear layers compute in int8 on a CPU; the scales of activations are found during the pass."""
+    """A copy whose linear layers compute in int8 on a CPU; activations are scaled by their range in each pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a deprecation notice: torch moves this function to another package
         return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, torch.qint8)

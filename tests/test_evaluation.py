@@ -41,9 +41,9 @@ def test_the_mean_of_each_mini_batch_is_over_its_own_images(trained: Classifier,
     predictive = trained.predict(images, 3)
     rows = batch_means(predictive, 4)
     assert len(rows) == 3
-    for row, part in zip(rows, (slice(0, 4), slice(4, 8), slice(8, 9)), strict=True):
+    for row, batch in zip(rows, (slice(0, 4), slice(4, 8), slice(8, 9)), strict=True):
         for name, value in row.items():
-            assert value == pytest.approx(getattr(predictive, name)[part].mean().item())
+            assert value == pytest.approx(getattr(predictive, name)[batch].mean().item())
 
 
 def test_an_evaluation_has_all_scores_of_every_network(trained: Classifier, images: Tensor) -> None:

@@ -81,7 +81,7 @@ def test_a_score_without_information_is_chance() -> None:
     assert separation["auroc"] == pytest.approx(0.5) and separation["fpr95"] == 1
 
 
-def test_near_certain_predictions_are_still_told_apart() -> None:
+def test_near_certain_predictions_still_differ() -> None:
     """1 − p̄ in float32 would be 0 for all of these, and leave their order to chance."""
     rest = torch.tensor([1e-9, 3e-9, 1e-8])
     probs = torch.stack([1 - rest, rest / 2, rest / 2], -1)

@@ -150,7 +150,7 @@ def test_a_users_mistake_ends_the_process_with_one_line_and_code_2(script: Scrip
     assert answer.stdout == ""
 
 
-def test_every_mistake_is_told_in_one_line(
+def test_every_mistake_is_reported_in_one_line(
     trained: Path, pictures: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, twin = (trained / family / "model_lenet.pt" for family in ("bayesian", "frequentist"))
@@ -180,5 +180,5 @@ def test_every_mistake_is_told_in_one_line(
     ):
         with pytest.raises(SystemExit) as stopped:
             uncertainty_estimation.main([str(argument) for argument in arguments])
-        told = capsys.readouterr().err
-        assert stopped.value.code == 2 and message in told and told.count("\n") == 1, told
+        stderr = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in stderr and stderr.count("\n") == 1, stderr
