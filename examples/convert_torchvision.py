@@ -1,4 +1,4 @@
-"""A torchvision network made Bayesian around its trained weights (MOPED), and asked what it does not know."""
+"""A trained torchvision network made Bayesian around its weights (MOPED), and its entropy for digits and for noise."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torchvision.models import resnet18
 
-from inference.prediction import posterior_predictive
+from inference import posterior_predictive
 from layers import ModuleWrapper, deterministic_layers, kl_divergence, to_bayesian, to_deterministic
 
 
 def main(steps: int = 60) -> float:
-    """Train a ResNet-18 on digits for a moment, convert it, train on; the test accuracy of the Bayesian one."""
+    """Train a ResNet-18 on digits briefly, convert it, train on, and return the Bayesian network's test accuracy."""
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1) / 16
@@ -29,10 +29,9 @@ def main(steps: int = 60) -> float:
 
     bayesian = to_bayesian(
         plain, layer_type="bbb", moped=0.1, prior_at_means=True, priors={"prior_sigma": 0.05}
-    )  # σ starts at 0.1 |w|, the prior is centred at w
-    print(
-        f"KL {kl_divergence(bayesian):,.0f} nats; deterministic stay {', '.join(deterministic_layers(bayesian)[:3])} …"
-    )
+    )  # σ starts at 0.1 |w|, the prior is centered at w
+    unconverted = ", ".join(deterministic_layers(bayesian)[:3])
+    print(f"KL {kl_divergence(bayesian):,.0f} nats; layers that stay deterministic: {unconverted} …")
     net = ModuleWrapper(bayesian)  # a call returns (logits, kl)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
     for _ in range(steps // 3):
@@ -43,7 +42,7 @@ def main(steps: int = 60) -> float:
         optimizer.step()
 
     predictive = posterior_predictive(net, images[test], num_samples=10)
-    accuracy = (predictive.probs.argmax(-1) == labels[test]).float().mean().item()
+    accuracy = (predictive.labels == labels[test]).float().mean().item()
     noise = posterior_predictive(net, torch.rand(100, 3, 32, 32), num_samples=10)
     entropies = f"entropy of digits {predictive.entropy.mean():.3f}, of noise {noise.entropy.mean():.3f}"
     print(f"accuracy {accuracy:.2%}; {entropies}")

@@ -1,4 +1,4 @@
-"""A Bayesian network of one's own, trained on 8×8 digits that ship with scikit-learn, in a few seconds."""
+"""A Bayesian network of your own, trained in a few seconds on the 8×8 digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from inference.metrics import scores
-from inference.prediction import posterior_predictive
+from inference import posterior_predictive, scores
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 
 
 class Net(ModuleWrapper):
-    """Its layers run in the order of their assignment; a call returns (logits, kl)."""
+    """The layers run in the order of their assignment; a call returns (logits, kl)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class Net(ModuleWrapper):
 
 
 def main(epochs: int = 30) -> dict[str, float]:
-    """Train on 1,400 digits, test on the rest."""
+    """Train on 1,400 digits, test on the other 397, and return the scores."""
     torch.manual_seed(0)
     digits = load_digits()
     images, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
@@ -41,15 +40,15 @@ def main(epochs: int = 30) -> dict[str, float]:
             loss.backward()
             optimizer.step()
     predictive = posterior_predictive(net, images[test], num_samples=25)
-    found = scores(predictive.probs, labels[test])
-    doubtful = predictive.entropy.argsort(descending=True)[:3]
-    print(", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-    print(f"least certain: digits {[_named(labels[test][i], predictive.probs[i]) for i in doubtful]}")
-    return found
+    results = scores(predictive.probs, labels[test])
+    print(", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+    least_certain = predictive.entropy.argsort(descending=True)[:3]
+    print(f"least certain: {[_describe(labels[test][index], predictive.probs[index]) for index in least_certain]}")
+    return results
 
 
-def _named(label: Tensor, probs: Tensor) -> str:
-    return f"{int(label)}, taken for {int(probs.argmax())} with {float(probs.max()):.0%}"
+def _describe(label: Tensor, probs: Tensor) -> str:
+    return f"a {int(label)} classified as {int(probs.argmax())} with probability {float(probs.max()):.2f}"
 
 
 if __name__ == "__main__":

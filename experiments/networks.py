@@ -1,4 +1,4 @@
-"""What only the experiments need of networks: twins with dropout, and twins of which the last layer is Bayesian."""
+"""Networks of the experiments alone: twins with dropout, and twins with a Bayesian last layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Factory = Callable[[int, int], nn.Module]
 
 
 def with_dropout(net_type: str, rate: float) -> Factory:
-    """The twin with dropout before every layer of weights but the first (Gal & Ghahramani 2016)."""
+    """A factory of the twin with dropout before every layer with weights but the first (Gal & Ghahramani 2016)."""
 
     def network(outputs: int, inputs: int) -> nn.Module:
         net = nn.Sequential()
@@ -30,7 +30,7 @@ def with_dropout(net_type: str, rate: float) -> Factory:
 
 
 def with_bayesian_last_layer(net_type: str) -> Factory:
-    """The twin with a posterior over the weights of its last layer alone."""
+    """A factory of the twin with a posterior over the weights of its last layer alone."""
 
     def network(outputs: int, inputs: int) -> nn.Module:
         return ModuleWrapper(to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True))

@@ -1,42 +1,40 @@
-"""One experiment: train by the scripts' own functions, ask the network, write what it said."""
+"""One experiment: train by the scripts' own functions, evaluate the network, write the results."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
-from images import CHUNK, ImageData, data_name, load_data, normalize, read_images
-from inference import metrics
-from inference.prediction import Predictive, effective_samples, logits_of, posterior_draws, summarized
-from models.checkpoint import load_network
+from images import ImageData, ImageFiles, data_name, load_data, read_images
+from inference import Classifier, Predictive, dropout_predictive, ensemble_predictive, novelties, scores
 from support import LockedError, UserError, locked, write_json
 from training import BayesianSettings, Role, RunFiles, Settings, from_config, loop, names_with, read_results
 
 SAMPLES = 25
-BATCH = 256
 SCORES = ("total entropy", "mutual information")
 
 
 @dataclass(frozen=True)
 class ExperimentFiles:
-    """Where things are.
+    """Where the files of the experiments are.
 
     Attributes:
-        results: one JSON file an experiment.
-        checkpoints: a folder an experiment.
+        results: holds one JSON file per experiment.
+        checkpoints: holds one folder per experiment.
         data_dir: where data lies or is downloaded to.
-        not_mnist: a folder of the unknown images.
-        folders: for a data set that lies as a folder of images instead, that folder.
+        not_mnist: a folder of unknown images.
+        folders: by data set, a folder of images to use in its place.
     """
 
     results: Path
@@ -46,22 +44,24 @@ class ExperimentFiles:
     folders: Mapping[str, str]
 
     def result(self, experiment: Experiment) -> Path:
+        """The file of its results."""
         return self.results / f"{experiment.name}.json"
 
     def dataset(self, experiment: Experiment) -> str:
+        """The name of its data set, or the folder of images in its place."""
         return self.folders.get(experiment.block.dataset, experiment.block.dataset)
 
     def settings(self, experiment: Experiment) -> Settings:
-        """The settings of the run, checked."""
-        given = experiment.settings() | {
+        """The settings of its run, checked."""
+        changes = experiment.settings() | {
             "dataset": self.dataset(experiment),
             "data_dir": str(self.data_dir),
             "checkpoint_dir": str(self.checkpoints / experiment.name),
         }
-        return configured(given, experiment.method.bayesian)
+        return configured(changes, experiment.method.bayesian)
 
     def run(self, experiment: Experiment) -> RunFiles:
-        """Where the run's own files are."""
+        """The files of its run."""
         settings = self.settings(experiment)
         return RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
 
@@ -75,31 +75,32 @@ def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
 
 
 def run_missing(experiments: Sequence[Experiment], places: ExperimentFiles) -> None:
-    """Do what has no results yet, one after the other; what another process is doing is left to it.
+    """Run the experiments without results, one after the other, except those that another process is running.
 
     Raises:
-        UserError: at the end, if some could not be done: data that cannot be had, a loss that is not finite.
+        UserError: at the end, if some failed: data is missing, or a loss is not finite.
     """
-    missing, failed = [each for each in experiments if not places.result(each).exists()], []
+    missing, failed = [experiment for experiment in experiments if not places.result(experiment).exists()], []
     while missing:
         left = []
-        for each in missing:
+        for experiment in missing:
             try:
-                if not (places.result(each).exists() or _run_one(each, places)):
-                    left.append(each)
+                if not (places.result(experiment).exists() or _run_one(experiment, places)):
+                    left.append(experiment)
             except UserError as error:
-                print(f"{each.name}: {error}", file=sys.stderr, flush=True)
-                failed.append(each.name)
+                print(f"{experiment.name}: {error}", file=sys.stderr, flush=True)
+                failed.append(experiment.name)
         if len(left) == len(missing):
-            print(f"left: {', '.join(experiment.name for experiment in left)}: others do them, or what they need")
+            names = ", ".join(experiment.name for experiment in left)
+            print(f"left: {names}: another process runs them, or the networks that they need")
             break
         missing = left
     if failed:
-        raise UserError(f"could not be done, for the reasons above: {', '.join(failed)}")
+        raise UserError(f"failed, for the reasons above: {', '.join(failed)}")
 
 
 def _run_one(experiment: Experiment, places: ExperimentFiles) -> bool:
-    """Do it, unless another process does or it needs networks that are not there."""
+    """Run it, and return whether it has results; it has none if another process runs it or the networks it needs."""
     sources = experiment.sources
     if sources != (experiment,) and not all(_results(places, source).exists() for source in sources):
         return False
@@ -128,30 +129,26 @@ def _train(experiment: Experiment, places: ExperimentFiles) -> None:
 
 
 def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]:
-    """Everything that is kept of an experiment, as plain values."""
+    """The results of an experiment, as plain values."""
     runs = [read_results(_results(places, source)) for source in experiment.sources]
     settings = places.settings(experiment.sources[0])
-    nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
+    classifiers = [
+        Classifier.load(places.run(source).best, net_type=settings.net_type) for source in experiment.sources
+    ]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
-    ask = _predictor(experiment, nets)
+    predict = _predictor(experiment, classifiers)
     local = names_with(Role.LOCAL)
     started = time.perf_counter()
-    known = _predictive(ask, data, (images for images, _ in data.test.batches(CHUNK)))
+    known = predict(data.test.images)
     seconds = time.perf_counter() - started
-    unknown = {
-        name: _predictive(ask, data, images.split(CHUNK)) for name, images in _unknown(data, places.not_mnist).items()
-    }
+    unknown = {name: predict(images) for name, images in _unknown(data, places.not_mnist).items()}
     return {
         "dataset": experiment.block.dataset,
         "net_type": experiment.block.net_type,
         "method": experiment.method_name,
         "seed": experiment.seed,
-        "test": metrics.scores(known.probs, data.test.labels),
-        "unknown": {
-            name: {score: metrics.novelty(metrics.SCORES[score](known), metrics.SCORES[score](found))
-                   for score in SCORES}
-            for name, found in unknown.items()
-        },
+        "test": scores(known.probs, data.test.labels),
+        "unknown": {name: novelties(known, predictive, SCORES) for name, predictive in unknown.items()},
         "valid_nll": sum(run["validation"]["valid_nll"] for run in runs) / len(runs),
         "valid_accuracy": sum(run["validation"]["valid_accuracy"] for run in runs) / len(runs),
         "best_epochs": [int(run["validation"]["epoch"]) for run in runs],
@@ -165,49 +162,17 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
     }  # fmt: skip
 
 
-Predictor = Callable[[Tensor], Predictive]
-
-
-def _predictor(experiment: Experiment, nets: Sequence[nn.Module]) -> Predictor:
-    """How the networks of the experiment predict normalized images."""
+def _predictor(
+    experiment: Experiment, classifiers: Sequence[Classifier]
+) -> Callable[[Tensor | ImageFiles], Predictive]:
+    """How the networks of the experiment predict images."""
     if experiment.method.dropout_at_work:
-        return lambda images: dropout_predictive(nets[0], images, experiment.seed)
-    return lambda images: ensemble_predictive(nets, images, experiment.seed)
-
-
-def dropout_predictive(net: nn.Module, images: Tensor, seed: int) -> Predictive:
-    """`SAMPLES` passes with dropout at work and everything else as in prediction (Gal & Ghahramani 2016, eq. 6)."""
-    at_work = [module for module in net.modules() if isinstance(module, nn.Dropout)]
-    net.eval()
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in at_work:
-            module.train()
-        try:
-            return summarized(logits_of(net, images, BATCH) for _ in range(SAMPLES))
-        finally:
-            net.eval()
-
-
-def ensemble_predictive(nets: Sequence[nn.Module], images: Tensor, seed: int) -> Predictive:
-    """The mean of the members' probabilities (Lakshminarayanan et al. 2017), a Bayesian one's over `SAMPLES` draws.
-
-    Of posteriors it is that of their mixture; of one network, its own predictive.
-    """
-    with torch.inference_mode():
-        return summarized(
-            logits_of(draw, images, BATCH)
-            for member, net in enumerate(nets)
-            for draw in posterior_draws(net, effective_samples(net, SAMPLES), seed + member)
-        )
-
-
-def _predictive(ask: Predictor, data: ImageData, chunks: Sequence[Tensor] | Iterator[Tensor]) -> Predictive:
-    return Predictive.concatenate([ask(normalize(chunk, data.mean, data.std)) for chunk in chunks])
+        return partial(dropout_predictive, classifiers[0], num_samples=SAMPLES, seed=experiment.seed)
+    return partial(ensemble_predictive, classifiers, num_samples=SAMPLES, seed=experiment.seed)
 
 
 def _unknown(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:
-    """Images of no class of the data: letters, and noise, every pixel of its own."""
+    """Images of no class of the data: letters, and noise of independent uniform pixels."""
     letters, _ = read_images(not_mnist, data.channels)
     noise = torch.randint(256, (len(data.test), *letters.shape[1:]), generator=torch.Generator().manual_seed(0))
     return {"notMNIST": letters, "noise": noise.to(torch.uint8)}

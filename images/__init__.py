@@ -1,6 +1,7 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
-from images.files import ImageFiles, read_images
+from images.corruptions import gaussian_noise, rotate
+from images.files import ImageFiles, read_images, to_pixels
 from images.sources import data_name, load_data
 from images.splits import ImageData, Split
 from images.transforms import CHUNK, augment, normalize
@@ -12,7 +13,10 @@ __all__ = [
     "Split",
     "augment",
     "data_name",
+    "gaussian_noise",
     "load_data",
     "normalize",
     "read_images",
+    "rotate",
+    "to_pixels",
 ]

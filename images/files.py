@@ -39,13 +39,9 @@ class ImageFiles(Dataset[Tensor]):
         path = str(self.paths[index])
         try:
             with Image.open(path) as picture:
-                pixels = _of_eight_bits(picture).convert("L" if self.channels == 1 else "RGB")
-                if pixels.size != (IMAGE_SIZE, IMAGE_SIZE):
-                    pixels = pixels.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                return to_pixels(picture, self.channels)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read the image {path}: {error}") from error
-        tensor = torch.from_numpy(np.array(pixels))
-        return tensor[None] if self.channels == 1 else tensor.permute(2, 0, 1).contiguous()
 
     def subset(self, indices: Tensor) -> ImageFiles:
         """The files at `indices`."""
@@ -61,17 +57,33 @@ class ImageFiles(Dataset[Tensor]):
         return images
 
 
-def _of_eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture; one of 16 bits a pixel scaled to 8, which PIL's own conversion would cut off at 255.
+def to_pixels(picture: Image.Image, channels: int) -> Tensor:
+    """The pixels of an image in the shape that networks take.
+
+    Args:
+        picture: an image of any size, of 8 bits per channel or of one channel of 16 bits (which are scaled to 8).
+        channels: 1 for grey, 3 for RGB; the image is converted.
+
+    Returns:
+        uint8 [channels, 32, 32], resized bilinearly if the image has another size.
 
     Raises:
-        ValueError: its pixels are floats (which could be NaN) or integers of more than 16 bits.
+        OSError: the file of an image that PIL reads lazily is damaged.
+        ValueError: the pixels are floats, which could be NaN, or integers that 16 unsigned bits cannot hold.
     """
+    picture = _to_eight_bits(picture).convert("L" if channels == 1 else "RGB")
+    picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """The image with 16 bits scaled to 8; PIL's own conversion would clip them at 255."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     pixels = np.asarray(picture)
     if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"its pixels are of mode {picture.mode}: expected 8 or 16 bits, unsigned")
+        raise ValueError(f"its pixels are of mode {picture.mode}: expected 8 or 16 bits per channel, unsigned")
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 

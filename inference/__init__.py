@@ -1,6 +1,90 @@
-"""What a fitted network tells: predictions, uncertainties, scores."""
+"""What a trained network predicts, how sure it is of it, and how good both are.
+
+Pictures are in `inference.plots`, the only module here that imports matplotlib; `python -m inference.prune` and
+`python -m inference.export` are scripts.
+"""
 
 from inference.classifier import Classifier
-from inference.prediction import Predictive, posterior_predictive
+from inference.deployment import MeanNetwork, PredictiveNetwork, export_network, quantized
+from inference.ensembles import dropout_predictive, ensemble_predictive
+from inference.evaluation import (
+    SHIFTS,
+    Shift,
+    batch_means,
+    evaluate,
+    known_scores,
+    novelties,
+    split_scores,
+    under_shift,
+)
+from inference.metrics import (
+    accuracy,
+    adaptive_ece,
+    brier,
+    ece,
+    nll,
+    novelty,
+    reliability,
+    risk_coverage,
+    risk_coverage_area,
+    scores,
+)
+from inference.prediction import (
+    Predictive,
+    entropy,
+    normalized_softplus,
+    posterior_draws,
+    posterior_predictive,
+    predict,
+    softmax,
+    summarize,
+)
+from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
+from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
+from inference.uncertainty import Uncertainty, decompose, uncertainty
 
-__all__ = ["Classifier", "Predictive", "posterior_predictive"]
+__all__ = [
+    "SHIFTS",
+    "Classifier",
+    "GaussianLikelihood",
+    "MeanNetwork",
+    "Predictive",
+    "PredictiveNetwork",
+    "RegressionPredictive",
+    "Shift",
+    "Uncertainty",
+    "accuracy",
+    "adaptive_ece",
+    "batch_means",
+    "brier",
+    "decompose",
+    "dropout_predictive",
+    "ece",
+    "ensemble_predictive",
+    "entropy",
+    "evaluate",
+    "export_network",
+    "known_scores",
+    "nll",
+    "normalized_softplus",
+    "novelties",
+    "novelty",
+    "posterior_draws",
+    "posterior_predictive",
+    "predict",
+    "pruned",
+    "pruning_curve",
+    "quantized",
+    "regression_predictive",
+    "reliability",
+    "risk_coverage",
+    "risk_coverage_area",
+    "scores",
+    "signal_to_noise",
+    "softmax",
+    "sparsity",
+    "split_scores",
+    "summarize",
+    "uncertainty",
+    "under_shift",
+]

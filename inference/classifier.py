@@ -1,18 +1,23 @@
-"""A trained network that takes images as they are, and says which class they are and how sure it is."""
+"""A trained network that takes images as they are, and predicts their classes with uncertainties."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from images import CHUNK, ImageFiles, Split, normalize
+from images import CHUNK, ImageFiles, Split, normalize, to_pixels
 from inference.prediction import Predictive, posterior_predictive, predict_together
-from models.checkpoint import load_network
+from models.architectures import IMAGE_SIZE
+from models.checkpoint import Description, load_network
+from support import UserError
 from support.distributed import ALONE, World
+
+Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,39 +49,111 @@ class Classifier:
             UserError: the file is missing or is no checkpoint of this library.
         """
         net, description, _ = load_network(path, device, net_type)
+        return cls.from_description(net, description)
+
+    @classmethod
+    def from_description(cls, net: nn.Module, description: Description) -> Classifier:
+        """The classifier of a network that is loaded already."""
         return cls(net, description.classes, description.mean, description.std)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that the network takes."""
+        return len(self.mean), IMAGE_SIZE, IMAGE_SIZE
 
     def predict(
         self,
-        images: Tensor | ImageFiles,
+        images: Images,
         num_samples: int = 25,
         seed: int = 0,
         *,
         workers: int = 0,
         world: World = ALONE,
     ) -> Predictive:
-        """The posterior predictive for images.
+        """The posterior predictive for images, in their order.
 
         Args:
-            images: uint8 [n, channels, height, width], or image files.
-            num_samples: draws of the posterior.
+            images: a uint8 tensor [n, *image_shape], or one image [*image_shape]; or PIL images, paths of image files
+                (one or a sequence) or `ImageFiles`, which are converted to grey or RGB and resized to `image_shape`.
+            num_samples: draws from the posterior.
             seed: of the draws.
             workers: processes that decode image files.
-            world: the processes that predict together; each takes its share of the images, all get the whole.
+            world: the processes that predict together; each predicts its share of the images and gets the whole.
 
-        Returns:
-            The summaries, one row per image.
+        Raises:
+            TypeError: `images` is none of these.
+            ValueError: a tensor is not uint8, or images are of another shape; `num_samples` is below 1.
+            UserError: an image file cannot be read; there are fewer images than processes.
         """
-        split = Split(images, torch.zeros(len(images), dtype=torch.int64))
 
-        def chunks(indices: Tensor) -> Iterator[Tensor]:
-            device = next(self.net.parameters()).device
-            for pixels, _ in split.batches(CHUNK, indices, workers):
-                yield normalize(pixels.to(device), self.mean, self.std)
+        def predict_chunk(pixels: Tensor) -> Predictive:
+            return posterior_predictive(self.net, self.normalize(pixels), num_samples, seed=seed)
 
-        def predict_at(indices: Tensor) -> Predictive:
-            return Predictive.concatenate(
-                [posterior_predictive(self.net, chunk, num_samples, seed=seed) for chunk in chunks(indices)]
+        return predict_chunks(self.read(images), predict_chunk, workers, world)
+
+    def read(self, images: Images) -> Tensor | ImageFiles:
+        """The images that `predict` takes as one batch: uint8 [n, *image_shape], or files that are not yet decoded.
+
+        Raises:
+            TypeError: `images` is none of what `predict` takes.
+            ValueError: a tensor is not uint8, or images are of another shape.
+        """
+        channels = self.image_shape[0]
+        if isinstance(images, Tensor):
+            return self._batch(images)
+        if isinstance(images, ImageFiles):
+            if images.channels != channels:
+                raise ValueError(f"expected image files read with {channels} channels, got {images.channels}")
+            return images
+        items = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        paths = [str(item) for item in items if isinstance(item, (str, Path))]
+        if len(paths) == len(items):
+            return ImageFiles(paths, channels)
+        pictures = [item for item in items if isinstance(item, Image.Image)]
+        if len(pictures) == len(items):
+            return torch.stack([to_pixels(picture, channels) for picture in pictures])
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise TypeError(f"expected a uint8 tensor, PIL images, or paths of image files, got {kinds}")
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels [n, *image_shape] as the network's float32 inputs, on its device."""
+        return normalize(pixels.to(next(self.net.parameters()).device), self.mean, self.std)
+
+    def _batch(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"expected uint8 images, got {images.dtype}, whose range is unknown: give pixels from 0 to 255 as "
+                f"uint8, or PIL images"
             )
+        batch = images[None] if images.dim() == 3 else images
+        if batch.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"expected images [n, {expected}] or one image [{expected}], got {list(images.shape)}: give PIL images "
+                f"or paths to have them converted"
+            )
+        return batch.cpu()
 
-        return predict_together(len(images), predict_at, world)
+
+def predict_chunks(
+    images: Tensor | ImageFiles, predict: Callable[[Tensor], Predictive], workers: int = 0, world: World = ALONE
+) -> Predictive:
+    """The predictive for images of which only a chunk is decoded and normalized at a time.
+
+    Args:
+        images: uint8 [n, channels, height, width], or image files.
+        predict: the predictive for a chunk of them, uint8.
+        workers: processes that decode image files.
+        world: the processes that predict together; each predicts its share of the images and gets the whole.
+
+    Raises:
+        UserError: an image file cannot be read; there are fewer images than processes.
+    """
+    if len(images) < world.size:
+        raise UserError(f"expected at least {world.size} images, one per process, got {len(images)}")
+    split = Split(images, torch.zeros(len(images), dtype=torch.int64))
+
+    def predict_at(indices: Tensor) -> Predictive:
+        return Predictive.concatenate([predict(pixels) for pixels, _ in split.batches(CHUNK, indices, workers)])
+
+    return predict_together(len(images), predict_at, world)

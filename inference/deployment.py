@@ -1,25 +1,35 @@
-"""What leaves the training machine: a network of the means, and one that samples and tells what it does not know.
+"""Networks for other machines: one of the posterior means, and one that samples and returns its uncertainty.
 
-Both take images as they are, [n, channels, height, width] with pixels in [0, 1], and normalize them themselves.
+Both take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves.
 """
 
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from inference.classifier import Classifier
+from inference.metrics import accuracy
 from layers import BayesianLayer, to_deterministic
 from support import UserError, atomic_write
 
 
-class Deployed(nn.Module):
-    """Normalizes its images, and names its outputs for other runtimes."""
+class DeployedNetwork(nn.Module):
+    """A network that normalizes its images, and names its outputs for other runtimes.
+
+    Args:
+        net: a network of normalized images; it is set to eval mode.
+        mean: per channel, what is subtracted from pixels in [0, 1].
+        std: per channel, what they are then divided by.
+    """
 
     outputs: ClassVar[tuple[str, ...]]
     mean: Tensor
@@ -32,17 +42,18 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def probs(self, images: Tensor) -> Tensor:
-        """Of one pass of the network, [n, classes]."""
+        """Class probabilities [n, classes] of one forward pass."""
         output = self.net((images - self.mean) / self.std)
         return (output[0] if isinstance(output, tuple) else output).softmax(-1)
 
 
-class MeanNetwork(Deployed):
+class MeanNetwork(DeployedNetwork):
     """Class probabilities [n, classes] by the posterior means: an ordinary deterministic network.
 
     Args:
-        net: a Bayesian or deterministic network.
-        mean, std: what the channels, in [0, 1], are normalized by.
+        net: a Bayesian or deterministic network; it is not modified.
+        mean: per channel, what is subtracted from pixels in [0, 1].
+        std: per channel, what they are then divided by.
     """
 
     outputs = ("probs",)
@@ -51,19 +62,18 @@ class MeanNetwork(Deployed):
         super().__init__(to_deterministic(net), mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
+        """[n, channels, height, width] in [0, 1] to probabilities [n, classes]."""
         return self.probs(images)
 
 
-class PredictiveNetwork(Deployed):
-    """The posterior predictive by fresh draws in every call: (probs [n, classes], epistemic [n], aleatoric [n]).
-
-    `epistemic` is the mutual information and `aleatoric` the mean entropy of a draw, both in nats; their sum is the
-    entropy of `probs`. A draw is shared by the images of a call, as in `inference.prediction`.
+class PredictiveNetwork(DeployedNetwork):
+    """The posterior predictive, with fresh draws in every call that all images of the call share.
 
     Args:
-        net: a Bayesian network.
-        num_samples: draws a call.
-        mean, std: what the channels, in [0, 1], are normalized by.
+        net: a Bayesian network; it is not modified.
+        num_samples: draws per call.
+        mean: per channel, what is subtracted from pixels in [0, 1].
+        std: per channel, what they are then divided by.
     """
 
     outputs = ("probs", "epistemic", "aleatoric")
@@ -76,21 +86,33 @@ class PredictiveNetwork(Deployed):
                 layer.layer_type, layer.sampling = "bbb", True
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict images [n, channels, height, width] in [0, 1].
+
+        Returns:
+            Probabilities [n, classes]; the mutual information [n] (epistemic) and the mean entropy of a draw [n]
+            (aleatoric), in nats, which add up to the entropy of the probabilities.
+        """
         draws = torch.stack([self.probs(images) for _ in range(self.num_samples)])
         probs, aleatoric = draws.mean(0), _entropy(draws).mean(0)
         return probs, (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
 
 
-def export(network: Deployed, channels: int, size: int, path: Path) -> Path:
-    """Write the network for batches of any size: `.pt2` by `torch.export`, `.onnx` for other runtimes.
+def export_network(network: DeployedNetwork, channels: int, size: int, path: Path) -> Path:
+    """Write the network as a file that takes batches of any length.
+
+    Args:
+        network: the network to export.
+        channels: of the images.
+        size: height and width of the images.
+        path: ends in `.pt2` for `torch.export`, or in `.onnx` for other runtimes.
 
     Raises:
-        UserError: another ending, ONNX's packages are missing, or the file cannot be written.
+        UserError: `path` has another ending, ONNX's packages are missing, or the file cannot be written.
     """
     example = torch.rand(2, channels, size, size)
     dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
     with torch.no_grad(), atomic_write(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        warnings.simplefilter("ignore")  # the exporters warn about their own code
         if path.suffix == ".pt2":
             torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), temporary)
         elif path.suffix == ".onnx":
@@ -100,19 +122,104 @@ def export(network: Deployed, channels: int, size: int, path: Path) -> Path:
                     output_names=list(network.outputs), external_data=False, verbose=False,
                 )  # fmt: skip
             except ImportError as error:
-                raise UserError(f"to write {path} install ONNX's packages: pip install onnx onnxscript") from error
+                raise UserError(f"cannot write {path} without ONNX's packages: pip install onnx onnxscript") from error
         else:
             raise UserError(f"cannot export to {path}: the name must end in .pt2 or .onnx")
     return path
 
 
 def quantized(network: MeanNetwork) -> nn.Module:
-    """A copy whose linear layers compute in int8, with scales found as it runs: for CPUs."""
+    """A copy whose linear layers compute in int8 on a CPU; activations are scaled by their range in each pass."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch names the package that will take this over
+        warnings.simplefilter("ignore")  # a deprecation notice: torch moves this function to another package
         return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, torch.qint8)
 
 
+def compare_mean_network(network: MeanNetwork, path: Path, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """The exported mean network and its int8 copy beside the mean network itself.
+
+    Args:
+        network: the mean network.
+        path: the ONNX file it was exported to.
+        images: uint8 [n, channels, height, width].
+        labels: [n].
+
+    Returns:
+        largest_difference: between the probabilities of the file and of the network.
+        float32_accuracy: of the network.
+        int8_accuracy: of its int8 copy.
+        int8_time: the time of the int8 copy as a fraction of the network's.
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    inputs = images.float() / 255
+    (exported,) = _run_onnx(path, inputs)
+    small = quantized(network)
+    with torch.inference_mode():
+        probs, int8_probs = network(inputs), small(inputs)
+        seconds, int8_seconds = (_median_seconds(each, inputs) for each in (network, small))
+    return {
+        "largest_difference": float((exported - probs).abs().max()),
+        "float32_accuracy": accuracy(probs, labels),
+        "int8_accuracy": accuracy(int8_probs, labels),
+        "int8_time": int8_seconds / seconds,
+    }
+
+
+def compare_predictive_network(
+    classifier: Classifier, path: Path, images: Tensor, labels: Tensor, num_samples: int
+) -> dict[str, tuple[float, float, float]]:
+    """The exported predictive network beside the library, and the library beside itself with another seed.
+
+    Args:
+        classifier: the network that was exported.
+        path: the ONNX file of its `PredictiveNetwork`.
+        images: uint8 [n, channels, height, width].
+        labels: [n].
+        num_samples: draws of the library's predictive.
+
+    Returns:
+        By quantity, its value by the file, by the library with seed 0, and by the library with seed 1.
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    first, second = (classifier.predict(images, num_samples, seed) for seed in (0, 1))
+    probs, epistemic, aleatoric = _run_onnx(path, images.float() / 255)
+    accuracies = [accuracy(each, labels) for each in (probs, first.probs, second.probs)]
+    epistemics = (epistemic, first.mutual_information, second.mutual_information)
+    aleatorics = (aleatoric, first.expected_entropy, second.expected_entropy)
+    rows = {
+        "accuracy": accuracies,
+        "epistemic, mean (nats)": [float(each.mean()) for each in epistemics],
+        "aleatoric, mean (nats)": [float(each.mean()) for each in aleatorics],
+        "epistemic, correlation with the library's": [_correlation(each, epistemics[1]) for each in epistemics],
+    }
+    return {name: (values[0], values[1], values[2]) for name, values in rows.items()}
+
+
+def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
+    try:
+        from onnxruntime import InferenceSession
+    except ImportError as error:
+        raise UserError("cannot run ONNX files without onnxruntime: pip install onnxruntime") from error
+    return [torch.from_numpy(output) for output in InferenceSession(str(path)).run(None, {"images": inputs.numpy()})]
+
+
+def _median_seconds(network: Any, inputs: Tensor) -> float:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        network(inputs)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
+
+
 def _entropy(probs: Tensor) -> Tensor:
-    """`prediction.entropy` in operations that every runtime has."""
+    """`inference.prediction.entropy` in operations that every runtime has."""
     return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(-1)

@@ -1,4 +1,4 @@
-"""Export a trained network for other machines: its means, and a sampler that tells what it does not know.
+"""Export a trained network for other machines: its means, and a sampler that returns its uncertainty.
 
 Writes <name>.mean and <name>.predictive beside the checkpoint, as .pt2 (torch.export) and .onnx. Both take images
 [n, channels, 32, 32] with pixels in [0, 1]. With --check they are compared with the library on the test split.
@@ -7,27 +7,26 @@ Writes <name>.mean and <name>.predictive beside the checkpoint, as .pt2 (torch.e
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from images import ImageData, load_data, normalize
-from inference.deployment import Deployed, MeanNetwork, PredictiveNetwork, export, quantized
-from inference.metrics import accuracy
-from inference.prediction import posterior_predictive
-from models.architectures import IMAGE_SIZE
+from images import load_data
+from inference.classifier import Classifier
+from inference.deployment import (
+    MeanNetwork,
+    PredictiveNetwork,
+    compare_mean_network,
+    compare_predictive_network,
+    export_network,
+)
 from models.checkpoint import load_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole
+from support import OneLineParser, argument, report_user_errors, whole
 from support.cpu import tune_cpu
 
 
-def parse(given: Sequence[str] | None) -> argparse.Namespace:
+def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = OneLineParser("python -m inference.export", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
@@ -36,100 +35,70 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
         "--num_samples",
         type=argument(whole(1)),
         default=25,
-        help="draws in a call of the predictive network (%(default)s)",
+        help="draws per call of the predictive network (%(default)s)",
     )
     add("--save_dir", type=Path, help="where the files go (beside the checkpoint)")
     add(
-        "--check", type=argument(whole(0)), default=0, metavar="IMAGES", help="compare on so many test images (0: none)"
+        "--check",
+        type=argument(whole(0)),
+        default=0,
+        metavar="IMAGES",
+        help="compare on this many test images (0: no comparison)",
     )
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies, for --check (%(default)s)")
-    return parser.parse_args(given)
+    return parser.parse_args(flags)
 
 
-def run(arguments: argparse.Namespace) -> list[Path]:
-    """Write the files, compare them if asked, and return their paths."""
+def run(args: argparse.Namespace) -> list[Path]:
+    """Write the files, compare them if `args.check` is above 0, and return their paths."""
     tune_cpu()
-    net, description, content = load_network(arguments.weights_path, net_type=arguments.net_type)
-    moments = description.mean, description.std
-    networks: dict[str, Deployed] = {"mean": MeanNetwork(net, *moments)}
+    net, description, content = load_network(args.weights_path, net_type=args.net_type)
+    classifier = Classifier.from_description(net, description)
+    mean_network = MeanNetwork(net, classifier.mean, classifier.std)
+    networks: dict[str, MeanNetwork | PredictiveNetwork] = {"mean": mean_network}
     if description.bayesian:
-        networks["predictive"] = PredictiveNetwork(net, arguments.num_samples, *moments)
-    folder = arguments.save_dir or arguments.weights_path.parent
-    written = []
-    for name, network in networks.items():
-        for ending in (".pt2", ".onnx"):
-            path = folder / f"{arguments.weights_path.stem}.{name}{ending}"
-            written.append(export(network, len(description.mean), IMAGE_SIZE, path))
-            print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", flush=True)
-    if arguments.check:
-        trained = content["settings"]
-        data = load_data(trained["dataset"], arguments.data_dir, trained["valid_size"], trained["seed"])
-        _check(networks, written, data, arguments)
-    return written
+        networks["predictive"] = PredictiveNetwork(net, args.num_samples, classifier.mean, classifier.std)
+    folder = args.save_dir or args.weights_path.parent
+    paths = {
+        (name, suffix): folder / f"{args.weights_path.stem}.{name}{suffix}"
+        for name in networks
+        for suffix in (".pt2", ".onnx")
+    }
+    channels, size, _ = classifier.image_shape
+    for (name, _), path in paths.items():
+        export_network(networks[name], channels, size, path)
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", flush=True)
+    if args.check:
+        _check(classifier, mean_network, {name: paths[name, ".onnx"] for name in networks}, content["settings"], args)
+    return list(paths.values())
 
 
 def _check(
-    networks: dict[str, Deployed], paths: Sequence[Path], data: ImageData, arguments: argparse.Namespace
+    classifier: Classifier,
+    mean_network: MeanNetwork,
+    onnx_files: dict[str, Path],
+    settings: dict[str, Any],
+    args: argparse.Namespace,
 ) -> None:
-    try:
-        from onnxruntime import InferenceSession
-    except ImportError as error:
-        raise UserError("--check runs the ONNX files: pip install onnxruntime") from error
-    images, labels = next(data.test.batches(min(arguments.check, len(data.test))))
-    inputs = images.float() / 255
-
-    def elsewhere(name: str) -> list[Tensor]:
-        path = next(path for path in paths if path.name.endswith(f".{name}.onnx"))
-        outputs = InferenceSession(str(path)).run(None, {"images": inputs.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
-
-    with torch.inference_mode():
-        found, expected = elsewhere("mean")[0], networks["mean"](inputs)
-        mean = networks["mean"]
-        assert isinstance(mean, MeanNetwork)
-        small = quantized(mean)
-        times = {name: _seconds(network, inputs) for name, network in (("float32", mean), ("int8", small))}
-        int8 = small(inputs)
+    data = load_data(settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"])
+    images, labels = next(data.test.batches(min(args.check, len(data.test))))
+    mean = compare_mean_network(mean_network, onnx_files["mean"], images, labels)
     print(f"\n{len(labels):,} test images, onnxruntime beside the library\n"
-          f"mean network: probabilities differ by at most {float((found - expected).abs().max()):.1e}")  # fmt: skip
-    if "predictive" in networks:
-        net, samples = networks["predictive"].net, arguments.num_samples
-        own = [posterior_predictive(net, normalize(images, data.mean, data.std), samples, seed=seed) for seed in (0, 1)]
-        probs, epistemic, aleatoric = elsewhere("predictive")
-        rows = {
-            "accuracy": [accuracy(p, labels) for p in (probs, own[0].probs, own[1].probs)],
-            "epistemic, mean (nats)": [float(e.mean()) for e in (epistemic, *(o.mutual_information for o in own))],
-            "aleatoric, mean (nats)": [float(a.mean()) for a in (aleatoric, *(o.expected_entropy for o in own))],
-            "epistemic, correlation with the library's": [
-                _correlation(e, own[0].mutual_information) for e in (epistemic, own[0].mutual_information,
-                                                                     own[1].mutual_information)
-            ],
-        }  # fmt: skip
+          f"mean network: probabilities differ by at most {mean['largest_difference']:.1e}")  # fmt: skip
+    if "predictive" in onnx_files:
+        rows = compare_predictive_network(classifier, onnx_files["predictive"], images, labels, args.num_samples)
         print(f"{'predictive network':<44}{'onnxruntime':>12}{'library':>12}{'another seed':>14}")
-        for name, (one, two, three) in rows.items():
-            print(f"{name:<44}{one:>12.5f}{two:>12.5f}{three:>14.5f}")
-    print(f"int8 mean network: accuracy {accuracy(int8, labels):.2%} (float32 {accuracy(expected, labels):.2%}), "
-          f"{times['int8'] / times['float32']:.2f} of its time")  # fmt: skip
+        for name, (exported, library, other_seed) in rows.items():
+            print(f"{name:<44}{exported:>12.5f}{library:>12.5f}{other_seed:>14.5f}")
+    print(f"int8 mean network: accuracy {mean['int8_accuracy']:.2%} (float32 {mean['float32_accuracy']:.2%}), "
+          f"{mean['int8_time']:.2f} of its time")  # fmt: skip
 
 
-def _seconds(network: Any, inputs: Tensor) -> float:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        network(inputs)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def _correlation(one: Tensor, other: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([one, other]))[0, 1])
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    """Export by the arguments; a user's mistake exits with code 2."""
+def main(flags: Sequence[str] | None = None) -> None:
+    """Export by the command line; a user's mistake exits with code 2."""
     with report_user_errors():
-        run(parse(sys.argv[1:] if given is None else given))
+        run(parse(sys.argv[1:] if flags is None else flags))
 
 
 if __name__ == "__main__":

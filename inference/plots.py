@@ -1,4 +1,4 @@
-"""Pictures of what a network knows and does not know; each is written whole to a path."""
+"""Pictures of what a network knows and does not know, each a PNG file that is written atomically."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from inference.evaluation import SHIFTS
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support.figures import COLORS, save_figure
+from support.figures import BLUE, COLORS, ORANGE, save_figure
 
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """The figure, its axes open above and to the right, as a PNG file."""
+    """Write the figure as a PNG file, its axes without lines at the top and right."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)
@@ -29,7 +30,7 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
     """A histogram of every score for the known and for the unknown images."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     axes = figure.subplots(2, 4).flat
-    lowest = 0.5 / max(len(known.probs), len(unknown.probs))  # half an image
+    lowest = 0.5 / max(len(known.probs), len(unknown.probs))  # half of one image
     for ax, (name, score) in zip(axes, SCORES.items(), strict=False):
         values = [score(known).numpy(), score(unknown).numpy()]
         highest = max(float(value.max()) for value in values)
@@ -51,26 +52,26 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
 
 
 def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) -> Path:
-    """Accuracy against confidence, bin by bin, a panel a network; below, how many predictions a bin has."""
+    """Accuracy against confidence per bin, one panel per network; below, the number of predictions per bin."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
     columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True, sharey="row").T
-    for (above, below), (name, each), color in zip(columns, probs.items(), COLORS, strict=False):
-        bins = reliability(each, labels)
-        confidence, correct, count = (part.numpy() for part in (bins.confidence, bins.accuracy, bins.count))
+    for (above, below), (name, network_probs), color in zip(columns, probs.items(), COLORS, strict=False):
+        bins = reliability(network_probs, labels)
+        confidence, correct, count = (values.numpy() for values in (bins.confidence, bins.accuracy, bins.count))
         above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
         above.plot(confidence, correct, "o-", color=color)
-        above.set(title=f"{name}: ECE {ece(each, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
+        above.set(title=f"{name}: ECE {ece(network_probs, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
         below.bar(confidence, count, 0.04, color=color)
         below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02), ylim=(0.5, 2 * len(labels)))
     return save(figure, path)
 
 
 def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels: Tensor) -> Path:
-    """Error among the predictions kept, against how many are kept, the most certain first (total entropy)."""
+    """Error rate of the most certain predictions (by total entropy) against the fraction of them that is kept."""
     figure = Figure(figsize=(5.4, 4), layout="constrained")
     ax = figure.subplots()
     for (name, predictive), color, dash in zip(predictives.items(), COLORS, DASHES, strict=False):
-        wrong = predictive.probs.argmax(-1) != labels
+        wrong = predictive.labels != labels
         coverage, risk = risk_coverage(predictive.entropy, wrong)
         area = risk_coverage_area(predictive.entropy, wrong)
         ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=color, label=f"{name} (area {area:.2e})")
@@ -81,18 +82,22 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
 
 
 def plot_sheet(
-    path: Path, sets: Mapping[str, tuple[Tensor, Predictive]], classes: Sequence[str], each: int = 6
+    path: Path, sets: Mapping[str, tuple[Tensor, Predictive]], classes: Sequence[str], count: int = 6
 ) -> Path:
     """The most and the least certain images of each set, above their class probabilities as bars.
 
     Args:
-        sets: by name, uint8 images [n, channels, height, width] and what was predicted of them.
+        path: of the PNG file.
+        sets: by name, uint8 images [n, channels, height, width] and their predictive.
+        classes: the names of the classes, by label.
+        count: how many of the most certain images, and of the least.
     """
-    figure = Figure(figsize=(1.5 * each + 1, 5.6 * len(sets)), layout="constrained")
-    grid = figure.subplots(4 * len(sets), each, squeeze=False, height_ratios=(1.4, 1) * 2 * len(sets))
+    figure = Figure(figsize=(1.5 * count + 1, 5.6 * len(sets)), layout="constrained")
+    grid = figure.subplots(4 * len(sets), count, squeeze=False, height_ratios=(1.4, 1) * 2 * len(sets))
     for block, (name, (images, predictive)) in enumerate(sets.items()):
         order = predictive.entropy.argsort(stable=True)
-        for row, (what, chosen) in enumerate((("most certain", order[:each]), ("least certain", order.flip(0)[:each]))):
+        ends = (("most certain", order[:count]), ("least certain", order.flip(0)[:count]))
+        for row, (certainty, chosen) in enumerate(ends):
             pictures, bars = grid[4 * block + 2 * row], grid[4 * block + 2 * row + 1]
             for column, index in enumerate(chosen.tolist()):
                 pixels = images[index].permute(1, 2, 0).squeeze(-1).numpy()
@@ -102,7 +107,7 @@ def plot_sheet(
                 pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
                 bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLORS[row])
                 bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
-                labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.probs[index].argmax())]
+                labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.labels[index])]
                 bars[column].set_xticks(
                     labelled, [classes[label][: 4 if len(labelled) > 1 else 12] for label in labelled], fontsize=7
                 )
@@ -110,15 +115,22 @@ def plot_sheet(
                 bars[0].set_yticks([0, 1], ["0", "1"], fontsize=7)
                 bars[0].set_ylabel("probability", fontsize=8, labelpad=-2)
                 pictures[0].text(
-                    -0.12, 0.5, f"{name}\n{what}", rotation=90, va="center", ha="right", transform=pictures[0].transAxes
-                )
+                    -0.12, 0.5, f"{name}\n{certainty}", rotation=90, va="center", ha="right",
+                    transform=pictures[0].transAxes,
+                )  # fmt: skip
             for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
                 unused.axis("off")
     return save(figure, path)
 
 
 def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> Path:
-    """Accuracy and uncertainty against how far images are shifted, for each network."""
+    """Accuracy and uncertainty against the severity of a shift.
+
+    Args:
+        path: of the PNG file.
+        rows: by network, its rows of `inference.evaluation.under_shift`.
+        label: of the axis of the severity.
+    """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     quantities = (
@@ -134,4 +146,79 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
         ax.set(xlabel=label, ylabel=name, ylim=(0, None))
         ax.grid(alpha=0.3)
     axes[0].legend(frameon=False)
+    return save(figure, path)
+
+
+def plot_evaluation(
+    folder: Path,
+    report: Mapping[str, Any],
+    predictives: Mapping[str, tuple[Predictive, Predictive]],
+    images: tuple[Tensor, Tensor],
+    labels: Tensor,
+    classes: Sequence[str],
+    net_type: str,
+) -> list[Path]:
+    """Every picture of an evaluation: scores, reliability, risk against coverage, images, shifts.
+
+    Args:
+        folder: where the pictures go.
+        report: of `inference.evaluate`.
+        predictives: of `inference.evaluate`.
+        images: the known and the unknown images, uint8 [n, channels, height, width] each.
+        labels: [n], the classes of the known images.
+        classes: the names of the classes, by label.
+        net_type: the architecture of the networks, for titles.
+
+    Returns:
+        The paths of the pictures.
+    """
+    names = (report["known"], report["unknown"])
+    known = {network: sets[0] for network, sets in predictives.items()}
+    probs = {network: predictive.probs for network, predictive in known.items()}
+    return [
+        *(
+            plot_scores(folder / f"scores_{network}.png", *sets, names, f"{network} {net_type}")
+            for network, sets in predictives.items()
+        ),
+        plot_reliability(folder / "reliability.png", probs, labels),
+        plot_risk_coverage(folder / "risk_coverage.png", known, labels),
+        *(
+            plot_sheet(
+                folder / f"images_{network}.png",
+                dict(zip(names, zip(images, sets, strict=True), strict=True)),
+                classes,
+            )
+            for network, sets in predictives.items()
+        ),
+        *(
+            plot_shift(folder / f"{name}.png", report[name], shift.label)
+            for name, shift in SHIFTS.items()
+            if name in report
+        ),
+    ]
+
+
+def plot_pruning(path: Path, curve: Sequence[Mapping[str, Any]], chosen: float, title: str) -> Path:
+    """Accuracy and NLL against the fraction of weights that remain.
+
+    Args:
+        path: of the PNG file.
+        curve: rows of `inference.pruning.pruning_curve`.
+        chosen: the fraction that was pruned in the end.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    rows = [row for row in curve if row["fraction"] is not None]
+    for ax, name, label, color in zip(
+        figure.subplots(1, 2), ("accuracy", "nll"), ("accuracy", "NLL (nats per example)"), (BLUE, ORANGE), strict=True
+    ):
+        ax.plot([100 * (1 - row["sparsity"]) for row in rows], [row[name] for row in rows], "o-", color=color, ms=4)
+        ax.axvline(100 * (1 - chosen), color="0.6", linestyle=":")
+        ax.annotate(f"chosen: {1 - chosen:.0%} left", (100 * (1 - chosen), 0.5), xycoords=("data", "axes fraction"),
+                    rotation=90, ha="right", va="center", color="0.4")  # fmt: skip
+        ax.set(xscale="log", xlabel="weights left (%)", ylabel=label)
+        ax.invert_xaxis()
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(alpha=0.3)
+    figure.suptitle(title)
     return save(figure, path)

@@ -1,4 +1,4 @@
-"""Regression: a Gaussian likelihood, and the posterior predictive that splits its variance."""
+"""Regression: a Gaussian likelihood, and a posterior predictive with separate aleatoric and epistemic variances."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.prediction import effective_samples, logits_of, posterior_draws
+from inference.prediction import posterior_outputs
 from layers.kernels import std_to_rho
 
 
 class GaussianLikelihood(nn.Module):
-    """p(y|x, w) = N(f(x, w), s²) with a noise s that is learnt or predicted.
+    """p(y|x, w) = N(f(x, w), s²) with a noise standard deviation s that is learnt or predicted.
 
     Args:
-        outputs: d, how many numbers are predicted of an example.
-        predicted: the network has 2·d outputs, of which the second half is softplus⁻¹(s): a noise that depends
-            on x. Otherwise s is a parameter of this module, one an output, for the optimizer that trains the
-            network.
-        noise: what s starts from when it is learnt.
+        outputs: d, the number of targets per example.
+        predicted: the network has 2·d outputs, and the second half is softplus⁻¹(s): the noise depends on x.
+            Otherwise s is a parameter of this module, one per output; give it to the optimizer of the network.
+        noise: the initial s when it is learnt.
 
     Raises:
-        ValueError: a noise that is not above 0 and finite; from a call, an output that has not the features that
-            are needed, or targets of another shape than the mean's.
+        ValueError: `noise` is not a finite number above 0.
     """
 
     def __init__(self, outputs: int = 1, predicted: bool = False, noise: float = 1.0) -> None:
@@ -36,20 +34,33 @@ class GaussianLikelihood(nn.Module):
         self.rho = None if predicted else nn.Parameter(std_to_rho(torch.full((outputs,), float(noise))))
 
     def moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of y [n, d] by a network's output [n, d], or [n, 2·d] if the noise is predicted."""
-        wanted = self.outputs * (2 if self.predicted else 1)
-        if output.shape[-1] != wanted:
-            raise ValueError(f"expected {wanted} outputs an example, got {output.shape[-1]}")
+        """Mean and variance of y.
+
+        Args:
+            output: of the network, [n, d], or [n, 2·d] if the noise is predicted.
+
+        Returns:
+            Mean and variance, [n, d] each.
+
+        Raises:
+            ValueError: `output` has another number of features.
+        """
+        expected = self.outputs * (2 if self.predicted else 1)
+        if output.shape[-1] != expected:
+            raise ValueError(f"expected {expected} outputs per example, got {output.shape[-1]}")
         mean = output[..., : self.outputs]
         rho = output[..., self.outputs :] if self.rho is None else self.rho
         return mean, F.softplus(rho).square().clamp_min(1e-12).expand_as(mean)
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
-        """−log p(y|x, w) in nats, summed over the d numbers and averaged over the n examples: a scalar.
+        """−log p(y|x, w) in nats, summed over the d targets and averaged over the n examples: a scalar.
 
         Args:
             output: as for `moments`.
             targets: [n, d].
+
+        Raises:
+            ValueError: `output` or `targets` has another shape.
         """
         mean, variance = self.moments(output)
         if targets.shape != mean.shape:
@@ -59,12 +70,12 @@ class GaussianLikelihood(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class RegressionPredictive:
-    """The posterior predictive of n examples, [n, d] each, on the CPU: Var y = E[s²] + Var f.
+    """The posterior predictive of n examples, on the CPU: Var y = E[s²] + Var f.
 
     Attributes:
-        mean: the mean of f over the samples.
-        aleatoric: the mean of the noise variance s²: what no data removes.
-        epistemic: the variance of f over the samples: what more data would remove.
+        mean: [n, d], the mean of f over the samples.
+        aleatoric: [n, d], the mean of the noise variance s²: no amount of data reduces it.
+        epistemic: [n, d], the variance of f over the samples: more data would reduce it.
     """
 
     mean: Tensor
@@ -73,7 +84,7 @@ class RegressionPredictive:
 
     @property
     def std(self) -> Tensor:
-        """The standard deviation of y."""
+        """[n, d], the standard deviation of y."""
         return (self.aleatoric + self.epistemic).sqrt()
 
 
@@ -85,9 +96,21 @@ def regression_predictive(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> RegressionPredictive:
-    """Mean and variances of y over draws of `net`'s posterior, by the law of total variance."""
+    """Mean and variances of y over draws from the posterior, by the law of total variance.
+
+    Args:
+        net: a Bayesian or deterministic network.
+        likelihood: what turns its outputs into means and noise variances.
+        inputs: [n, ...], as in training.
+        num_samples: draws from the posterior.
+        batch_size: examples per forward pass.
+        seed: of the draws.
+
+    Raises:
+        ValueError: `num_samples` is below 1.
+    """
     with torch.inference_mode():
-        draws = posterior_draws(net, effective_samples(net, num_samples), seed)
-        moments = [likelihood.moments(logits_of(draw, inputs, batch_size)) for draw in draws]
-        means, variances = (torch.stack(parts).cpu() for parts in zip(*moments, strict=True))
+        outputs = posterior_outputs(net, inputs, num_samples, batch_size, seed)
+        moments = [likelihood.moments(output) for output in outputs]
+        means, variances = (torch.stack(samples).cpu() for samples in zip(*moments, strict=True))
         return RegressionPredictive(means.mean(0), variances.mean(0), means.var(0, correction=0))

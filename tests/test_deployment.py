@@ -12,9 +12,8 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 import config_bayesian
-from inference.deployment import MeanNetwork, PredictiveNetwork, export, quantized
+from inference import MeanNetwork, PredictiveNetwork, export_network, posterior_predictive, quantized
 from inference.export import main
-from inference.prediction import posterior_predictive
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
 from support import UserError
 from training import loop
@@ -40,21 +39,21 @@ def run(path: Path, images: Tensor) -> list[Tensor]:
     if path.suffix == ".pt2":
         output = torch.export.load(path).module()(images)
         return list(output) if isinstance(output, tuple) else [output]
-    return [torch.from_numpy(part) for part in InferenceSession(str(path)).run(None, {"images": images.numpy()})]
+    return [torch.from_numpy(values) for values in InferenceSession(str(path)).run(None, {"images": images.numpy()})]
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
 def test_the_mean_network_runs_elsewhere_with_equal_outputs(ending: str, tmp_path: Path) -> None:
     net = Small()
     network = MeanNetwork(net, **MOMENTS)
-    path = export(network, 2, 8, tmp_path / f"mean{ending}")
+    path = export_network(network, 2, 8, tmp_path / f"mean{ending}")
     for count in (1, 7):
         images = torch.rand(count, 2, 8, 8)
-        found = run(path, images)[0]
+        exported = run(path, images)[0]
         normalized = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
         with sampling(net, False):
             expected = net(normalized)[0].softmax(-1)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-6)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
@@ -66,29 +65,29 @@ def test_the_predictive_network_has_the_librarys_distribution(
 ) -> None:
     """Over many calls of few draws, the means of all outputs agree within the noise that the calls show."""
     net = Small(alpha_shape)
-    path = export(PredictiveNetwork(net, 4, (0.0, 0.0), (1.0, 1.0)), 2, 8, tmp_path / f"predictive{ending}")
+    path = export_network(PredictiveNetwork(net, 4, (0.0, 0.0), (1.0, 1.0)), 2, 8, tmp_path / f"predictive{ending}")
     images = torch.rand(5, 2, 8, 8)
     if ending == ".onnx":
         session = InferenceSession(str(path))
         assert [output.name for output in session.get_outputs()] == ["probs", "epistemic", "aleatoric"]
         calls = [session.run(None, {"images": images.numpy()}) for _ in range(400)]
-        found = [torch.stack([torch.from_numpy(call[part]) for call in calls]) for part in range(3)]
+        exported = [torch.stack([torch.from_numpy(call[index]) for call in calls]) for index in range(3)]
     else:
         module = torch.export.load(path).module()
         with torch.no_grad():
             outputs = [module(images) for _ in range(400)]
-        found = [torch.stack([output[part] for output in outputs]) for part in range(3)]
+        exported = [torch.stack([output[index] for output in outputs]) for index in range(3)]
     own = [posterior_predictive(net, images, num_samples=4, seed=seed) for seed in range(400)]
     expected = [
         torch.stack([each.probs for each in own]),
         torch.stack([each.mutual_information for each in own]),
         torch.stack([each.expected_entropy for each in own]),
     ]
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(exported, expected, strict=True):
         noise = ((one.var(0) + other.var(0)) / 400).sqrt()
         assert ((one.mean(0) - other.mean(0)).abs() < 5 * noise).all()
         torch.testing.assert_close(one.std(0), other.std(0), rtol=0.3, atol=1e-3)
-    probs, epistemic, aleatoric = found
+    probs, epistemic, aleatoric = exported
     entropy = torch.special.entr(probs).sum(-1)
     torch.testing.assert_close(epistemic + aleatoric, torch.maximum(entropy, aleatoric), rtol=1e-4, atol=1e-5)
 
@@ -104,7 +103,7 @@ def test_int8_stays_close() -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the name must end in \.pt2 or \.onnx"):
-        export(MeanNetwork(Small(), **MOMENTS), 2, 8, tmp_path / "net.bin")
+        export_network(MeanNetwork(Small(), **MOMENTS), 2, 8, tmp_path / "net.bin")
     assert not list(tmp_path.iterdir())
 
 

@@ -25,9 +25,11 @@ def test_a_torchvision_network_stays_as_good_when_it_becomes_bayesian(capsys: py
 
 
 def test_regression_is_less_sure_where_no_data_is(tmp_path: Path) -> None:
-    found = regression.main(tmp_path / "bands.png", steps=1500)
+    predictive = regression.main(tmp_path / "bands.png", steps=1500)
     grid = [-4 + 10 * index / 200 for index in range(201)]
-    unsure = {at: found.epistemic[min(range(201), key=lambda i: abs(grid[i] - at)), 0].sqrt() for at in (0, 0.85, 5)}
+    unsure = {
+        at: predictive.epistemic[min(range(201), key=lambda i: abs(grid[i] - at)), 0].sqrt() for at in (0, 0.85, 5)
+    }
     assert unsure[0] < 0.7 * unsure[0.85] < 0.7 * unsure[5]
     assert matplotlib.image.imread(tmp_path / "bands.png").std() > 0.05
 

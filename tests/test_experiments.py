@@ -18,10 +18,9 @@ from torchvision import datasets
 from experiments import ablations, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
-from experiments.running import ExperimentFiles, dropout_predictive, ensemble_predictive, run_missing
+from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
-from inference.metrics import accuracy, nll
-from inference.prediction import posterior_predictive
+from inference import accuracy, nll
 from layers import deterministic_layers
 from models import build
 from models.checkpoint import load_network
@@ -50,11 +49,11 @@ def results(places: ExperimentFiles) -> dict[str, dict[str, Any]]:
 
 
 def test_every_experiment_of_the_plan_can_run(places: ExperimentFiles) -> None:
-    found = list(experiments())
-    assert len({experiment.name for experiment in found}) == len(found)
-    for experiment in found:
+    plan = list(experiments())
+    assert len({experiment.name for experiment in plan}) == len(plan)
+    for experiment in plan:
         settings = places.settings(experiment)  # checked
-        assert all(source in found for source in experiment.sources)
+        assert all(source in plan for source in experiment.sources)
         own = {} if ":" in settings.net_type else {"activation_type": settings.activation_type}
         with torch.device("meta"):
             build(settings.net_type, experiment.method.bayesian, 10, 3, **own)
@@ -76,12 +75,12 @@ def test_cifar100_runs_as_planned_from_files_of_its_layout(
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (400, 3, 32, 32), dtype=np.uint8)
     labels = [index % 100 for index in range(400)]
-    for name, part in (("train", slice(0, 300)), ("test", slice(300, 400))):
-        content = {"data": pixels[part].reshape(-1, 3072), "fine_labels": labels[part], "coarse_labels": [0] * 400}
+    for name, rows in (("train", slice(0, 300)), ("test", slice(300, 400))):
+        content = {"data": pixels[rows].reshape(-1, 3072), "fine_labels": labels[rows], "coarse_labels": [0] * 400}
         (folder / name).write_bytes(pickle.dumps(content))
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": ["all"]}))
-    for part in ("train", "test"):
-        monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", [[part, None]])  # no checksum: these are not the real
+    for name in ("train", "test"):
+        monkeypatch.setattr(datasets.CIFAR100, f"{name}_list", [[name, None]])  # no checksum: these are not the real
     monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": None})
     data = load_data("CIFAR100", tmp_path, 0.1, 0)
     assert data.classes == tuple(names) and data.flippable and len(data.train) == 270
@@ -90,12 +89,13 @@ def test_cifar100_runs_as_planned_from_files_of_its_layout(
 
     planned = next(block for block in BLOCKS if block.dataset == "CIFAR100")
     block = replace(planned, common={**planned.common, "n_epochs": 1})
-    mine = replace(places, data_dir=tmp_path, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
-    run_missing([Experiment(block, method, 0) for method in block.seeds], mine)
-    rows = {path.stem: json.loads(path.read_text()) for path in mine.results.iterdir()}
-    assert set(rows) == {f"CIFAR100-lenet-{method}-0" for method in planned.seeds}
-    for row in rows.values():
-        assert row["parameters"] > 62_006 and 0 < row["test"]["nll"] < 10 and row["settings"]["batch_size"] == 128
+    empty = replace(places, data_dir=tmp_path, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
+    run_missing([Experiment(block, method, 0) for method in block.seeds], empty)
+    results = {path.stem: json.loads(path.read_text()) for path in empty.results.iterdir()}
+    assert set(results) == {f"CIFAR100-lenet-{method}-0" for method in planned.seeds}
+    for result in results.values():
+        assert result["parameters"] > 62_006 and 0 < result["test"]["nll"] < 10
+        assert result["settings"]["batch_size"] == 128
 
 
 def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_does_not_keep_the_rest_from_it(
     lost = Experiment(replace(BARS, dataset="lost"), "frequentist", 0)
     again = Experiment(BARS, "lrt_1", 0)
     places.result(again).unlink()
-    with pytest.raises(UserError, match="could not be done, for the reasons above: lost-lenet-frequentist-0$"):
+    with pytest.raises(UserError, match="failed, for the reasons above: lost-lenet-frequentist-0$"):
         run_missing([lost, again], replace(places, folders={**places.folders, "lost": "no/such/folder"}))
     assert json.loads(places.result(again).read_text())["test"] == results[again.name]["test"]
     assert "lost-lenet-frequentist-0: " in capsys.readouterr().err
@@ -117,53 +117,37 @@ def test_an_ensemble_is_the_mean_of_its_members(places: ExperimentFiles, results
         net, description, _ = load_network(places.run(member).best)
         data = load_data(places.dataset(member), "data", 0.1, member.seed)
         assert isinstance(data.test.images, torch.Tensor)
-        # As the first member normalizes: they differ in the fourth digit, for each has a split of its own.
-        first = load_network(places.run(members[0]).best)[1]
+        # Each member normalizes by the constants of its own split.
         with torch.no_grad():
-            probs.append(net(normalize(data.test.images, first.mean, first.std)).softmax(-1))
-        alone = net(normalize(data.test.images, description.mean, description.std)).softmax(-1).detach()
-        assert results[member.name]["test"]["nll"] == pytest.approx(nll(alone, data.test.labels), rel=1e-4)
-    found = results["bars-lenet-ensemble-0"]
+            probs.append(net(normalize(data.test.images, description.mean, description.std)).softmax(-1))
+        assert results[member.name]["test"]["nll"] == pytest.approx(nll(probs[-1], data.test.labels), rel=1e-4)
+    ensemble = results["bars-lenet-ensemble-0"]
     mean = torch.stack(probs).mean(0)
-    assert found["test"]["nll"] == pytest.approx(nll(mean, data.test.labels), rel=1e-4)
-    assert found["test"]["accuracy"] == pytest.approx(accuracy(mean, data.test.labels))
-    assert found["parameters"] == 5 * results["bars-lenet-frequentist-0"]["parameters"]
-
-
-def test_an_ensemble_of_posteriors_is_the_mixture_of_their_predictives() -> None:
-    nets = [build("lenet", True, 10, 1, priors={"posterior_rho_initial": (-2.0, 0.1)}) for _ in range(3)]
-    images = torch.randn(6, 1, 32, 32)
-    found = ensemble_predictive(nets, images, 4)
-    parts = [posterior_predictive(net, images, running.SAMPLES, seed=4 + member) for member, net in enumerate(nets)]
-    torch.testing.assert_close(found.probs, torch.stack([part.probs for part in parts]).mean(0))
-    torch.testing.assert_close(found.expected_entropy, torch.stack([part.expected_entropy for part in parts]).mean(0))
-    assert (found.mutual_information > torch.stack([part.mutual_information for part in parts]).mean(0)).all()
+    assert ensemble["test"]["nll"] == pytest.approx(nll(mean, data.test.labels), rel=1e-4)
+    assert ensemble["test"]["accuracy"] == pytest.approx(accuracy(mean, data.test.labels))
+    assert ensemble["parameters"] == 5 * results["bars-lenet-frequentist-0"]["parameters"]
 
 
 def test_what_has_one_answer_has_no_epistemic_uncertainty_and_samples_have(results: dict[str, Any]) -> None:
-    area = {name: found["unknown"]["noise"]["mutual information"]["auroc"] for name, found in results.items()}
+    area = {name: result["unknown"]["noise"]["mutual information"]["auroc"] for name, result in results.items()}
     for name in ("frequentist", "dropout"):
-        assert area[f"bars-lenet-{name}-0"] == 0.5  # nothing tells any two images apart
+        assert area[f"bars-lenet-{name}-0"] == 0.5  # every image scores the same
     for name in ("mc_dropout", "ensemble", "lrt_1", "last_layer"):
         assert area[f"bars-lenet-{name}-0"] != 0.5
     assert results["bars-lenet-dropout-0"]["test"] != results["bars-lenet-mc_dropout-0"]["test"]
 
 
-def test_dropout_at_work_is_of_the_seed_and_leaves_nothing_behind() -> None:
-    net = with_dropout("lenet", 0.5)(10, 1).eval()
+def test_dropout_stands_before_every_layer_with_weights_but_the_first() -> None:
+    net = with_dropout("lenet", 0.5)(10, 1)
     assert [name for name, child in net.named_children() if isinstance(child, nn.Dropout)] == [
         f"dropout{n}" for n in range(1, 5)
     ]
-    images, state = torch.randn(6, 1, 32, 32), torch.get_rng_state()
-    once, again, other = (dropout_predictive(net, images, seed).probs for seed in (1, 1, 2))
-    assert torch.equal(once, again) and not torch.equal(once, other)
-    assert torch.equal(state, torch.get_rng_state()) and not any(module.training for module in net.modules())
 
 
 def test_only_the_last_layer_is_bayesian() -> None:
     net = with_bayesian_last_layer("lenet")(10, 1)
-    found = [line.split()[0] for line in deterministic_layers(net)]
-    assert found == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
+    names = [line.split()[0] for line in deterministic_layers(net)]
+    assert names == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
 
 
 def test_what_was_cut_off_is_gone_on_with(
@@ -194,13 +178,13 @@ def test_what_was_cut_off_is_gone_on_with(
 def test_what_another_process_does_is_left_to_it(
     places: ExperimentFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
+    empty = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
     held = Experiment(BARS, "frequentist", 0)
     ensemble = Experiment(BARS, "ensemble", 0)
-    with locked(mine.checkpoints / held.name):
-        run_missing([held, ensemble], mine)
+    with locked(empty.checkpoints / held.name):
+        run_missing([held, ensemble], empty)
     assert capsys.readouterr().out.startswith(f"left: {held.name}, {ensemble.name}")
-    assert not mine.results.exists()
+    assert not empty.results.exists()
 
 
 def test_rows_are_means_over_the_seeds(results: dict[str, Any]) -> None:
@@ -234,12 +218,14 @@ def test_ablations_are_done_once_and_compared_seed_by_seed(
     monkeypatch.setattr(ablations, "CHANGES", {ablations.AS_PLANNED: {}, "faster": {"lr_start": 3e-3}})
     path = tmp_path / "ablations.json"
     ablations.run_ablations(path, tmp_path)
-    found = json.loads(path.read_text())
-    assert list(found) == [ablations.AS_PLANNED, "faster"] and capsys.readouterr().out.count("epoch 2/2") == 6
-    differences = torch.tensor(found["faster"]["valid_nll"]) - torch.tensor(found[ablations.AS_PLANNED]["valid_nll"])
-    assert f"| {differences.mean():+.4f} ± {differences.std():.4f} |" in report.ablations_table(found)
-    del found["faster"]
-    path.write_text(json.dumps(found))
+    ablated = json.loads(path.read_text())
+    assert list(ablated) == [ablations.AS_PLANNED, "faster"] and capsys.readouterr().out.count("epoch 2/2") == 6
+    differences = torch.tensor(ablated["faster"]["valid_nll"]) - torch.tensor(
+        ablated[ablations.AS_PLANNED]["valid_nll"]
+    )
+    assert f"| {differences.mean():+.4f} ± {differences.std():.4f} |" in report.ablations_table(ablated)
+    del ablated["faster"]
+    path.write_text(json.dumps(ablated))
     ablations.run_ablations(path, tmp_path)
     assert capsys.readouterr().out.count("epoch 2/2") == 3
 
@@ -263,8 +249,8 @@ def test_an_averaged_run_keeps_the_running_mean_of_its_weights(pictures: Path, t
 
 def test_every_ablation_is_of_settings_that_are_taken_and_has_run() -> None:
     for changes in ablations.CHANGES.values():
-        given = {name: value for name, value in changes.items() if name != "average_decay"}
-        running.configured({**ablations.COMMON, **given}, bayesian=True)
+        settings = {name: value for name, value in changes.items() if name != "average_decay"}
+        running.configured({**ablations.COMMON, **settings}, bayesian=True)
     assert list(json.loads(report.ABLATIONS.read_text())) == list(ablations.CHANGES)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference import metrics
-from inference.prediction import Predictive
+from inference import Predictive, metrics
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def test_nll_of_an_impossible_label_is_finite() -> None:
     assert 80 < metrics.nll(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) < 100
 
 
-def gaps(confidence: np.ndarray, correct: np.ndarray, parts: list[np.ndarray]) -> float:
-    return sum(len(i) / len(correct) * abs(confidence[i].mean() - correct[i].mean()) for i in parts if len(i))
+def gaps(confidence: np.ndarray, correct: np.ndarray, bins: list[np.ndarray]) -> float:
+    return sum(len(i) / len(correct) * abs(confidence[i].mean() - correct[i].mean()) for i in bins if len(i))
 
 
 def test_calibration_errors_and_the_diagram(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -62,27 +61,27 @@ def test_risk_falls_when_the_uncertain_are_left_out() -> None:
 def test_novelty_is_counted_pair_by_pair(scale: float) -> None:
     known = scale * torch.rand(300).square()
     unknown = scale * torch.rand(200).sqrt().round(decimals=2)
-    found = metrics.novelty(known, unknown)
+    separation = metrics.novelty(known, unknown)
     k, u = known.double().numpy(), unknown.double().numpy()
     pairs = (u[:, None] > k).mean() + (u[:, None] == k).mean() / 2
-    assert found["auroc"] == pytest.approx(pairs, abs=1e-5)
+    assert separation["auroc"] == pytest.approx(pairs, abs=1e-5)
     threshold = max(t for t in u if (u >= t).mean() >= 0.95)
-    assert found["fpr95"] == pytest.approx((k >= threshold).mean(), abs=1e-5)
+    assert separation["fpr95"] == pytest.approx((k >= threshold).mean(), abs=1e-5)
     precision = recall = 0.0
     area = 0.0
     for t in sorted(set(u) | set(k), reverse=True):
         hits, alarms = (u >= t).sum(), (k >= t).sum()
         precision, before, recall = hits / (hits + alarms), recall, hits / len(u)
         area += precision * (recall - before)
-    assert found["aupr"] == pytest.approx(area, abs=1e-5)
+    assert separation["aupr"] == pytest.approx(area, abs=1e-5)
 
 
 def test_a_score_without_information_is_chance() -> None:
-    found = metrics.novelty(torch.zeros(30), torch.zeros(10))
-    assert found["auroc"] == pytest.approx(0.5) and found["fpr95"] == 1
+    separation = metrics.novelty(torch.zeros(30), torch.zeros(10))
+    assert separation["auroc"] == pytest.approx(0.5) and separation["fpr95"] == 1
 
 
-def test_near_certain_predictions_are_still_told_apart() -> None:
+def test_near_certain_predictions_still_differ() -> None:
     """1 − p̄ in float32 would be 0 for all of these, and leave their order to chance."""
     rest = torch.tensor([1e-9, 3e-9, 1e-8])
     probs = torch.stack([1 - rest, rest / 2, rest / 2], -1)

@@ -11,8 +11,7 @@ import torch
 from conftest import Script
 from torch import nn
 
-from inference.prediction import posterior_predictive
-from inference.pruning import pruned, signal_to_noise, sparsity
+from inference import posterior_predictive, pruned, signal_to_noise, sparsity
 from layers import BBBLinear, sampling, weight_posteriors
 from models.checkpoint import load_network
 

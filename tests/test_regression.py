@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import distributions, nn
 
-from inference.prediction import posterior_draws
-from inference.regression import GaussianLikelihood, regression_predictive
+from inference import GaussianLikelihood, posterior_draws, regression_predictive
 from layers import BBBLinear, ModuleWrapper
 
 
@@ -25,7 +24,7 @@ def test_the_likelihood_is_that_of_torch_distributions(predicted: bool) -> None:
         assert not list(likelihood.parameters())
     else:
         torch.testing.assert_close(variance, torch.full((9, 2), 0.49))
-    with pytest.raises(ValueError, match=f"expected {4 if predicted else 2} outputs an example, got 3"):
+    with pytest.raises(ValueError, match=f"expected {4 if predicted else 2} outputs per example, got 3"):
         likelihood(torch.randn(9, 3), targets)
 
 
@@ -46,25 +45,27 @@ def test_the_variances_are_those_of_the_draws() -> None:
     net = ModuleWrapper(BBBLinear(3, 2, priors={"posterior_rho_initial": (-1.0, 0.3)}))
     likelihood = GaussianLikelihood(1, predicted=True)
     inputs = torch.randn(6, 3)
-    found = regression_predictive(net, likelihood, inputs, num_samples=40, batch_size=4, seed=5)
+    predictive = regression_predictive(net, likelihood, inputs, num_samples=40, batch_size=4, seed=5)
     with torch.no_grad():
         outputs = torch.stack([draw(inputs)[0] for draw in posterior_draws(net, 40, seed=5)])
     variances = nn.functional.softplus(outputs[..., 1:]).square()
-    torch.testing.assert_close(found.mean, outputs[..., :1].mean(0))
-    torch.testing.assert_close(found.aleatoric, variances.mean(0))
-    torch.testing.assert_close(found.epistemic, outputs[..., :1].var(0, correction=0))
-    torch.testing.assert_close(found.std.square(), found.aleatoric + found.epistemic)
+    torch.testing.assert_close(predictive.mean, outputs[..., :1].mean(0))
+    torch.testing.assert_close(predictive.aleatoric, variances.mean(0))
+    torch.testing.assert_close(predictive.epistemic, outputs[..., :1].var(0, correction=0))
+    torch.testing.assert_close(predictive.std.square(), predictive.aleatoric + predictive.epistemic)
 
 
 def test_the_epistemic_variance_is_that_of_a_linear_layer() -> None:
     """Var f(x) = Σ σ_w² x² + σ_b², in closed form."""
     layer = BBBLinear(3, 1, priors={"posterior_rho_initial": (-1.0, 0.3)})
     inputs = torch.randn(5, 3)
-    found = regression_predictive(layer, GaussianLikelihood(), inputs, num_samples=4000)
+    predictive = regression_predictive(layer, GaussianLikelihood(), inputs, num_samples=4000)
     variance = layer.operation(inputs.square(), *layer.variances()).detach()
-    torch.testing.assert_close(found.epistemic, variance, rtol=0.12, atol=0)
-    assert ((found.mean - layer.operation(inputs, *layer.means())).abs() < 5 * (variance / 4000).sqrt()).all()
-    assert found.aleatoric.mean().item() == pytest.approx(1.0, abs=1e-5) and math.isfinite(found.std.sum().item())
+    torch.testing.assert_close(predictive.epistemic, variance, rtol=0.12, atol=0)
+    assert ((predictive.mean - layer.operation(inputs, *layer.means())).abs() < 5 * (variance / 4000).sqrt()).all()
+    assert predictive.aleatoric.mean().item() == pytest.approx(1.0, abs=1e-5) and math.isfinite(
+        predictive.std.sum().item()
+    )
 
 
 def test_targets_of_another_shape_and_an_impossible_noise_are_refused() -> None:

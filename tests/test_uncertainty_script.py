@@ -18,7 +18,7 @@ import config_bayesian
 import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
-from inference.prediction import posterior_predictive
+from inference import posterior_predictive
 from models.checkpoint import load_network
 from training import BayesianSettings, Settings, from_config, run
 
@@ -59,7 +59,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         "--save_dir", out, "--rotate", "--noise",
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
-    assert "passed over 1 unreadable of 41 images" in answer and "broken.png" in answer
+    assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
     report = json.loads((out / "uncertainty.json").read_text())
     assert (report["known_images"], report["unknown_images"], report["skipped"]) == (40, 40, 1)
     net, description, _ = load_network(weights)
@@ -67,7 +67,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     predictive = posterior_predictive(net, normalize(test.images, description.mean, description.std), 4)  # type: ignore[arg-type]
     rows = report["networks"]["bayesian"]["batches"]["bars test"]
     assert [row["epistemic_softmax"] for row in rows] == pytest.approx(
-        [part.mean().item() for part in predictive.epistemic_softmax.split(16)], rel=1e-3
+        [batch.mean().item() for batch in predictive.epistemic_softmax.split(16)], rel=1e-3
     )
     accuracy = (predictive.probs.argmax(-1) == test.labels).double().mean().item()
     assert report["networks"]["bayesian"]["known"]["accuracy"] == pytest.approx(accuracy)
@@ -149,7 +149,7 @@ def test_a_users_mistake_ends_the_process_with_one_line_and_code_2(script: Scrip
     assert answer.stdout == ""
 
 
-def test_every_mistake_is_told_in_one_line(
+def test_every_mistake_is_reported_in_one_line(
     trained: Path, pictures: Path, letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, twin = (trained / family / "model_lenet.pt" for family in ("bayesian", "frequentist"))
@@ -179,5 +179,5 @@ def test_every_mistake_is_told_in_one_line(
     ):
         with pytest.raises(SystemExit) as stopped:
             uncertainty_estimation.main([str(argument) for argument in arguments])
-        told = capsys.readouterr().err
-        assert stopped.value.code == 2 and message in told and told.count("\n") == 1, told
+        stderr = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in stderr and stderr.count("\n") == 1, stderr

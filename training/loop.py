@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from images import Split, augment, data_name, normalize
-from inference import Classifier, Predictive
-from inference.metrics import accuracy, nll, scores
+from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import kl_divergence
 from models.checkpoint import network_in, read_checkpoint, save_network
 from recording.recorder import Recorder, recording
