@@ -56,7 +56,7 @@ def measure_record(dataset: str = "MNIST5k", batch: int = 256, epochs: int = 5, 
         with tempfile.TemporaryDirectory() as folder:
             _, plain = _run(f"{folder}/plain", dataset, batch, epochs)
             _, recorded = _run(f"{folder}/recorded", dataset, batch, epochs, "--record_mean_var", "True")
-            size = sum(path.stat().st_size for path in Path(folder).rglob("*.h5"))
+            size = sum(path.stat().st_size for path in Path(folder).rglob("*.sqlite"))
         ratios.append(recorded["training_seconds"] / plain["training_seconds"])
     return {
         "dataset": dataset, "batch": batch, "epochs": epochs, "ratio": statistics.median_high(ratios), "ratios": ratios,

@@ -32,7 +32,7 @@ from models.checkpoint import (
     save_network,
     write_checkpoint,
 )
-from recording.recorder import Recorder, recorded_layers, recording
+from recording import Recorder, recorded_layers, recording
 from support import UserError, archive, first_line, locked, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
