@@ -2,10 +2,12 @@
 
 from recording.log import Recorded, RecordedWeights, read_recording
 from recording.plots import KINDS, animate_distributions, plot_lines, plot_weights
-from recording.recorder import Recorder, due_batches, moments, recorded_layers, recording
+from recording.recorder import EXAMPLES, NODES, Recorder, due_batches, moments, recorded_layers, recording
 
 __all__ = [
+    "EXAMPLES",
     "KINDS",
+    "NODES",
     "Recorded",
     "RecordedWeights",
     "Recorder",
