@@ -42,7 +42,7 @@ SCHEMA = {
     "posterior": "CREATE TABLE posterior "
     "(step INTEGER PRIMARY KEY, mean BLOB NOT NULL, std BLOB NOT NULL, crc32 INTEGER NOT NULL)",
 }
-DIMENSIONS = 8  # of a tensor, at most
+DIMENSIONS, LARGEST_BATCH = 8, 2**16  # of a tensor, and of the examples of a record, at most
 NAMES_ANOTHER_FILE = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that belongs to several databases
 Array = NDArray[Any]
 
@@ -223,7 +223,7 @@ class Log:
             database.execute("PRAGMA synchronous = OFF")  # a kill needs no flushes; for a power cut there is one below
             for statement in statements:
                 database.execute(*statement)
-        with self._path.open("rb") as stream:
+        with self._path.open("rb+") as stream:
             os.fsync(stream.fileno())
 
 
@@ -237,10 +237,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    """The database, as something that comes from anywhere: nothing in it can run, nothing beside it is followed.
+    """The database, closed on leaving. It may come from anywhere: nothing in it can run.
 
-    A journal beside it is of a transaction that is under way, or that a kill interrupted: then SQLite takes it
-    back, for which it has to write. It would also delete any file that a journal names as shared with others.
+    A journal beside it belongs to a transaction that is under way, or that a kill interrupted: SQLite then takes the
+    transaction back, for which it has to write. It would also delete any file that the journal names as its super-journal.
     """
     path = path.resolve()
     journal = _journal(path)
@@ -293,6 +293,8 @@ def _rows(database: sqlite3.Connection, table: str) -> Rows:
         if _checksum(step, first, second) != checksum:
             break
         rows.append((step, first, second))
+    if len({(len(first), len(second)) for _, first, second in rows}) > 1:
+        raise ValueError("its rows differ in size")
     steps, *columns = zip(*rows, strict=True) if rows else ((), (), ())
     first, second = (np.frombuffer(bytearray().join(blobs), "<f4") for blobs in columns)
     return np.array(steps, np.int64), first, second
@@ -303,7 +305,7 @@ def _recorded(about: Mapping[str, Any], tables: Mapping[str, Rows]) -> Recorded:
     node_shape, batches = _shape(about["node_shape"]), whole(1)(about["batches"])
     nodes = _indices(about["nodes"], node_shape)
     steps, mean, variance = tables["moments"]
-    records = (len(steps), whole(1)(about["examples"]), len(nodes))
+    records = (len(steps), whole(1, LARGEST_BATCH)(about["examples"]), len(nodes))
     ends, means, stds = tables["posterior"]
     weights = about["weights"]
     shapes = {key: _shape(weights[key]["shape"]) for key in ("weight", *(weights.keys() & {"bias"}))}

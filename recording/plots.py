@@ -131,7 +131,7 @@ def plot_weights(figure: Figure, recorded: Recorded, path: Path) -> None:
     with np.errstate(divide="ignore"):
         panels = (
             (weight.mean, "mean μ", False),
-            (np.log10(weight.std), "deviation σ", True),
+            (np.log10(weight.std), "standard deviation σ", True),
             (np.log10(ratio), "signal-to-noise |μ|/σ", True),
         )
     axes = rows[0].subplots(1, 3)
@@ -168,7 +168,7 @@ def _draw_filters(figure: SubFigure, recorded: Recorded) -> None:
     halves = np.asarray(figure.subfigures(1, 2))
     for half, values, label, cmap in (
         (halves[0], weight.mean, "mean μ", "RdBu_r"),
-        (halves[1], weight.std, "deviation σ", "viridis"),
+        (halves[1], weight.std, "standard deviation σ", "viridis"),
     ):
         filters = values[-1].reshape(weight.shape)[:count].mean(axis=1)
         axes = list(half.subplots(rows, math.ceil(count / rows), squeeze=False).flat)

@@ -287,8 +287,9 @@ class _LayerLog:
     def _thin(self, values: Tensor) -> Array:
         """[examples, nodes] of a batch's [n, ...], NaN below the n-th example."""
         chosen = values.flatten(1).index_select(1, self._nodes.to(values.device)).float().cpu().numpy()
-        missing = max(self._examples - len(chosen), 0)
-        return np.pad(chosen, ((0, missing), (0, 0)), constant_values=np.nan)[: self._examples]
+        thinned = np.full((self._examples, len(self._nodes)), np.nan, np.float32)
+        thinned[: len(chosen)] = chosen[: self._examples]
+        return thinned
 
 
 @dataclass(frozen=True)
