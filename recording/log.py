@@ -240,7 +240,7 @@ def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """The database, closed on leaving. It may come from anywhere: nothing in it can run.
 
     A journal beside it belongs to a transaction that is under way, or that a kill interrupted: SQLite then takes the
-    transaction back, for which it has to write. It would also delete any file that the journal names as its super-journal.
+    transaction back, for which it has to write. It would also delete any file that is named as its super-journal.
     """
     path = path.resolve()
     journal = _journal(path)
