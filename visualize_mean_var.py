@@ -1,7 +1,7 @@
-"""Draw how the mean and variance of a layer's outputs, or its weights, moved while a network trained.
+"""Draw how the means and variances of a layer's outputs, or its weights, moved while a network was trained.
 
-Train with `record_mean_var` first; the logs are `<checkpoint_dir>/<dataset>/bayesian/<net_type>/<layer>.h5`.
-Without a display the pictures are saved.
+Train with `record_mean_var` first; recordings are `<checkpoint_dir>/<dataset>/bayesian/<net_type>/<layer>.sqlite`.
+Without a display, pictures are saved.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
-from recording.plots import KINDS, animate_distributions, plot_lines, plot_weights
-from recording.recorder import read_recording
+from recording import KINDS, animate_distributions, plot_lines, plot_weights, read_recording
 from support import OneLineParser, UserError, atomic_write, report_user_errors
 from support.figures import save_figure
 
@@ -32,20 +31,24 @@ def draw_distributions(
     save_plots: bool = False,
     plot_time: float = 0.5,
 ) -> FuncAnimation:
-    """Animate the distribution of a node of a recorded layer over the course of training.
+    """Animate the distribution of a node's output over the course of training.
 
     Args:
-        filename: the layer's log.
-        save_dir: where `<layer>_node<node_no>_<type>.gif` goes.
-        type: of which moment of the output: 'mean', 'std' or 'variance', over the examples of a batch;
-            'both' draws the normal that the mean and the variance make.
+        filename: the recording of the layer.
+        save_dir: the folder in which `<layer>_node<node_no>_<type>.gif` is saved.
+        type: the moment of the output, 'mean', 'std' or 'variance', whose distribution over the examples of a batch
+            is drawn; 'both' draws the normal N(mean, variance).
         node_no: the node, an index into the flattened output of an example.
-        save_plots: save the animation. Without it, it is shown on the screen; where there is no screen it is
-            saved all the same, except in a notebook, which shows what is returned.
-        plot_time: seconds a frame.
+        save_plots: save the animation. Without it, the animation is shown on the screen; if there is no screen it is
+            saved nevertheless, except in a notebook, which shows the returned animation.
+        plot_time: seconds per frame.
+
+    Returns:
+        The animation.
 
     Raises:
-        UserError: the log, the type or the node is not there, or nothing can be saved.
+        UserError: the recording cannot be read, the type is unknown, the node does not exist or was not recorded, or
+            the file cannot be written.
     """
     recorded = read_recording(filename)
     _check_time(plot_time)
@@ -73,15 +76,22 @@ def draw_lineplot(
     save_plots: bool = False,
     plot_time: float = 5,
 ) -> Figure:
-    """Plot a moment of a node of a recorded layer, averaged over the batch, against epochs, with a band.
+    """Plot a moment of a node's output, averaged over the examples of a batch, against epochs.
 
     Args:
-        type: of which moment of the output: 'mean', 'std' or 'variance', with the middle 80 % of the
-            examples as the band; 'both' is the mean with one standard deviation to either side.
+        filename: the recording of the layer.
+        save_dir: the folder in which `<layer>_node<node_no>_<type>.png` is saved.
+        type: the moment of the output, 'mean', 'std' or 'variance', with the middle 80 % of the examples as a band;
+            'both' is the mean ± one standard deviation.
+        node_no: the node, an index into the flattened output of an example.
+        save_plots: as for `draw_distributions`.
         plot_time: seconds that the picture stays on the screen.
 
-    The other arguments, and what is raised, are as for `draw_distributions`; the file is
-    `<layer>_node<node_no>_<type>.png`.
+    Returns:
+        The figure.
+
+    Raises:
+        UserError: as for `draw_distributions`.
     """
     recorded = read_recording(filename)
     _check_time(plot_time)
@@ -92,10 +102,10 @@ def draw_lineplot(
 
 
 def draw_weights(filename: str | Path, save_dir: str | Path, save_plots: bool = False, plot_time: float = 5) -> Figure:
-    """Plot how the posterior of a recorded layer's weights moved: μ, σ and |μ|/σ, and a convolution's filters.
+    """Plot how the posterior of a layer's weights moved: μ, σ and |μ|/σ, and the filters of a convolution.
 
-    The filters are the layer's own or, if it is no convolution, the first one's among the logs beside it. The
-    arguments, and what is raised, are as for `draw_lineplot`; the file is `<layer>_weights.png`.
+    If the layer is not a convolution, the filters are those of the first one that is recorded in the same folder.
+    Arguments, result and errors are those of `draw_lineplot`; the file is `<layer>_weights.png`.
     """
     recorded = read_recording(filename)
     _check_time(plot_time)
@@ -116,7 +126,7 @@ def _deliver(figure: Figure, path: Path, save_plots: bool, plot_time: float) -> 
 
 
 def _figure(on_screen: bool, width: float, height: float) -> Figure:
-    """A figure in a window, or one that needs none and that nothing but its user holds on to."""
+    """A figure in a window, or one without, to which pyplot keeps no reference."""
     if on_screen:
         return pyplot.figure(figsize=(width, height), layout="constrained")
     return Figure(figsize=(width, height), layout="constrained")
@@ -136,37 +146,43 @@ def _check_time(plot_time: float) -> None:
         raise UserError(f"plot_time must be a number of seconds above 0, got {plot_time!r}")
 
 
-def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--filename", required=True, help="a log, such as checkpoints/MNIST/bayesian/lenet/fc3.h5")
-    parser.add_argument("--data_type", choices=KINDS, default="mean", help="of the outputs (now %(default)s)")
-    parser.add_argument("--node_no", type=int, default=0, help="index into a flattened output (now %(default)s)")
+    parser.add_argument(
+        "--filename", required=True, help="a recording, such as checkpoints/MNIST/bayesian/lenet/fc3.sqlite"
+    )
+    parser.add_argument(
+        "--data_type", choices=KINDS, default="mean", help="moment of the outputs (default: %(default)s)"
+    )
+    parser.add_argument("--node_no", type=int, default=0, help="index into a flattened output (default: %(default)s)")
     parser.add_argument(
         "--plot_type",
         choices=("lineplot", "distplot", "both", "weights"),
         default="lineplot",
-        help="averages over epochs, an animated distribution, both of these, or the weights (now %(default)s)",
+        help="averages against epochs, an animated distribution, both of these, or the weights (default: %(default)s)",
     )
     parser.add_argument(
-        "--plot_time", type=float, help="seconds a frame (0.5) or, of a plot that stands still, in all (5)"
+        "--plot_time",
+        type=float,
+        help="seconds per frame of an animation (default: 0.5), or that a plot is shown (default: 5)",
     )
     parser.add_argument("--save_plots", action="store_true", help="save instead of showing on the screen")
-    parser.add_argument("--save_dir", help="where pictures are saved (now plots beside the log)")
-    return parser.parse_args(given)
+    parser.add_argument("--save_dir", help="where pictures are saved (default: plots/ beside the recording)")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw what the command line asks for; a user's mistake exits with code 2."""
     with report_user_errors():
-        asked = _arguments(arguments)
-        save_dir = asked.save_dir or Path(asked.filename).parent / "plots"
-        still, moving = (5, 0.5) if asked.plot_time is None else (asked.plot_time, asked.plot_time)
-        if asked.plot_type == "weights":
-            draw_weights(asked.filename, save_dir, asked.save_plots, still)
-        if asked.plot_type in ("lineplot", "both"):
-            draw_lineplot(asked.filename, save_dir, asked.data_type, asked.node_no, asked.save_plots, still)
-        if asked.plot_type in ("distplot", "both"):
-            draw_distributions(asked.filename, save_dir, asked.data_type, asked.node_no, asked.save_plots, moving)
+        args = _parse(arguments)
+        save_dir = args.save_dir or Path(args.filename).parent / "plots"
+        still, moving = (5, 0.5) if args.plot_time is None else (args.plot_time, args.plot_time)
+        if args.plot_type == "weights":
+            draw_weights(args.filename, save_dir, args.save_plots, still)
+        if args.plot_type in ("lineplot", "both"):
+            draw_lineplot(args.filename, save_dir, args.data_type, args.node_no, args.save_plots, still)
+        if args.plot_type in ("distplot", "both"):
+            draw_distributions(args.filename, save_dir, args.data_type, args.node_no, args.save_plots, moving)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pictures of recorded layers: how distributions of outputs and weights move while a network trains.
 
-Each function draws into the figure that it is given, and neither saves nor shows it.
+Each function draws into a figure of the caller, and neither saves nor shows it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,34 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from recording.recorder import Array, Recorded, read_recording
+from recording.log import Array, Recorded, find_recordings
 from support import UserError, nearest
 from support.figures import BLUE, ORANGE
 
 KINDS = ("mean", "std", "variance", "both")
-FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighbouring records are pooled
+FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighboring records are pooled
 PLAIN = StrMethodFormatter("{x:g}")
 LABELS = {"mean": "mean of the output", "std": "standard deviation of the output", "variance": "variance of the output"}
-FILTERS, ROW = 32, 8  # of the first convolution, at most; more than a row of them make two rows
+FILTERS, ROW = 32, 8  # of a convolution, at most; more than ROW of them are drawn in two rows
 
 
 def animate_distributions(
     figure: Figure, recorded: Recorded, kind: str, node_no: int, plot_time: float
 ) -> FuncAnimation:
-    """Frame by frame, the distribution of a node's moment over the examples of a batch.
+    """Animate the distribution of a moment of a node's output over the examples of a batch.
 
-    `kind` 'both' draws the normal N(mean, variance) instead, both averaged over the examples. In grey stays
-    where training began.
+    The distribution at the start of training stays visible in gray.
 
     Args:
-        plot_time: seconds a frame.
+        figure: to draw into.
+        recorded: the recording of the layer.
+        kind: the moment, 'mean', 'std' or 'variance'; 'both' draws the normal N(mean, variance) instead, both
+            averaged over the examples.
+        node_no: the node, an index into the flattened output of an example.
+        plot_time: seconds per frame.
+
+    Raises:
+        UserError: an unknown kind, or a node that does not exist or was not recorded.
     """
     node = _node(recorded, kind, node_no)
     times = [float(times.mean()) for times in _pooled(recorded.time, FRAMES)]
@@ -47,11 +54,10 @@ def animate_distributions(
     )
     ax = figure.subplots()
     if kind == "both":
-        spread = [math.sqrt(pool.mean()) for pool in variances]
-        centre = [float(pool.mean()) for pool in means]
-        reach = [c + side * s for c, s in zip(centre, spread, strict=True) for side in (-3.5, 3.5)]
-        grid = np.linspace(*_widened(min(reach), max(reach)), 400)
-        curves = [_normal(grid, c, s) for c, s in zip(centre, spread, strict=True)]
+        normals = [(float(m.mean()), math.sqrt(v.mean())) for m, v in zip(means, variances, strict=True)]
+        ends = [mean + side * std for mean, std in normals for side in (-3.5, 3.5)]
+        grid = np.linspace(*_widened(min(ends), max(ends)), 400)
+        curves = [_normal(grid, mean, std) for mean, std in normals]
         xlabel = "output"
     else:
         pools = {"mean": means, "std": deviations, "variance": variances}[kind]
@@ -76,10 +82,10 @@ def animate_distributions(
 
 
 def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> None:
-    """The average of a node's moment over the examples of a batch against epochs.
+    """Plot a moment of a node's output, averaged over the examples of a batch, against epochs.
 
-    The band holds the middle 80 % of the examples; for `kind` 'both' it is one average deviation (the root of
-    the average variance) to either side of the average mean.
+    The band is the middle 80 % of the examples; for `kind` 'both' it is the average mean ± the square root of the
+    average variance. Arguments and errors are those of `animate_distributions`.
     """
     node = _node(recorded, kind, node_no)
     times = [times.mean() for times in _pooled(recorded.time, POINTS)]
@@ -103,34 +109,39 @@ def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> N
 
 
 def plot_weights(figure: Figure, recorded: Recorded, path: Path) -> None:
-    """Heat maps of the histograms of μ, σ and |μ|/σ over epochs, and below them a convolution's filters.
+    """Plot the histograms of μ, σ and |μ|/σ per epoch as heat maps, and below them the filters of a convolution.
 
-    The filters are the recorded layer's own or, if it is no convolution, those of the first one among the
-    logs beside `path`; as means and deviations at the end of the last epoch, averaged over input channels.
+    Args:
+        figure: to draw into.
+        recorded: the recording of the layer.
+        path: where it was read from. If the layer is not a convolution, the filters are those of the first
+            convolution that is recorded in the same folder: means and standard deviations at the end of the last
+            epoch, averaged over input channels.
+
+    Raises:
+        UserError: no epoch has been finished.
     """
     if not len(recorded.posterior_epoch):
-        raise UserError(f"{path} holds no weights yet: they are recorded at the end of an epoch")
+        raise UserError(f"{path} has no weights yet: they are recorded at the end of an epoch")
     weight = recorded.weights["weight"]
     first = _first_convolution(recorded, path)
     ratios = (3, 1.2 if _filters(first) <= ROW else 1.9) if first else (1,)
-    parts = np.asarray(figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)).flat
+    rows = np.asarray(figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)).flat
     ratio = weight.signal_to_noise
     with np.errstate(divide="ignore"):
         panels = (
             (weight.mean, "mean μ", False),
-            (np.log10(weight.std), "deviation σ", True),
+            (np.log10(weight.std), "standard deviation σ", True),
             (np.log10(ratio), "signal-to-noise |μ|/σ", True),
         )
-    axes = parts[0].subplots(1, 3)
+    axes = rows[0].subplots(1, 3)
     for ax, (values, label, logarithmic) in zip(axes, panels, strict=True):
         image = _heat_map(ax, recorded.posterior_epoch, values, logarithmic)
         ax.set(xlabel="epoch", title=label)
-    parts[0].colorbar(
-        image, ax=list(axes), label="fraction of the\nfullest bin", ticks=(0, 0.5, 1), aspect=30, pad=0.02
-    )
-    parts[0].suptitle(f"{recorded.layer}: posterior of the weights", fontsize=13)
+    rows[0].colorbar(image, ax=list(axes), label="fraction of the\nfullest bin", ticks=(0, 0.5, 1), aspect=30, pad=0.02)
+    rows[0].suptitle(f"{recorded.layer}: posterior of the weights", fontsize=13)
     if first:
-        _draw_filters(parts[1], first)
+        _draw_filters(rows[1], first)
 
 
 def _heat_map(ax: Axes, epochs: Array, values: Array, logarithmic: bool) -> QuadMesh:
@@ -157,7 +168,7 @@ def _draw_filters(figure: SubFigure, recorded: Recorded) -> None:
     halves = np.asarray(figure.subfigures(1, 2))
     for half, values, label, cmap in (
         (halves[0], weight.mean, "mean μ", "RdBu_r"),
-        (halves[1], weight.std, "deviation σ", "viridis"),
+        (halves[1], weight.std, "standard deviation σ", "viridis"),
     ):
         filters = values[-1].reshape(weight.shape)[:count].mean(axis=1)
         axes = list(half.subplots(rows, math.ceil(count / rows), squeeze=False).flat)
@@ -179,16 +190,11 @@ def _filters(recorded: Recorded) -> int:
 
 
 def _first_convolution(recorded: Recorded, path: Path) -> Recorded | None:
-    """The recorded layer if its filters can be drawn, or the first such layer among the logs beside its own."""
+    """The recorded layer if its filters can be drawn, or the first such layer among the recordings in its folder."""
     if _has_filters(recorded):
         return recorded
-    found = []
-    for beside in path.parent.glob("*.h5"):
-        try:
-            found.append(read_recording(beside))
-        except UserError:
-            continue  # another program's file is no concern of this picture
-    return min(filter(_has_filters, found), key=lambda log: log.order, default=None)
+    neighbors = find_recordings(path.parent).values()
+    return min(filter(_has_filters, neighbors), key=lambda neighbor: neighbor.order, default=None)
 
 
 def _has_filters(recorded: Recorded) -> bool:
@@ -200,7 +206,7 @@ def _node(recorded: Recorded, kind: str, node_no: int) -> int:
     """The column of a node of the layer.
 
     Raises:
-        UserError: no such kind, no such node, the node was not kept, or nothing was recorded yet.
+        UserError: an unknown kind, a node that does not exist or was not recorded, or a recording without records.
     """
     if kind not in KINDS:
         raise UserError(f"unknown type {kind!r}: did you mean {nearest(kind, KINDS)!r}? Known are {', '.join(KINDS)}")
@@ -215,12 +221,12 @@ def _node(recorded: Recorded, kind: str, node_no: int) -> int:
             f"{', '.join(str(node) for node in sorted(near))}"
         )
     if not len(recorded.epoch):
-        raise UserError(f"nothing was recorded of {recorded.layer} yet")
+        raise UserError(f"the recording of {recorded.layer} has no records yet")
     return column
 
 
 def _pooled(values: Array, most: int) -> list[Array]:
-    """The records in order, in at most so many groups of neighbours."""
+    """The records in at most `most` groups of neighbors."""
     return np.array_split(values, min(len(values), most))
 
 
@@ -229,13 +235,13 @@ def _numbers(pool: Array) -> Array:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """The range, or a little room around it where it is (almost) a point."""
+    """The range, widened where it is almost a point."""
     room = max(0.0, 1e-3 * max(abs(low), abs(high), 1e-6) - (high - low) / 2)
     return low - room, high + room
 
 
 def _normal(grid: Array, mean: float, std: float) -> Array:
-    std = max(std, (grid[-1] - grid[0]) / 1e4)  # a spike, where there is no variance
+    std = max(std, (grid[-1] - grid[0]) / 1e4)  # a variance of 0 is drawn as a spike
     return np.asarray(np.exp(-0.5 * ((grid - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi)))
 
 

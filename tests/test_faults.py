@@ -24,7 +24,7 @@ from conftest import ROOT, Script, bayesian_settings, run_files, same, script_en
 from torch import nn
 
 from models.checkpoint import load_network, read_checkpoint
-from recording.recorder import read_recording
+from recording import read_recording
 from support import UserError, locked, write_text
 from training import BayesianSettings, Row, Setup, loop, run, start
 
@@ -88,7 +88,7 @@ def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings,
         history, other_history = ((run_files(each).reports / "history.csv").read_text() for each in (alone, killed))
         for row, other_row in zip(history.splitlines(), other_history.splitlines(), strict=True):
             assert row.rpartition(",")[0] == other_row.rpartition(",")[0]  # all but the seconds
-        log, other_log = (vars(read_recording(run_files(each).reports / "fc3.h5")) for each in (alone, killed))
+        log, other_log = (vars(read_recording(run_files(each).reports / "fc3.sqlite")) for each in (alone, killed))
         assert len(log["epoch"]) == 60 * 9
         for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
             np.testing.assert_array_equal(log[name], other_log[name])

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
+import sqlite3
 import warnings
+import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +18,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from images import ImageFiles
 from layers import BBBLinear
 from models import build
 from models.checkpoint import FORMAT, Description, load_network, save_network, write_checkpoint
-from recording.recorder import read_recording, recording
+from recording import read_recording, recording
 from support import UserError
 
 DESCRIPTION = Description("lenet", True, {}, tuple("0123456789"), (0.5,), (0.5,))
@@ -158,35 +165,186 @@ def log(tmp_path: Path) -> Path:
         for _ in range(8):
             layer(torch.randn(2, 3))
             recorder.step()
-    return tmp_path / "fc.h5"
+    return tmp_path / "fc.sqlite"
 
 
-def test_a_damaged_log_is_refused_or_whole_up_to_the_damage(log: Path) -> None:
-    """Cut off at 50 lengths, and with a bit flipped at 150 places."""
+@pytest.fixture
+def old_log(tmp_path: Path) -> Path:
+    """A recording of the earlier version, HDF5."""
+    return Path(shutil.copy(ROOT / "tests" / "data" / "fc.h5", tmp_path))
+
+
+@pytest.mark.parametrize(("name", "cuts", "flips", "all_refused"), [("log", 100, 400, 80), ("old_log", 50, 150, 50)])
+def test_a_damaged_log_is_refused_or_whole_up_to_the_damage(
+    name: str, cuts: int, flips: int, all_refused: int, request: pytest.FixtureRequest
+) -> None:
+    """Cut off, and with a bit flipped, at random places."""
+    log: Path = request.getfixturevalue(name)
     whole, read = log.read_bytes(), read_recording(log)
     chance, refused, shorter = random.Random(0), 0, 0
-    damaged = [whole[: chance.randrange(len(whole))] for _ in range(50)]
-    for _ in range(150):
+    damaged = [whole[: chance.randrange(len(whole))] for _ in range(cuts)]
+    for _ in range(flips):
         at = chance.randrange(len(whole))
         damaged.append(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
     for bad in damaged:
         log.write_bytes(bad)
         try:
-            found = read_recording(log)
+            recorded = read_recording(log)
         except UserError as error:
             assert str(log) in str(error) and "\n" not in str(error)
             refused += 1
             continue
-        count = len(found.epoch)
-        shorter += count < len(read.epoch)
-        for name in ("epoch", "batch", "mean", "variance"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(read, name)[:count])
-        assert (found.settings, found.kind, found.nodes.tolist()) == (read.settings, read.kind, read.nodes.tolist())
-    assert refused > 50 and shorter > 0
+        shorter += len(recorded.epoch) < len(read.epoch) or len(recorded.posterior_epoch) < len(read.posterior_epoch)
+        for array in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
+            values = getattr(recorded, array)
+            np.testing.assert_array_equal(values, getattr(read, array)[: len(values)])
+        for key, weight in recorded.weights.items():
+            count = len(weight.mean)
+            np.testing.assert_array_equal(weight.mean, read.weights[key].mean[:count])
+            np.testing.assert_array_equal(weight.std, read.weights[key].std[:count])
+        for attribute in ("settings", "kind", "layer", "order", "kept", "node_shape", "batches", "frequency"):
+            assert getattr(recorded, attribute) == getattr(read, attribute)
+        np.testing.assert_array_equal(recorded.nodes, read.nodes)
+    print(f"{log.name}: {len(damaged)} damaged, {refused} refused, {shorter} read up to the damage")
+    assert refused > all_refused and shorter > 0
 
 
-def test_a_log_that_unpacks_to_more_than_it_weighs_is_refused(log: Path) -> None:
-    with h5py.File(log, "r+") as file:
-        file.create_dataset("bomb", (1 << 40,), "u1", chunks=(1 << 20,), compression="gzip")
-    with pytest.raises(UserError, match="its tables are larger than the file"):
+def execute(log: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(log)) as database:
+        for statement in statements:
+            database.executescript(statement)
+
+
+def describe(log: Path, **changes: Any) -> None:
+    """Change what a recording says about itself, with a checksum that fits."""
+    with closing(sqlite3.connect(log)) as database, database:
+        about = json.dumps(json.loads(database.execute("SELECT json FROM about").fetchone()[0]) | changes)
+        database.execute("UPDATE about SET json = ?, crc32 = ?", (about, zlib.crc32(about.encode())))
+
+
+def replace_blob(log: Path, blob: Any) -> None:
+    """Give the first record another mean, with a checksum that fits."""
+    with closing(sqlite3.connect(log)) as database, database:
+        (variance,) = database.execute("SELECT variance FROM moments WHERE step = 1").fetchone()
+        values = blob, zlib.crc32(b"1" + bytes(blob) + variance)
+        database.execute("UPDATE moments SET mean = ?, crc32 = ? WHERE step = 1", values)
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+HUGE = {"shape": [2**40], "kept": [0, 1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda log: log.write_bytes(b""), "another program's database"),
+        (lambda log: execute(log, "PRAGMA application_id = 0"), "another program's database"),
+        (lambda log: execute(log, "PRAGMA user_version = 3"), "recording of version 3: expected version 2"),
+        (lambda log: execute(log, "CREATE VIEW v AS SELECT 1"), "its tables are not those of a recording"),
+        (lambda log: execute(log, "CREATE TABLE more (a)"), "its tables are not those of a recording"),
+        (lambda log: execute(log, "CREATE INDEX i ON moments (crc32)"), "its tables are not those of a recording"),
+        (
+            lambda log: execute(log, "CREATE TRIGGER t AFTER INSERT ON moments BEGIN DELETE FROM moments; END"),
+            "its tables are not those of a recording",
+        ),
+        (lambda log: execute(log, "CREATE VIRTUAL TABLE f USING fts5(a)"), "its tables are not those of a recording"),
+        (
+            lambda log: execute(log, "ALTER TABLE moments ADD COLUMN g GENERATED ALWAYS AS (zeroblob(1000000000))"),
+            "its tables are not those of a recording",
+        ),
+        (
+            lambda log: execute(
+                log,
+                "ALTER TABLE moments RENAME TO hidden",
+                "CREATE VIEW moments AS SELECT step, randomblob(9), variance, crc32 FROM hidden",
+            ),
+            "its tables are not those of a recording",
+        ),
+        (lambda log: execute(log, "DELETE FROM about"), "is not a readable recording"),
+        (lambda log: execute(log, "INSERT INTO about SELECT * FROM about"), "is not a readable recording"),
+        (lambda log: execute(log, "UPDATE about SET json = json || ' '"), "its description has another checksum"),
+        (lambda log: replace_blob(log, b"1234"), "its rows differ in size"),
+        (lambda log: describe(log, examples=3), "cannot reshape"),
+        (lambda log: describe(log, examples=2**62), "an integer from 1 to 65536"),
+        (lambda log: describe(log, examples=-1), "an integer from 1 to 65536"),
+        (lambda log: describe(log, batches=0), "an integer ≥ 1"),
+        (lambda log: describe(log, node_shape=[2**40, 2**40]), "a tensor too large"),
+        (lambda log: describe(log, node_shape=[1] * 99), "a tensor too large"),
+        (lambda log: describe(log, nodes=[1, 0]), "its indices are not those of its tensors"),
+        (lambda log: describe(log, nodes=[0, 2]), "its indices are not those of its tensors"),
+        (lambda log: describe(log, nodes=[-1, 0]), "its indices are not those of its tensors"),
+        (lambda log: describe(log, weights={}), "weight"),
+        (lambda log: describe(log, weights={"weight": HUGE, "bias": HUGE}), "cannot reshape"),
+        (lambda log: describe(log, settings=3), "is not a readable recording"),
+        (lambda log: log.unlink() or log.mkdir(), "it is not a regular file"),
+        (lambda log: log.unlink() or log.symlink_to("/dev/zero"), "it is not a regular file"),
+        (lambda log: replace_by_pipe(log), "it is not a regular file"),
+        (lambda log: replace_by_pipe(log.with_name("fc.sqlite-journal")), "its journal is not a regular file"),
+    ],
+)
+def test_a_foreign_log_is_one_line_that_names_it(change: Callable[[Path], object], message: str, log: Path) -> None:
+    change(log)
+    with pytest.raises(UserError, match=message) as refused:
         read_recording(log)
+    assert str(log) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_log_that_overlaps_itself_is_refused(log: Path) -> None:
+    """Two tables in the same pages: a small file that would be read as a large one."""
+    execute(
+        log,
+        "PRAGMA writable_schema = ON; UPDATE sqlite_master SET rootpage = "
+        "(SELECT rootpage FROM sqlite_master WHERE name = 'moments') WHERE name = 'posterior'",
+    )
+    with pytest.raises(UserError, match="it is damaged: .*2nd reference to page"):
+        read_recording(log)
+
+
+def _link(file: h5py.File, name: str, link: Any) -> None:
+    del file[name]
+    file[name] = link
+
+
+def _replace_dataset(file: h5py.File, name: str, **storage: Any) -> None:
+    values = file[name][()]
+    del file[name]
+    file.create_dataset(name, data=values, **storage)
+
+
+def _virtual(file: h5py.File, name: str) -> None:
+    layout = h5py.VirtualLayout(file[name].shape, file[name].dtype)
+    layout[:] = h5py.VirtualSource(file.filename, "posterior/weight_mean", file[name].shape)
+    del file[name]
+    file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.create_dataset("bomb", (1 << 40,), "u1"), "its tables are larger than the file"),
+        (
+            lambda file: file.create_dataset("bomb", (1 << 40,), "u1", chunks=(1 << 20,), compression="gzip"),
+            "bomb is compressed or lies in another file",
+        ),
+        (lambda file: _replace_dataset(file, "nodes", compression="gzip"), "nodes is compressed"),
+        (lambda file: _replace_dataset(file, "nodes", external="/etc/passwd"), "nodes .* lies in another file"),
+        (lambda file: _virtual(file, "nodes"), "nodes .* lies in another file"),
+        (lambda file: _link(file, "nodes", h5py.ExternalLink("/etc/passwd", "nodes")), "another checksum"),
+        (lambda file: _link(file, "nodes", h5py.SoftLink("/weight_kept")), "another checksum"),
+        (lambda file: _link(file, "moments/mean", h5py.ExternalLink("other.h5", "mean")), "another checksum"),
+        (lambda file: file.attrs.update(layer="other"), "another checksum"),
+        (lambda file: file.attrs.update(format="mine"), "is not a recording: expected the format"),
+    ],
+)
+def test_a_foreign_log_of_the_earlier_version_is_one_line(
+    change: Callable[[h5py.File], object], message: str, old_log: Path
+) -> None:
+    with h5py.File(old_log, "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=message) as refused:
+        read_recording(old_log)
+    assert str(old_log) in str(refused.value) and "\n" not in str(refused.value)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import visualize_mean_var
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
-from recording.recorder import read_recording, recording
+from recording import read_recording, recording
 from support import UserError
 from visualize_mean_var import draw_distributions, draw_lineplot, draw_weights
 
@@ -55,7 +55,7 @@ def frames(path: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["mean", "std", "variance", "both"])
 def test_animations_move(folder: Path, tmp_path: Path, kind: str) -> None:
-    draw_distributions(folder / "fc.h5", tmp_path / "out", kind, node_no=3, save_plots=True, plot_time=0.1)
+    draw_distributions(folder / "fc.sqlite", tmp_path / "out", kind, node_no=3, save_plots=True, plot_time=0.1)
     (path,) = (tmp_path / "out").iterdir()
     assert path.name == f"fc_node3_{kind}.gif"
     with Image.open(path) as picture:
@@ -67,8 +67,8 @@ def test_animations_move(folder: Path, tmp_path: Path, kind: str) -> None:
 
 
 def test_both_is_the_normal_of_mean_and_variance(folder: Path, tmp_path: Path) -> None:
-    recorded = read_recording(folder / "fc.h5")
-    animation = draw_distributions(folder / "fc.h5", tmp_path, "both", node_no=2, save_plots=True)
+    recorded = read_recording(folder / "fc.sqlite")
+    animation = draw_distributions(folder / "fc.sqlite", tmp_path, "both", node_no=2, save_plots=True)
     (line,) = animation._fig.axes[0].lines  # type: ignore[attr-defined]
     x, density = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())  # of the last frame
     mean, std = recorded.mean[-1, :, 2].mean(), np.sqrt(recorded.variance[-1, :, 2].mean())
@@ -77,14 +77,14 @@ def test_both_is_the_normal_of_mean_and_variance(folder: Path, tmp_path: Path) -
 
 
 def test_lines_are_the_averages(folder: Path, tmp_path: Path) -> None:
-    recorded = read_recording(folder / "fc.h5")
+    recorded = read_recording(folder / "fc.sqlite")
     for kind, values in (("mean", recorded.mean), ("std", recorded.std), ("variance", recorded.variance)):
-        figure = draw_lineplot(folder / "fc.h5", tmp_path, kind, node_no=1, save_plots=True)
+        figure = draw_lineplot(folder / "fc.sqlite", tmp_path, kind, node_no=1, save_plots=True)
         (line,) = figure.axes[0].lines
         np.testing.assert_allclose(np.asarray(line.get_ydata(), float), values[:, :, 1].mean(axis=1), rtol=1e-5)
         np.testing.assert_allclose(np.asarray(line.get_xdata(), float), np.arange(15) / 5, atol=1e-6)
         assert frames(tmp_path / f"fc_node1_{kind}.png")[0].std() > 5
-    figure = draw_lineplot(folder / "fc.h5", tmp_path, "both", node_no=1, save_plots=True)
+    figure = draw_lineplot(folder / "fc.sqlite", tmp_path, "both", node_no=1, save_plots=True)
     (band,) = figure.axes[0].collections
     tops = band.get_paths()[0].vertices[:, 1].max()  # type: ignore[index]
     above = recorded.mean[:, :, 1].mean(axis=1) + np.sqrt(recorded.variance[:, :, 1].mean(axis=1))
@@ -92,8 +92,8 @@ def test_lines_are_the_averages(folder: Path, tmp_path: Path) -> None:
 
 
 def test_weights_and_filters(folder: Path, tmp_path: Path) -> None:
-    figure = draw_weights(folder / "fc.h5", tmp_path, save_plots=True)
-    recorded = read_recording(folder / "conv.h5").weights["weight"]
+    figure = draw_weights(folder / "fc.sqlite", tmp_path, save_plots=True)
+    recorded = read_recording(folder / "conv.sqlite").weights["weight"]
     pictures = [image.get_array() for ax in figure.axes for image in ax.images]
     assert len(pictures) == 20  # the first convolution's means and deviations, though another layer was asked for
     filters = recorded.mean[-1].reshape(10, 3, 3, 3).mean(axis=1)
@@ -101,7 +101,7 @@ def test_weights_and_filters(folder: Path, tmp_path: Path) -> None:
     assert frames(tmp_path / "fc_weights.png")[0].std() > 5
     for beside in folder.glob("conv*"):
         beside.unlink()
-    assert not any(ax.images for ax in draw_weights(folder / "fc.h5", tmp_path, save_plots=True).axes)
+    assert not any(ax.images for ax in draw_weights(folder / "fc.sqlite", tmp_path, save_plots=True).axes)
 
 
 def test_certain_weights_and_a_single_record_can_be_drawn(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_certain_weights_and_a_single_record_can_be_drawn(tmp_path: Path) -> Non
         layer(torch.zeros(1, 2))
         recorder.step()
     for kind in ("mean", "std", "variance", "both"):
-        draw_lineplot(tmp_path / "fc.h5", tmp_path, kind, save_plots=True)
-        draw_distributions(tmp_path / "fc.h5", tmp_path, kind, save_plots=True)
-    draw_weights(tmp_path / "fc.h5", tmp_path, save_plots=True)
+        draw_lineplot(tmp_path / "fc.sqlite", tmp_path, kind, save_plots=True)
+        draw_distributions(tmp_path / "fc.sqlite", tmp_path, kind, save_plots=True)
+    draw_weights(tmp_path / "fc.sqlite", tmp_path, save_plots=True)
 
 
 def test_a_screen_is_used_and_a_notebook_is_left_to_show(
@@ -123,17 +123,24 @@ def test_a_screen_is_used_and_a_notebook_is_left_to_show(
     monkeypatch.setattr(visualize_mean_var, "_has_screen", lambda: True)
     monkeypatch.setattr(pyplot, "pause", pauses.append)
     matplotlib.use("agg")
-    draw_lineplot(folder / "fc.h5", tmp_path / "out", plot_time=2)
+    draw_lineplot(folder / "fc.sqlite", tmp_path / "out", plot_time=2)
     assert pauses == [2] and not pyplot.get_fignums()
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert draw_lineplot(folder / "fc.h5", tmp_path / "out").axes
+    assert draw_lineplot(folder / "fc.sqlite", tmp_path / "out").axes
     assert not (tmp_path / "out").exists() and not capsys.readouterr().out
 
 
 def test_the_script_saves_without_a_display(folder: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in script_environment().items() if "DISPLAY" not in name}
-    flags = ["--filename", folder / "fc.h5", "--plot_type=both", "--data_type=std", "--node_no=1", "--plot_time=0.2"]
+    flags = [
+        "--filename",
+        folder / "fc.sqlite",
+        "--plot_type=both",
+        "--data_type=std",
+        "--node_no=1",
+        "--plot_time=0.2",
+    ]
     answer = subprocess.run(
         [sys.executable, "visualize_mean_var.py", *map(str, flags), "--save_dir", str(tmp_path / "out")],
         cwd=ROOT,
@@ -148,18 +155,20 @@ def test_the_script_saves_without_a_display(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    foreign = tmp_path / "foreign.h5"
-    foreign.write_text("no HDF5")
-    log = folder / "fc.h5"
-    left_out = min(set(range(360)) - set(read_recording(folder / "conv.h5").nodes.tolist()))
+    foreign, foreign_h5 = tmp_path / "foreign.sqlite", tmp_path / "foreign.h5"
+    for path in (foreign, foreign_h5):
+        path.write_text("neither SQLite nor HDF5")
+    log = folder / "fc.sqlite"
+    left_out = min(set(range(360)) - set(read_recording(folder / "conv.sqlite").nodes.tolist()))
     for flags, expected in (
-        (["--filename", tmp_path / "none.h5"], "there is no recording"),
+        (["--filename", tmp_path / "none.sqlite"], "there is no recording"),
         (["--filename", tmp_path], "is not a readable recording"),
         (["--filename", foreign], "is not a readable recording"),
+        (["--filename", foreign_h5], "is not a readable recording"),
         (["--filename", log, "--node_no", 4], "fc has no node 4: its 4 nodes are 0 to 3"),
         (["--filename", log, "--node_no", -1], "fc has no node -1"),
         (["--filename", log, "--node_no", "x"], "--node_no"),
-        (["--filename", folder / "conv.h5", "--node_no", left_out], f"node {left_out} of conv was not recorded"),
+        (["--filename", folder / "conv.sqlite", "--node_no", left_out], f"node {left_out} of conv was not recorded"),
         (["--filename", log, "--plot_time", 0], "plot_time must be"),
         (["--filename", log, "--plot_type", "pie"], "--plot_type"),
         ([], "--filename"),

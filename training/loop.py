@@ -20,7 +20,7 @@ from images import Split, augment, data_name, normalize
 from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import kl_divergence
 from models.checkpoint import network_in, read_checkpoint, save_network
-from recording.recorder import Recorder, recording
+from recording import Recorder, recording
 from support import UserError, archive, locked, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group

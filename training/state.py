@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from images import ImageData, load_data
 from models import build, file_name
 from models.checkpoint import Description, read_checkpoint, write_checkpoint
-from recording.recorder import recorded_layers
+from recording import recorded_layers
 from support import UserError
 from support.distributed import ALONE, World
 from training.network import architecture, build_network, build_optimizer, build_scheduler, describe
