@@ -33,13 +33,13 @@ from models.checkpoint import (
     write_checkpoint,
 )
 from recording.recorder import Recorder, recorded_layers, recording
-from support import UserError, archive, first_line, locked, write_json
+from support import UserError, archive, first_line, locked, versions, write_json
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
-from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
+from training.reports import Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import BayesianSettings, Settings
 
 REPORTS = ("history.csv", "history.png", "results.json")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from matplotlib.figure import Figure
 
 from support import UserError, write_text
@@ -72,27 +68,6 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
-
-
-def versions() -> dict[str, str]:
-    """What a run ran on, for its report."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "platform": platform.platform(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def read_results(path: Path) -> dict[str, Any]:
