@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from layers import BBBLinear, ModuleWrapper
 from support import OneLineParser, report_user_errors
-from support.figures import BLUE, ORANGE, save_figure
+from support.figures import BLUE, ORANGE, figure_style, save_figure
 
 GAP = (0.4, 1.3)  # standardised body mass indices that training does not see
 
@@ -61,6 +61,7 @@ def _standard(column: Tensor) -> Tensor:
     return (column - column.mean()) / column.std()
 
 
+@figure_style()
 def _drawn(path: Path, x: Tensor, y: Tensor, grid: Tensor, found: RegressionPredictive) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
@@ -75,8 +76,7 @@ def _drawn(path: Path, x: Tensor, y: Tensor, grid: Tensor, found: RegressionPred
     ax.plot(x, y, ".", color="0.25", markersize=3, label="data")
     ax.axvspan(*GAP, color="0.9", zorder=0, label="left out of training")
     ax.set(xlabel="body mass index (standardised)", ylabel="progression of the disease (standardised)", ylim=(-4, 6))
-    ax.legend(frameon=False, loc="upper left", fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="upper left", fontsize=8)
     return save_figure(figure, path)
 
 

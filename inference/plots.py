@@ -12,19 +12,13 @@ from torch import Tensor
 
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support.figures import COLORS, save_figure
+from support.figures import COLORS, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """The figure, its axes open above and to the right, as a PNG file."""
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path)
-
-
+@figure_style()
 def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple[str, str], title: str) -> Path:
     """A histogram of every score for the known and for the unknown images."""
     figure = Figure(figsize=(13, 6), layout="constrained")
@@ -45,11 +39,12 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
         ax.set_ylabel("fraction of images")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.axes[7].axis("off")
-    figure.axes[7].legend(handles, labels, loc="center", frameon=False, fontsize=13)
+    figure.axes[7].legend(handles, labels, loc="center", fontsize=13)
     figure.suptitle(title)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) -> Path:
     """Accuracy against confidence, bin by bin, a panel a network; below, how many predictions a bin has."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
@@ -62,9 +57,10 @@ def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) ->
         above.set(title=f"{name}: ECE {ece(each, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
         below.bar(confidence, count, 0.04, color=color)
         below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02), ylim=(0.5, 2 * len(labels)))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels: Tensor) -> Path:
     """Error among the predictions kept, against how many are kept, the most certain first (total entropy)."""
     figure = Figure(figsize=(5.4, 4), layout="constrained")
@@ -75,11 +71,11 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
         area = risk_coverage_area(predictive.entropy, wrong)
         ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=color, label=f"{name} (area {area:.2e})")
     ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1), ylim=(0, None))
-    ax.legend(frameon=False)
-    ax.grid(alpha=0.3)
-    return save(figure, path)
+    ax.legend()
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_sheet(
     path: Path, sets: Mapping[str, tuple[Tensor, Predictive]], classes: Sequence[str], each: int = 6
 ) -> Path:
@@ -101,6 +97,7 @@ def plot_sheet(
                 nats = float(predictive.entropy[index])
                 pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
                 bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLORS[row])
+                bars[column].grid(False)
                 bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
                 labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.probs[index].argmax())]
                 bars[column].set_xticks(
@@ -114,9 +111,10 @@ def plot_sheet(
                 )
             for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
                 unused.axis("off")
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> Path:
     """Accuracy and uncertainty against how far images are shifted, for each network."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -132,6 +130,5 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
                 [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=color, label=network
             )
         ax.set(xlabel=label, ylabel=name, ylim=(0, None))
-        ax.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    return save(figure, path)
+    axes[0].legend()
+    return save_figure(figure, path)

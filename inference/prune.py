@@ -17,14 +17,13 @@ from torch import nn
 
 from images import CHUNK, Split, load_data, normalize
 from inference import metrics
-from inference.plots import save
 from inference.prediction import predict_batches
 from inference.pruning import pruned, sparsity
 from layers import AlphaPosterior
 from models.checkpoint import load_network, save_network
 from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
 from support.cpu import tune_cpu
-from support.figures import BLUE, ORANGE
+from support.figures import BLUE, ORANGE, figure_style, save_figure
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 
@@ -99,6 +98,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+@figure_style()
 def plot(path: Path, curve: Sequence[dict[str, Any]], chosen: float, title: str) -> Path:
     """Accuracy and NLL against the fraction of weights that are left, as a picture."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -113,9 +113,8 @@ def plot(path: Path, curve: Sequence[dict[str, Any]], chosen: float, title: str)
         ax.set(xscale="log", xlabel="weights that are left (%)", ylabel=label)
         ax.invert_xaxis()
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.grid(alpha=0.3)
     figure.suptitle(title)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def main(given: Sequence[str] | None = None) -> None:

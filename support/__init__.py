@@ -4,7 +4,7 @@ from support.checks import Check, argument, either, flag, nearest, number, one_o
 from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
 from support.errors import OneLineParser, UserError, first_line, report_user_errors
-from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, save_figure, style
+from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, figure_style, save_figure
 from support.files import LockedError, archive, atomic_write, locked, write_json, write_text
 from support.versions import versions
 
@@ -24,6 +24,7 @@ __all__ = [
     "argument",
     "atomic_write",
     "either",
+    "figure_style",
     "first_line",
     "flag",
     "locked",
@@ -33,7 +34,6 @@ __all__ = [
     "process_group",
     "report_user_errors",
     "save_figure",
-    "style",
     "text",
     "tune_cpu",
     "versions",

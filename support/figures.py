@@ -17,7 +17,7 @@ COLORS = BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """The style of the axes that are made within it, for a `with` statement or as a decorator."""
     with rc_context(
         {

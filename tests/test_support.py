@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from support import LockedError, locked, style
+from support import LockedError, figure_style, locked
 
 
 def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_lock_outlives_the_processes_that_its_holder_forks(tmp_path: Path) -> 
 def test_the_style_is_that_of_the_axes_made_within_it() -> None:
     before = dict(matplotlib.rcParams)
 
-    @style()
+    @figure_style()
     def draw() -> Figure:
         figure = Figure()
         figure.subplots().plot([0, 1])

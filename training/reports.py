@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from support import UserError, write_text
-from support.figures import BLUE, ORANGE, save_figure
+from support.figures import BLUE, ORANGE, figure_style, save_figure
 
 Row = dict[str, float]  # one epoch
 NOT_COMPARED = ("resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir")  # they change no result
@@ -38,6 +38,7 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
     write_text(folder / "history.csv", text.getvalue())
 
 
+@figure_style()
 def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     """The curves of `history.csv` as `history.png`."""
     bayesian = "train_kl" in rows[0]
@@ -58,14 +59,11 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
                 label="training" if part == "train" else "validation",
             )
         ax.set(xlabel="epoch", ylabel=label)
-        ax.legend(frameon=False)
+        ax.legend()
     axes[0].set_yscale("log")
     if bayesian:
         axes[2].plot(epochs, [row["train_kl"] for row in rows], color=BLUE, marker=marker)
         axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
 
