@@ -22,11 +22,19 @@ from torchvision.transforms.v2 import functional as transforms
 from images import CHUNK, load_data, normalize, read_images
 from inference import metrics, plots
 from inference.prediction import Predictive, predict_batches, predict_together
-from models import file_name, known_net_type
-from models.checkpoint import Description, load_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
-from support.cpu import tune_cpu
-from support.distributed import ALONE, World, process_group
+from models import Description, check_net_type, file_name, load_network
+from support import (
+    ALONE,
+    OneLineParser,
+    UserError,
+    World,
+    argument,
+    process_group,
+    report_user_errors,
+    tune_cpu,
+    whole,
+    write_json,
+)
 
 SHIFTED = 2000  # images that are rotated or made noisy
 ANGLES = range(0, 181, 15)  # degrees
@@ -111,7 +119,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
 
 def _net_type(text: str) -> str:
     try:
-        return known_net_type(text)
+        return check_net_type(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected {error}, got {text!r}") from error
 
@@ -126,7 +134,7 @@ def run(arguments: argparse.Namespace, world: World = ALONE) -> None:
             arguments.frequentist_weights, arguments.net_type, "frequentist", device, world
         )
     # Only the test split is used, and no seed or validation size changes that.
-    with world.first_on_each_machine():  # it may download
+    with world.local_main_first():  # it may download
         data = load_data(arguments.dataset, arguments.data_dir, valid_size=0.1, seed=0)
     for family, loaded in networks.items():
         its = loaded.description

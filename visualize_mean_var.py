@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 
 from recording.plots import KINDS, animate_distributions, plot_lines, plot_weights
 from recording.recorder import read_recording
-from support import OneLineParser, UserError, atomic_write, report_user_errors
-from support.figures import save_figure
+from support import OneLineParser, UserError, atomic_write, report_user_errors, save_figure
 
 
 def draw_distributions(

@@ -13,7 +13,7 @@ from benchmarks.contenders import CHANNELS, CLASSES
 from benchmarks.measure import against, conditions, in_a_process, peak_mib, return_freed_memory, table, time_interleaved
 from inference.prediction import posterior_predictive
 from models import NETWORKS, build
-from support.cpu import tune_cpu
+from support import tune_cpu
 
 SIZES = ((25, 1000, 256), (5, 1000, 256), (100, 1000, 256), (25, 4000, 256), (25, 1000, 32), (25, 1000, 1000))
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from layers import BBBLinear, ModuleWrapper
-from support import OneLineParser, report_user_errors
-from support.figures import BLUE, ORANGE, figure_style, save_figure
+from support import BLUE, ORANGE, OneLineParser, figure_style, report_user_errors, save_figure
 
 GAP = (0.4, 1.3)  # standardised body mass indices that training does not see
 

@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from benchmarks.measure import table as markdown
 from experiments.ablations import AS_PLANNED
 from experiments.plan import METHODS, TEMPERATURES
-from support import UserError, write_text
-from support.figures import BLUE, GREEN, ORANGE, PINK, figure_style, save_figure
+from support import BLUE, GREEN, ORANGE, PINK, UserError, figure_style, save_figure, write_text
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")

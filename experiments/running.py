@@ -18,7 +18,7 @@ from experiments.plan import Experiment
 from images import CHUNK, ImageData, data_name, load_data, normalize, read_images
 from inference import metrics
 from inference.prediction import Predictive, effective_samples, logits_of, posterior_draws, summarized
-from models.checkpoint import load_network
+from models import load_network
 from support import LockedError, UserError, locked, write_json
 from training import loop
 from training.reports import read_results
@@ -134,7 +134,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
     """Everything that is kept of an experiment, as plain values."""
     runs = [read_results(_results(places, source)) for source in experiment.sources]
     settings = places.settings(experiment.sources[0])
-    nets = [load_network(places.run(source).best, net_type=settings.net_type)[0] for source in experiment.sources]
+    nets = [load_network(places.run(source).best, net_type=settings.net_type).net for source in experiment.sources]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
     ask = _predictor(experiment, nets)
     started = time.perf_counter()

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from images.files import ImageFiles
 from images.workers import read_batches
-from support import UserError
-from support.distributed import ALONE, World
+from support import ALONE, UserError, World
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize
 from inference.prediction import Predictive, posterior_predictive, predict_together
-from models.checkpoint import load_network
-from support.distributed import ALONE, World
+from models import load_network
+from support import ALONE, World
 
 
 @dataclass(frozen=True, eq=False)

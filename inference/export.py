@@ -21,10 +21,8 @@ from images import ImageData, load_data, normalize
 from inference.deployment import Deployed, MeanNetwork, PredictiveNetwork, export, quantized
 from inference.metrics import accuracy
 from inference.prediction import posterior_predictive
-from models.architectures import IMAGE_SIZE
-from models.checkpoint import load_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole
-from support.cpu import tune_cpu
+from models import IMAGE_SIZE, load_network
+from support import OneLineParser, UserError, argument, report_user_errors, tune_cpu, whole
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:

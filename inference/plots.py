@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support.figures import COLORS, figure_style, save_figure
+from support import COLORS, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
-from support.distributed import World
+from support import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,7 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
         count: how many images, at least one a process.
         predict: the summaries for the images of these indices, such as
             `lambda at: posterior_predictive(net, images[at])`.
-        world: the processes; `support.distributed.process_group` gives it to a script that torchrun started.
+        world: the processes; `support.process_group` gives it to a script that torchrun started.
     """
     mine = torch.arange(world.rank, count, world.size)
     return Predictive.from_shares(world.all_gather(predict(mine)))

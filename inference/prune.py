@@ -20,10 +20,20 @@ from inference import metrics
 from inference.prediction import predict_batches
 from inference.pruning import pruned, sparsity
 from layers import AlphaPosterior
-from models.checkpoint import load_network, save_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
-from support.cpu import tune_cpu
-from support.figures import BLUE, ORANGE, figure_style, save_figure
+from models import load_network, save_network
+from support import (
+    BLUE,
+    ORANGE,
+    OneLineParser,
+    UserError,
+    argument,
+    figure_style,
+    report_user_errors,
+    save_figure,
+    tune_cpu,
+    whole,
+    write_json,
+)
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 

@@ -6,12 +6,12 @@ from models.checkpoint import (
     Description,
     SavedNetwork,
     load_network,
-    network_in,
     read_checkpoint,
+    restore_network,
     save_network,
     write_checkpoint,
 )
-from models.registry import FACTORIES, NETWORKS, build, file_name, known_net_type
+from models.registry import FACTORIES, NETWORKS, build, check_net_type, file_name
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,11 +24,11 @@ __all__ = [
     "DeterministicNetwork",
     "SavedNetwork",
     "build",
+    "check_net_type",
     "file_name",
-    "known_net_type",
     "load_network",
-    "network_in",
     "read_checkpoint",
+    "restore_network",
     "save_network",
     "write_checkpoint",
 ]

@@ -109,10 +109,10 @@ def load_network(path: str | Path, device: torch.device | str = "cpu", net_type:
     builder = description.get("net_type") if isinstance(description, dict) else None
     if builder not in (*NETWORKS, *FACTORIES, net_type):
         raise UserError(f"{path} holds a network that {builder!r} makes: give that as net_type if it is your own")
-    return SavedNetwork(network_in(content, path, device), Description(**content["description"]), content)
+    return SavedNetwork(restore_network(content, path, device), Description(**content["description"]), content)
 
 
-def network_in(content: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def restore_network(content: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """Build the network that the content of a checkpoint describes, and load its weights.
 
     Args:

@@ -28,7 +28,7 @@ FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18}
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
 
 
-def known_net_type(net_type: object) -> str:
+def check_net_type(net_type: object) -> str:
     """Check the name of a network.
 
     Returns:
@@ -70,7 +70,7 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
             settings that a layer refuses.
     """
     try:
-        known_net_type(net_type)
+        check_net_type(net_type)
     except ValueError as error:
         raise UserError(f"unknown net_type {net_type!r}: expected {error}") from error
     try:

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from recording.recorder import Array, Recorded, read_recording
-from support import UserError, nearest
-from support.figures import BLUE, ORANGE, figure_style
+from support import BLUE, ORANGE, UserError, figure_style, nearest
 
 KINDS = ("mean", "std", "variance", "both")
 FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighbouring records are pooled

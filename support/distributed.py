@@ -93,7 +93,7 @@ class World:
         return values[0]
 
     @contextmanager
-    def first_on_each_machine(self) -> Iterator[None]:
+    def local_main_first(self) -> Iterator[None]:
         """Run the block in one process of each machine first, then in the others, which find the files it has made."""
         if self.size > 1 and self.local_rank:
             dist.barrier()

@@ -11,7 +11,7 @@ import torch
 
 import config_bayesian
 from layers import sampling
-from support.distributed import ALONE, World, process_group
+from support import ALONE, World, process_group
 from training.interruption import StopRequest
 from training.loop import Run
 from training.settings import BayesianSettings, from_config

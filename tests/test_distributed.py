@@ -18,7 +18,7 @@ from distributed_steps import epoch_of_steps
 
 import config_bayesian
 from inference.prediction import Predictive
-from support.distributed import World
+from support import World
 from training.loop import Run
 from training.settings import BayesianSettings, from_config
 

@@ -24,8 +24,7 @@ from images import load_data, normalize
 from inference.metrics import accuracy, nll
 from inference.prediction import posterior_predictive
 from layers import deterministic_layers
-from models import build
-from models.checkpoint import load_network
+from models import build, load_network
 from support import UserError, locked
 from training import loop
 
@@ -119,7 +118,7 @@ def test_an_ensemble_is_the_mean_of_its_members(places: ExperimentFiles, results
         data = load_data(places.dataset(member), "data", 0.1, member.seed)
         assert isinstance(data.test.images, torch.Tensor)
         # As the first member normalizes: they differ in the fourth digit, for each has a split of its own.
-        first = load_network(places.run(members[0]).best)[1]
+        first = load_network(places.run(members[0]).best).description
         with torch.no_grad():
             probs.append(net(normalize(data.test.images, first.mean, first.std)).softmax(-1))
         alone = net(normalize(data.test.images, description.mean, description.std)).softmax(-1).detach()
@@ -255,7 +254,7 @@ def test_an_averaged_run_keeps_the_running_mean_of_its_weights(pictures: Path, t
     for weights in seen[1:]:
         mean = [0.6 * old + 0.4 * new for old, new in zip(mean, weights, strict=True)]
     assert len(seen) == 6 and run.progress.best_epoch == 2
-    kept, _, _ = load_network(run.places.best)
+    kept = load_network(run.places.best).net
     for found, wanted in zip(kept.parameters(), mean, strict=True):
         torch.testing.assert_close(found.detach(), wanted)
 

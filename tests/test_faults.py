@@ -22,7 +22,7 @@ import torch
 from conftest import ROOT, Script, script_environment
 
 import config_bayesian
-from models.checkpoint import load_network, read_checkpoint
+from models import load_network, read_checkpoint
 from recording.recorder import read_recording
 from support import UserError, locked, write_text
 from training.loop import Run, run

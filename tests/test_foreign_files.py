@@ -16,8 +16,7 @@ from PIL import Image
 
 from images import ImageFiles
 from layers import BBBLinear
-from models import build
-from models.checkpoint import FORMAT, Description, load_network, save_network, write_checkpoint
+from models import FORMAT, Description, build, load_network, save_network, write_checkpoint
 from recording.recorder import read_recording, recording
 from support import UserError
 

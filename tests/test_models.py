@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import BayesianLayer, kl_divergence, sampling, weight_posteriors
-from models import NETWORKS, build
-from models.checkpoint import Description, load_network, read_checkpoint, save_network
+from models import NETWORKS, Description, build, load_network, read_checkpoint, save_network
 from support import UserError
 
 NO_VARIANCE = {"posterior_rho_initial": (-200.0, 0.0)}

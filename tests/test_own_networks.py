@@ -12,8 +12,7 @@ import torch
 import config_bayesian
 import config_frequentist
 from layers import BBBConv2d, ModuleWrapper, weight_posteriors
-from models import build
-from models.checkpoint import load_network
+from models import build, load_network
 from support import UserError
 from training.loop import Run, run
 from training.settings import BayesianSettings, Settings, from_config
@@ -61,7 +60,7 @@ def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any],
     plain_path = tmp_path / "runs" / "bars" / "frequentist" / "model_my_networks.make.pt"
     with pytest.raises(UserError, match="holds a network that 'my_networks:make' makes: give that as net_type"):
         load_network(plain_path)
-    plain, _, _ = load_network(plain_path, net_type="my_networks:make")
+    plain = load_network(plain_path, net_type="my_networks:make").net
 
     moped = replace(
         from_config(BayesianSettings, config_bayesian), **settings, init_from=str(plain_path), moped=0.2,
@@ -77,7 +76,7 @@ def test_a_network_of_ones_own_trains_in_both_families(settings: dict[str, Any],
     assert torch.equal(start.get_buffer("0.1.running_mean"), weights["1.running_mean"])
     assert run(moped)["test"]["accuracy"] >= results["test"]["accuracy"] - 0.1
     path = tmp_path / "runs" / "bars" / "bayesian" / "model_my_networks.make.pt"
-    loaded, _, _ = load_network(path, net_type="my_networks:make")
+    loaded = load_network(path, net_type="my_networks:make").net
     assert isinstance(loaded.get_submodule("0.0"), BBBConv2d)
     centres = [posterior.prior_mu for _, _, posterior in weight_posteriors(loaded)]
     assert all(torch.equal(c, weights[n.removeprefix("0.")])

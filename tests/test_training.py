@@ -23,7 +23,7 @@ from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
 from layers import kl_divergence
-from models.checkpoint import load_network
+from models import load_network
 from support import UserError
 from training.loop import Run, run
 from training.settings import BayesianSettings, Settings, from_config
@@ -230,7 +230,7 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
 def test_a_compiled_run_leaves_a_network_like_any_other(pictures: Path, tmp_path: Path) -> None:
     compiled = Run(bayesian(pictures, tmp_path, n_epochs=1, compile=True))
     compiled.fit()
-    net, _, _ = load_network(compiled.places.best)
+    net = load_network(compiled.places.best).net
     assert same(net.state_dict(), compiled.net.state_dict())
 
 

@@ -22,20 +22,19 @@ from images import CHUNK, Split, augment, data_name, load_data, normalize
 from inference.metrics import accuracy, nll, scores
 from inference.prediction import Predictive, predict_batches, predict_together
 from layers import ModuleWrapper, kl_divergence, start_at_means
-from models import build, file_name
-from models.architectures import IMAGE_SIZE
-from models.checkpoint import (
+from models import (
+    IMAGE_SIZE,
     Description,
+    build,
+    file_name,
     load_network,
-    network_in,
     read_checkpoint,
+    restore_network,
     save_network,
     write_checkpoint,
 )
 from recording.recorder import Recorder, recorded_layers, recording
-from support import UserError, archive, first_line, locked, versions, write_json
-from support.cpu import tune_cpu
-from support.distributed import ALONE, World, process_group
+from support import ALONE, UserError, World, archive, first_line, locked, process_group, tune_cpu, versions, write_json
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.objective import expected_nll, kl_weight, negative_elbo
@@ -120,7 +119,7 @@ class Run:
             if self.bayesian.record_mean_var:
                 with torch.device("meta"):  # a wrong name need not wait for the data, and a name asks for no weights
                     recorded_layers(build(settings.net_type, True, 1, 1, **architecture), self.bayesian.record_layers)
-        with world.first_on_each_machine():  # it may download
+        with world.local_main_first():  # it may download
             self.data = load_data(
                 settings.dataset, settings.data_dir, settings.valid_size, settings.seed, batch_size=settings.batch_size
             )
@@ -385,7 +384,7 @@ class Run:
     def _test(self) -> dict[str, Any]:
         """The best network on the test split, once."""
         content = self.world.broadcast_from_main(lambda: read_checkpoint(self.places.best))
-        net = network_in(content, self.places.best, self.device)
+        net = restore_network(content, self.places.best, self.device)
         samples = self.bayesian.test_ens if self.bayesian else 1
         started = time.perf_counter()
         probs = self._predictive(net, self.data.test, samples).probs

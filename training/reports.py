@@ -11,8 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from support import UserError, write_text
-from support.figures import BLUE, ORANGE, figure_style, save_figure
+from support import BLUE, ORANGE, UserError, figure_style, save_figure, write_text
 
 Row = dict[str, float]  # one epoch
 NOT_COMPARED = ("resume", "tensorboard", "num_workers", "data_dir", "checkpoint_dir")  # they change no result
