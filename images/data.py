@@ -58,7 +58,7 @@ def load_data(
     """A data set by its name, or the path of a folder of images, split for a run.
 
     Args:
-        dataset: a key of `images.sources.SOURCES` ('MNIST5k', 'MNIST', 'CIFAR10', 'CIFAR100'), or a folder with
+        dataset: a key of `images.SOURCES` ('MNIST5k', 'MNIST', 'CIFAR10', 'CIFAR100'), or a folder with
             `train/<class>/*` and, if it has one, `test/<class>/*`.
         data_dir: where downloads are kept.
         valid_size: the fraction of the training images that is held out for validation.
