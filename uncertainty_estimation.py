@@ -17,11 +17,19 @@ import torch
 
 from images import load_data, read_images
 from inference import SHIFTS, Classifier, evaluate, plots
-from models import file_name, known_net_type
-from models.checkpoint import load_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
-from support.cpu import tune_cpu
-from support.distributed import ALONE, World, process_group
+from models import check_net_type, file_name, load_network
+from support import (
+    ALONE,
+    OneLineParser,
+    UserError,
+    World,
+    argument,
+    process_group,
+    report_user_errors,
+    tune_cpu,
+    whole,
+    write_json,
+)
 
 
 def parse(flags: Sequence[str] | None) -> argparse.Namespace:
@@ -30,7 +38,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, allow_abbrev=False, formatter_class=raw)
     add, count, seed = parser.add_argument, argument(whole(1)), argument(whole(0))
     weights = "checkpoints/MNIST/bayesian/model_lenet.pt"
-    add("--net_type", type=argument(known_net_type), default="lenet", help="the network of the weights (%(default)s)")
+    add("--net_type", type=argument(check_net_type), default="lenet", help="the network of the weights (%(default)s)")
     add("--weights_path", type=Path, default=weights, help="a checkpoint of main_bayesian.py (%(default)s)")
     add("--frequentist_weights", type=Path, help="one of main_frequentist.py: adds the twin to tables and pictures")
     add("--dataset", default="MNIST", help="the data set whose test split is the known images (%(default)s)")
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     device = world.device(args.device)
     weights = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
     classifiers = {family: _load(path, args.net_type, family, device) for family, path in weights.items() if path}
-    with world.first_on_each_machine():  # it may download
+    with world.local_main_first():  # it may download
         data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0)  # neither changes the test split
     for family, classifier in classifiers.items():
         channels = classifier.image_shape[0]

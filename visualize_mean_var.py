@@ -19,8 +19,7 @@ from matplotlib.backends.registry import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
 from recording import KINDS, animate_distributions, plot_lines, plot_weights, read_recording
-from support import OneLineParser, UserError, atomic_write, report_user_errors
-from support.figures import save_figure
+from support import OneLineParser, UserError, atomic_write, report_user_errors, save_figure
 
 
 def draw_distributions(

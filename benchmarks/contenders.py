@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import NETWORKS, build
-from models.architectures import ACTIVATIONS
+from models import ACTIVATIONS, NETWORKS, build
 
 CLASSES, CHANNELS = 10, 3
 TWIN = "frequentist twin"

@@ -14,8 +14,7 @@ from typing import Any
 from benchmarks.contenders import training_step
 from benchmarks.measure import conditions, table, time_interleaved
 from images import load_data
-from support import UserError
-from support.cpu import tune_cpu
+from support import UserError, tune_cpu
 
 ROOT = Path(__file__).parent.parent
 

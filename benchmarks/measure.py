@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from training.reports import versions
+from support import versions
 
 RESULTS = Path(__file__).parent / "results"
 M_MMAP_THRESHOLD = -3  # of <malloc.h>

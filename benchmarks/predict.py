@@ -21,7 +21,7 @@ from benchmarks.measure import (
 )
 from inference import posterior_predictive
 from models import NETWORKS, build
-from support.cpu import tune_cpu
+from support import tune_cpu
 
 SIZES = ((25, 1000, 256), (5, 1000, 256), (100, 1000, 256), (25, 4000, 256), (25, 1000, 32), (25, 1000, 1000))
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.contenders import TWIN, training_step
 from benchmarks.measure import conditions, ratios_to_baseline, table, time_interleaved
 from models import NETWORKS
-from support.cpu import tune_cpu
+from support import tune_cpu
 
 LAYOUTS = ("contiguous_format", "channels_last")
 PROFILED = (TWIN, "lrt", "bbb")

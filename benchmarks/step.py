@@ -10,7 +10,7 @@ import torch
 from benchmarks.contenders import CONTENDERS, TWIN, training_step
 from benchmarks.measure import conditions, peak_mib, ratios_to_baseline, run_in_fresh_process, table, time_interleaved
 from models import NETWORKS
-from support.cpu import tune_cpu
+from support import tune_cpu
 
 COMPILED = (TWIN, "lrt", "bbb", "flipout", "lrt, alpha", "bbb, alpha", "flipout, alpha")
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from inference import GaussianLikelihood, RegressionPredictive, regression_predictive
 from layers import BBBLinear, ModuleWrapper
-from support import OneLineParser, report_user_errors
-from support.figures import BLUE, ORANGE, save_figure
+from support import BLUE, ORANGE, OneLineParser, figure_style, report_user_errors, save_figure
 
 GAP = (0.4, 1.3)  # standardized body mass indices that are left out of training
 
@@ -62,6 +61,7 @@ def _standardize(column: Tensor) -> Tensor:
     return (column - column.mean()) / column.std()
 
 
+@figure_style()
 def _plot(path: Path, x: Tensor, y: Tensor, grid: Tensor, predictive: RegressionPredictive) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
@@ -76,8 +76,7 @@ def _plot(path: Path, x: Tensor, y: Tensor, grid: Tensor, predictive: Regression
     ax.plot(x, y, ".", color="0.25", markersize=3, label="data")
     ax.axvspan(*GAP, color="0.9", zorder=0, label="left out of training")
     ax.set(xlabel="body mass index (standardized)", ylabel="progression of the disease (standardized)", ylim=(-4, 6))
-    ax.legend(frameon=False, loc="upper left", fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="upper left", fontsize=8)
     return save_figure(figure, path)
 
 

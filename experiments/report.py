@@ -17,9 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from benchmarks.measure import table as markdown
 from experiments.ablations import AS_PLANNED
 from experiments.plan import METHODS, TEMPERATURES
-from inference.plots import save
-from support import UserError, write_text
-from support.figures import BLUE, GREEN, ORANGE, PINK
+from support import BLUE, GREEN, ORANGE, PINK, UserError, figure_style, save_figure, write_text
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
@@ -210,6 +208,7 @@ COLORS = {"bbb": BLUE, "lrt": GREEN}
 FAMILIES = {"frequentist": ORANGE, "dropout": PINK, "mc_dropout": PINK, "ensemble": GREEN}
 
 
+@figure_style()
 def plot_methods(rows: Sequence[Row]) -> Path:
     """Accuracy, NLL and ECE of every method: one row of panels per data set and network, one point per seed."""
     blocks = list(dict.fromkeys((row.dataset, row.net_type) for row in rows))
@@ -227,11 +226,11 @@ def plot_methods(rows: Sequence[Row]) -> Path:
             titles = [METHODS[row.method].title for row in block_rows]
             ax.set(xlabel=name, yticks=range(len(block_rows)), yticklabels=titles, ylim=(-0.6, len(block_rows) - 0.4))
             ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
-    return save(figure, FIGURES / "results.png")
+    return save_figure(figure, FIGURES / "results.png")
 
 
+@figure_style()
 def plot_pairs(rows: Sequence[Row]) -> Path:
     """Bayesian against frequentist, one color per data set and network; a point below the line is better."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -255,11 +254,11 @@ def plot_pairs(rows: Sequence[Row]) -> Path:
             axis.set_minor_formatter(NullFormatter())
             axis.set_major_formatter("{x:g}")
         ax.set(title=name, xlabel="frequentist", ylabel="Gaussian, β best on validation")
-        ax.grid(alpha=0.3)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return save(figure, FIGURES / "bayesian_against_frequentist.png")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return save_figure(figure, FIGURES / "bayesian_against_frequentist.png")
 
 
+@figure_style()
 def plot_temperatures(rows: Sequence[Row]) -> Path:
     """Accuracy, NLL and AUROC of the Gaussian networks against β, with the twin's as a horizontal line."""
     blocks = [
@@ -280,7 +279,6 @@ def plot_temperatures(rows: Sequence[Row]) -> Path:
                 ax.plot(betas, [row.mean(pick) for row in curve], "-", color=color, label=estimator)
             ax.axhline(twin.mean(pick), color=ORANGE, linestyle="--", label="frequentist")
             ax.set(xscale="log", xlabel="β", ylabel=name)
-            ax.grid(alpha=0.3)
         axes[0].set_title(f"{TITLES[block[1]]}, {block[0]}", loc="left")
-        axes[0].legend(frameon=False)
-    return save(figure, FIGURES / "temperature.png")
+        axes[0].legend()
+    return save_figure(figure, FIGURES / "temperature.png")

@@ -1,15 +1,19 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
 from images.corruptions import gaussian_noise, rotate
+from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, read_images, to_pixels
-from images.sources import data_name, load_data
-from images.splits import ImageData, Split
+from images.sources import SOURCES, Contents, Source
+from images.splits import Split
 from images.transforms import CHUNK, augment, normalize
 
 __all__ = [
     "CHUNK",
+    "SOURCES",
+    "Contents",
     "ImageData",
     "ImageFiles",
+    "Source",
     "Split",
     "augment",
     "data_name",

@@ -1,60 +1,21 @@
-"""Image files: decoded when they are asked for, by this process or by workers."""
+"""Image files, decoded into the pixels that networks take."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.transforms import CHUNK
-from models.architectures import IMAGE_SIZE
+from models import IMAGE_SIZE
 from support import UserError
-
-
-class ImageFiles(Dataset[Tensor]):
-    """Image files, decoded when asked for: item i is uint8 [channels, 32, 32].
-
-    Raises:
-        UserError: on access, a file that is not a readable image.
-    """
-
-    def __init__(self, paths: Sequence[str], channels: int) -> None:
-        self.paths = np.array(paths)  # one buffer, not a list of objects that workers would each copy
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        path = str(self.paths[index])
-        try:
-            with Image.open(path) as picture:
-                return to_pixels(picture, self.channels)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read the image {path}: {error}") from error
-
-    def subset(self, indices: Tensor) -> ImageFiles:
-        """The files at `indices`."""
-        return ImageFiles(self.paths[indices.numpy()].tolist(), self.channels)
-
-    def decoded(self) -> Tensor:
-        """All of them at once: uint8 [n, channels, 32, 32]."""
-        images = torch.empty(len(self), self.channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-        with ThreadPoolExecutor() as pool:
-            for part in torch.arange(len(self)).split(CHUNK):  # a million waiting at once would take a gigabyte
-                for index, image in zip(part, pool.map(self.__getitem__, part.tolist()), strict=True):
-                    images[index] = image
-        return images
 
 
 def to_pixels(picture: Image.Image, channels: int) -> Tensor:
@@ -87,18 +48,63 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 
+class ImageFiles(Dataset[Tensor]):
+    """Image files that are decoded on access: item i is uint8 [channels, 32, 32].
+
+    Args:
+        paths: the files.
+        channels: 1 for grey, 3 for RGB; every image is converted.
+
+    Raises:
+        UserError: on access, a file that is not a readable image.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], channels: int) -> None:
+        self.paths = np.array([str(path) for path in paths])  # one buffer, which worker processes need not copy
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = str(self.paths[index])
+        try:
+            with Image.open(path) as picture:
+                return to_pixels(picture, self.channels)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the image {path}: {error}") from error
+
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """The files at `indices`."""
+        return ImageFiles(self.paths[indices.numpy()].tolist(), self.channels)
+
+    def decode_all(self) -> Tensor:
+        """All images in memory: uint8 [n, channels, 32, 32]."""
+        images = torch.empty(len(self), self.channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:
+            for chunk in torch.arange(len(self)).split(CHUNK):  # a million waiting tasks would take a gigabyte
+                for index, image in zip(chunk, pool.map(self.__getitem__, chunk.tolist()), strict=True):
+                    images[index] = image
+        return images
+
+
 def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
-    """Every image anywhere below a folder, and the paths of the files that look like one and cannot be read.
+    """Every image anywhere below a folder, by the suffixes of the files.
+
+    Args:
+        folder: where to look, its subfolders included.
+        channels: 1 for grey, 3 for RGB; every image is converted.
 
     Returns:
-        uint8 [n, channels, 32, 32], in the order of their paths, and the paths that were passed over.
+        The images, uint8 [n, channels, 32, 32], in the order of their paths; and the paths of the files that were
+        skipped because they cannot be read.
 
     Raises:
         UserError: there is no such folder, or no readable image in it.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     files = ImageFiles(paths, channels)
 
     def read(index: int) -> Tensor | None:
@@ -108,33 +114,21 @@ def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
             return None
 
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(read, range(len(files))))
-    images = [image for image in found if image is not None]
+        results = list(pool.map(read, range(len(files))))
+    images = [image for image in results if image is not None]
     if not images:
         raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
-    return torch.stack(images), [path for path, image in zip(paths, found, strict=True) if image is None]
+    return torch.stack(images), [path for path, image in zip(paths, results, strict=True) if image is None]
 
 
 def is_grey(path: str) -> bool:
+    """Whether an image file has one channel besides transparency.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with Image.open(path) as picture:
             return picture.mode in ("1", "L", "LA", "I", "I;16", "F")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
-
-
-def ignore_group_signals(worker: int) -> None:
-    """Of a worker: a signal to all processes of a run is the main one's to answer, which then ends its workers.
-
-    It may do so by SIGTERM, when it exits with the loader still at hand: from it, and from it alone, that is heeded.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere nobody knows who sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
-
-
-def _exit_on_parent_sigterm() -> None:
-    while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != os.getppid():
-        pass
-    os._exit(0)

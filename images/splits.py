@@ -1,23 +1,26 @@
-"""Images with their labels, split into training, validation and test, and read in batches."""
+"""Labeled images: read in batches, and divided at random."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from images.files import ImageFiles, ignore_group_signals
-from support import UserError
-from support.distributed import ALONE, World
+from images.files import ImageFiles
+from images.workers import read_batches
+from support import ALONE, UserError, World
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels: images uint8 [n, channels, 32, 32] or `ImageFiles`, labels int64 [n]."""
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 [n, channels, 32, 32], or files that are decoded on access.
+        labels: int64 [n].
+    """
 
     images: Tensor | ImageFiles
     labels: Tensor
@@ -27,82 +30,64 @@ class Split:
 
     def subset(self, indices: Tensor) -> Split:
         """The examples at `indices`."""
-        if isinstance(self.images, Tensor):
-            return Split(self.images[indices], self.labels[indices])
-        return Split(self.images.subset(indices), self.labels[indices])
+        images = self.images[indices] if isinstance(self.images, Tensor) else self.images.subset(indices)
+        return Split(images, self.labels[indices])
 
     def batches(
         self, batch_size: int, order: Tensor | None = None, workers: int = 0, world: World = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 images, labels) in `order` (None: as they lie), `batch_size` at a time; the last may be smaller.
+        """The examples in batches; the last may be smaller.
 
-        Of each batch, every process of `world` gets its share; if that is nothing, it gets the first image.
+        Args:
+            batch_size: examples per batch, over all processes.
+            order: int64, the indices of the examples; by default all, from the first to the last.
+            workers: processes that decode image files ahead; 0 for none but this one.
+            world: the processes that share each batch. A process gets its share; where that would be empty, the
+                batch's first example, so that all processes take the same number of steps.
+
+        Yields:
+            uint8 images [b, channels, 32, 32] and int64 labels [b].
+
+        Raises:
+            UserError: an image file that cannot be read.
         """
         order = torch.arange(len(self)) if order is None else order
-        whole = order.split(batch_size) if len(order) else ()  # an empty tensor would split into one empty part
-        chosen = [part[world.rank :: world.size] if world.share(len(part)) else part[:1] for part in whole]
+        batches = order.split(batch_size) if len(order) else ()  # an empty tensor would split into one empty batch
+        shares = [batch[world.rank :: world.size] if world.share(len(batch)) else batch[:1] for batch in batches]
         if isinstance(self.images, Tensor):
-            images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in chosen)
+            images: Iterator[Tensor] = (self.images.index_select(0, indices) for indices in shares)
         else:
-            sampler = [indices.tolist() for indices in chosen]
-            images = iter(
-                DataLoader(self.images, batch_sampler=sampler, num_workers=workers, worker_init_fn=ignore_group_signals)
-            )
-        try:
-            yield from zip(images, (self.labels[indices] for indices in chosen), strict=True)
-        except UserError as error:  # from a worker it comes with the worker's traceback around it
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("support.errors.UserError: ")) from error
+            images = read_batches(self.images, shares, workers)
+        yield from zip(images, (self.labels[indices] for indices in shares), strict=True)
+
+    def hold_out(self, fraction: float, seed: int, purpose: str) -> tuple[Split, Split]:
+        """Divide the examples at random; both parts keep their order.
+
+        Args:
+            fraction: how much of the split is held out.
+            seed: of the random choice.
+            purpose: what is held out, 'test' or 'validation', for the error message.
+
+        Returns:
+            What remains, and what is held out.
+
+        Raises:
+            UserError: one of the two would be empty.
+        """
+        count = held_out_count(len(self), fraction, purpose)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set, split, with the constants that normalize it.
+def held_out_count(total: int, fraction: float, purpose: str) -> int:
+    """How many of `total` images `Split.hold_out` would hold out.
 
-    Attributes:
-        name: what checkpoints and reports call it.
-        classes: the names of the classes, by label.
-        flippable: whether mirror images are as good as the originals.
-        mean, std: per channel, of the training split's pixels in [0, 1].
+    Raises:
+        UserError: none, or all of them.
     """
-
-    name: str
-    classes: tuple[str, ...]
-    flippable: bool
-    train: Split
-    valid: Split
-    test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
-
-
-def fraction_of(images: int, fraction: float, what: str) -> int:
-    """How many of so many images a `fraction` is, if it leaves any."""
-    count = round(images * fraction)
-    if not 0 < count < images:
-        raise UserError(f"{images} images leave none for training or {what} when {fraction:g} of them go to {what}")
+    count = round(total * fraction)
+    if not 0 < count < total:
+        raise UserError(
+            f"{total} images leave none for training or {purpose} when {fraction:g} of them go to {purpose}"
+        )
     return count
-
-
-def split_off(split: Split, fraction: float, seed: int, what: str) -> tuple[Split, Split]:
-    """The split less a random `fraction` of it, and that fraction."""
-    count = fraction_of(len(split), fraction, what)
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return split.subset(order[count:].sort().values), split.subset(order[:count].sort().values)
-
-
-def pixel_moments(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel mean and standard deviation of the pixels in [0, 1]; a constant channel gets deviation 1."""
-    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for images, _ in split.batches(4096, workers=os.cpu_count() or 0):
-        pixels = images.double().div_(255)
-        count += pixels.numel() // pixels.shape[1]
-        total = total + pixels.sum((0, 2, 3))
-        squares = squares + pixels.square_().sum((0, 2, 3))
-    mean = total / count
-    variance = squares / count - mean.square()
-    std = torch.where(variance > 1e-12, variance.clamp_min(0).sqrt(), 1.0)
-    return tuple(mean.tolist()), tuple(std.tolist())

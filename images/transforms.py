@@ -8,18 +8,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 8192  # images that are normalized, and so float, at a time when predicting
+CHUNK = 8192  # images that are decoded, or predicted, at a time
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [n, c, h, w] to float32 of mean 0 and deviation 1 over the training split, on the images' device."""
-    centre = torch.tensor([255 * m for m in mean], device=images.device).view(-1, 1, 1)
+    """Pixels with the mean subtracted, divided by the deviation, per channel.
+
+    Args:
+        images: uint8 [n, channels, height, width].
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        float32 of the same shape, on the same device.
+    """
+    center = torch.tensor([255 * m for m in mean], device=images.device).view(-1, 1, 1)
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
-    return images.float().sub_(centre).mul_(scale)
+    return images.float().sub_(center).mul_(scale)
 
 
 def augment(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `shift` pixels along both axes (zeros come in); with `flip`, half of them mirrored."""
+    """Shift each image at random and, with `flip`, mirror each with probability ½.
+
+    Args:
+        images: [n, channels, height, width].
+        shift: the largest shift along either axis, in pixels; zeros fill the border.
+        flip: whether to mirror left and right.
+        generator: of the random shifts and mirrors, on the CPU.
+
+    Returns:
+        Images of the same shape and type.
+    """
     count, _, height, width = images.shape
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize, to_pixels
 from inference.prediction import Predictive, posterior_predictive, predict_together
-from models.architectures import IMAGE_SIZE
-from models.checkpoint import Description, load_network
-from support import UserError
-from support.distributed import ALONE, World
+from models import IMAGE_SIZE, Description, load_network
+from support import ALONE, UserError, World
 
 Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
 
@@ -48,8 +46,8 @@ class Classifier:
         Raises:
             UserError: the file is missing or is no checkpoint of this library.
         """
-        net, description, _ = load_network(path, device, net_type)
-        return cls.from_description(net, description)
+        saved = load_network(path, device, net_type)
+        return cls.from_description(saved.net, saved.description)
 
     @classmethod
     def from_description(cls, net: nn.Module, description: Description) -> Classifier:

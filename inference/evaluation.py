@@ -14,7 +14,7 @@ from images import Split, gaussian_noise, rotate
 from inference import metrics
 from inference.classifier import Classifier
 from inference.prediction import Predictive
-from support.distributed import ALONE, World
+from support import ALONE, World
 
 TRACES = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
 SHIFTED = 2000  # images that a shift is applied to, at most

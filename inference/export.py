@@ -21,9 +21,8 @@ from inference.deployment import (
     compare_predictive_network,
     export_network,
 )
-from models.checkpoint import load_network
-from support import OneLineParser, argument, report_user_errors, whole
-from support.cpu import tune_cpu
+from models import load_network
+from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 
 
 def parse(flags: Sequence[str] | None) -> argparse.Namespace:

@@ -13,19 +13,13 @@ from torch import Tensor
 from inference.evaluation import SHIFTS
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from inference.prediction import Predictive
-from support.figures import BLUE, COLORS, ORANGE, save_figure
+from support import BLUE, COLORS, ORANGE, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")
 UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as a PNG file, its axes without lines at the top and right."""
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path)
-
-
+@figure_style()
 def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple[str, str], title: str) -> Path:
     """A histogram of every score for the known and for the unknown images."""
     figure = Figure(figsize=(13, 6), layout="constrained")
@@ -46,11 +40,12 @@ def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple
         ax.set_ylabel("fraction of images")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.axes[7].axis("off")
-    figure.axes[7].legend(handles, labels, loc="center", frameon=False, fontsize=13)
+    figure.axes[7].legend(handles, labels, loc="center", fontsize=13)
     figure.suptitle(title)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) -> Path:
     """Accuracy against confidence per bin, one panel per network; below, the number of predictions per bin."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
@@ -63,9 +58,10 @@ def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) ->
         above.set(title=f"{name}: ECE {ece(network_probs, labels):.4f}", ylabel="accuracy", ylim=(-0.02, 1.02))
         below.bar(confidence, count, 0.04, color=color)
         below.set(xlabel="confidence", ylabel="images", yscale="log", xlim=(0, 1.02), ylim=(0.5, 2 * len(labels)))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels: Tensor) -> Path:
     """Error rate of the most certain predictions (by total entropy) against the fraction of them that is kept."""
     figure = Figure(figsize=(5.4, 4), layout="constrained")
@@ -76,11 +72,11 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
         area = risk_coverage_area(predictive.entropy, wrong)
         ax.plot(coverage.numpy(), 100 * risk.numpy(), dash, color=color, label=f"{name} (area {area:.2e})")
     ax.set(xlabel="coverage", ylabel="error among those kept (%)", xlim=(0, 1), ylim=(0, None))
-    ax.legend(frameon=False)
-    ax.grid(alpha=0.3)
-    return save(figure, path)
+    ax.legend()
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_sheet(
     path: Path, sets: Mapping[str, tuple[Tensor, Predictive]], classes: Sequence[str], count: int = 6
 ) -> Path:
@@ -106,6 +102,7 @@ def plot_sheet(
                 nats = float(predictive.entropy[index])
                 pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
                 bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLORS[row])
+                bars[column].grid(False)
                 bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
                 labelled = range(len(classes)) if len(classes) <= 10 else [int(predictive.labels[index])]
                 bars[column].set_xticks(
@@ -120,9 +117,10 @@ def plot_sheet(
                 )  # fmt: skip
             for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
                 unused.axis("off")
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
+@figure_style()
 def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> Path:
     """Accuracy and uncertainty against the severity of a shift.
 
@@ -144,9 +142,8 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
                 [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=color, label=network
             )
         ax.set(xlabel=label, ylabel=name, ylim=(0, None))
-        ax.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    return save(figure, path)
+    axes[0].legend()
+    return save_figure(figure, path)
 
 
 def plot_evaluation(
@@ -198,6 +195,7 @@ def plot_evaluation(
     ]
 
 
+@figure_style()
 def plot_pruning(path: Path, curve: Sequence[Mapping[str, Any]], chosen: float, title: str) -> Path:
     """Accuracy and NLL against the fraction of weights that remain.
 
@@ -219,6 +217,5 @@ def plot_pruning(path: Path, curve: Sequence[Mapping[str, Any]], chosen: float, 
         ax.set(xscale="log", xlabel="weights left (%)", ylabel=label)
         ax.invert_xaxis()
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.grid(alpha=0.3)
     figure.suptitle(title)
-    return save(figure, path)
+    return save_figure(figure, path)

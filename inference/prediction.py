@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
-from support.distributed import World
+from support import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +233,7 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
     Args:
         count: how many images, at least one per process.
         predict: the predictive for the images at these indices.
-        world: the processes; `support.distributed.process_group` gives it to a script that torchrun started.
+        world: the processes; `support.process_group` gives it to a script that torchrun started.
     """
     share = predict(torch.arange(world.rank, count, world.size))
     return Predictive.from_shares(world.all_gather(share))

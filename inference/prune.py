@@ -18,9 +18,8 @@ from inference.classifier import Classifier
 from inference.evaluation import split_scores
 from inference.plots import plot_pruning
 from inference.pruning import default_fractions, largest_fraction, pruned, pruning_curve, sparsity
-from models.checkpoint import load_network, save_network
-from support import OneLineParser, UserError, argument, report_user_errors, whole, write_json
-from support.cpu import tune_cpu
+from models import load_network, save_network
+from support import OneLineParser, UserError, argument, report_user_errors, tune_cpu, whole, write_json
 
 
 def parse(flags: Sequence[str] | None) -> argparse.Namespace:

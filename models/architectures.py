@@ -1,7 +1,7 @@
 """The architectures, each written once and built in two families: Bayesian and deterministic.
 
-An architecture is a function of the layer makers, so a Bayesian network and its frequentist twin cannot
-drift apart. All take images of 32×32 and every layer has a bias.
+An architecture is a function that takes the layer classes and returns the layers by name, so a Bayesian network and
+its frequentist twin cannot drift apart. All take images [n, inputs, 32, 32], and every layer has a bias.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchvision import models
 from layers import BayesianLayer, BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 
 IMAGE_SIZE = 32
-Make = Callable[..., nn.Module]
+Make = Callable[..., nn.Module]  # a layer class, or one with some arguments bound
 ACTIVATIONS: dict[str, type[nn.Module]] = {"softplus": nn.Softplus, "relu": nn.ReLU}
 
 
@@ -106,11 +106,11 @@ class BayesianNetwork(ModuleWrapper):
         priors: a dict with any of the fields of `layers.priors.Priors`.
         layer_type: 'lrt', 'bbb' or 'flipout'.
         activation_type: 'relu' or 'softplus'.
-        alpha_shape: None for the Gaussian posterior; a shape that broadcasts against every weight, such
-            as (1, 1) for one α a layer, for the alpha posterior.
+        alpha_shape: for the alpha posterior, a shape that broadcasts against every weight, such as (1, 1) for one α
+            per weight tensor; None for the Gaussian posterior.
     """
 
-    architecture: Architecture
+    architecture: Architecture  # of a subclass
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class DeterministicNetwork(nn.Sequential):
         activation_type: 'relu' or 'softplus'.
     """
 
-    architecture: Architecture
+    architecture: Architecture  # of a subclass
 
     def __init__(self, outputs: int, inputs: int, activation_type: str = "relu") -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from models.registry import FACTORIES, NETWORKS, build
 from support import UserError, atomic_write, first_line
 
-FORMAT = 1
+FORMAT = 1  # of the files that this version writes and reads
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a network is and what it was trained on: all that its weights do not tell.
+    """What a network is and what it was trained on: everything but its weights.
 
     Attributes:
-        net_type, bayesian, architecture: arguments of `models.build`; `architecture` holds its keyword
-            arguments.
+        net_type: as for `build`.
+        bayesian: as for `build`.
+        architecture: the keyword arguments of `build`.
         classes: the names of the classes, by label.
-        mean, std: what an image's channels, in [0, 1], are normalized by.
+        mean: per channel, what is subtracted from an image's pixels in [0, 1].
+        std: per channel, what they are then divided by.
     """
 
     net_type: str
@@ -42,47 +44,87 @@ class Description:
         return build(self.net_type, self.bayesian, len(self.classes), len(self.mean), **self.architecture)
 
 
+class SavedNetwork(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        net: the network, in eval mode.
+        description: what it is and what it was trained on.
+        content: the whole content of the file, the report that was saved with the network included.
+    """
+
+    net: nn.Module
+    description: Description
+    content: dict[str, Any]
+
+
 def save_network(path: Path, net: nn.Module, description: Description, **report: Any) -> None:
-    """Write the network and `report` (settings, scores: plain values) to `path`, whole or not at all."""
+    """Write a network to a file, atomically.
+
+    Args:
+        path: the file.
+        net: the network that `description` builds.
+        description: what it is.
+        report: what else the file is to hold (settings, scores): plain values and tensors.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     write_checkpoint(path, {"description": asdict(description), "weights": net.state_dict(), **report})
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` with this version's format number and its checksum, whole or not at all."""
+    """Write `content`, with the format number and a checksum, to a file, atomically.
+
+    Args:
+        path: the file.
+        content: plain values and tensors, nested in dicts, lists and tuples.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     content = {"format": FORMAT, **content}
-    stream = io.BytesIO()  # torch's own writer does not say why a disk refuses
+    stream = io.BytesIO()  # torch's own writer does not say why the system refuses
     torch.save({**content, "checksum": _checksum(content)}, stream)
     with atomic_write(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
 
 
-def load_network(
-    path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None
-) -> tuple[nn.Module, Description, dict[str, Any]]:
-    """The network (in eval mode), its description, and the whole content of the file.
+def load_network(path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None) -> SavedNetwork:
+    """Load a network that `save_network` wrote.
 
     Args:
+        path: the file.
+        device: where the network goes.
         net_type: the `package.module:factory` that the file may call; needed for a network of your own, because a
-            file could name any.
+            file could name any function.
 
     Raises:
-        UserError: the file is missing, is no checkpoint of this library, or does not fit together.
+        UserError: the file is missing, is no checkpoint of this library, or its weights do not fit its description.
     """
     content = read_checkpoint(path)
     description = content.get("description")
     if "progress" in content and description is None:
         raise UserError(f"{path} is for --resume alone: give the model_<net_type>.pt beside it")
-    wanted = description.get("net_type") if isinstance(description, dict) else None
-    if wanted not in (*NETWORKS, *FACTORIES, net_type):
-        raise UserError(f"{path} holds a network that {wanted!r} makes: give that as net_type if it is your own")
-    return network_in(content, path, device), Description(**content["description"]), content
+    builder = description.get("net_type") if isinstance(description, dict) else None
+    if builder not in (*NETWORKS, *FACTORIES, net_type):
+        raise UserError(f"{path} holds a network that {builder!r} makes: give that as net_type if it is your own")
+    return SavedNetwork(restore_network(content, path, device), Description(**content["description"]), content)
 
 
-def network_in(content: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The network (in eval mode) that the content of the checkpoint at `path` describes.
+def restore_network(content: dict[str, Any], path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Build the network that the content of a checkpoint describes, and load its weights.
+
+    Args:
+        content: what `read_checkpoint` returned.
+        path: of the checkpoint, for the error message.
+        device: where the network goes.
+
+    Returns:
+        The network, in eval mode.
 
     Raises:
-        UserError: the content does not fit together.
+        UserError: the weights do not fit the description, or one of the two is missing.
     """
     try:
         net = Description(**content["description"]).build()
@@ -93,7 +135,10 @@ def network_in(content: dict[str, Any], path: str | Path, device: torch.device |
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, its tensors on the CPU; nothing in it is executed (`weights_only=True`).
+    """Read a file that `write_checkpoint` wrote; nothing in it is executed (`weights_only=True`).
+
+    Returns:
+        Its content, with tensors on the CPU.
 
     Raises:
         UserError: the file is missing, unreadable, damaged, or of another format.
@@ -103,23 +148,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}: train one first, or give the path of another") from error
-    except Exception as error:  # what an unpickler makes of a foreign file can be any of them
+    except Exception as error:  # an unpickler may raise any of them for a file that is something else
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {found!r}")
+    number = content.get("format") if isinstance(content, dict) else None
+    if number != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {number!r}")
     if content.pop("checksum", None) != _checksum(content):
         raise UserError(f"{path} is damaged: its checksum is not that of its content; restore it or train again")
     return content
 
 
 def _refuse_bomb(path: str | Path) -> None:
-    """What torch writes is stored, not compressed: an archive that unpacks to more than it weighs is not torch's."""
+    """Refuse an archive that unpacks to more than its size: torch stores its parts uncompressed."""
     with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("its parts are compressed, which those of a checkpoint are not")
-        if sum(part.file_size for part in archive.infolist()) > Path(path).stat().st_size:
-            raise ValueError("its parts are larger than the file")
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its parts are compressed, which those of a checkpoint are not")
+    if sum(member.file_size for member in members) > Path(path).stat().st_size:
+        raise ValueError("its parts are larger than the file")
 
 
 def _checksum(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""The networks, by name, in both families."""
+"""The networks by name, in both families, and users' factories."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = 
     "3conv3fc": (BBB3Conv3FC, ThreeConvThreeFC),
 }
 FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18}
-USERS_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
 
 
-def known_net_type(net_type: object) -> str:
-    """`net_type`, if it is the name of a network or of a user's factory.
+def check_net_type(net_type: object) -> str:
+    """Check the name of a network.
+
+    Returns:
+        `net_type`, if it is a key of `NETWORKS` or `FACTORIES` or has the form `package.module:factory`.
 
     Raises:
-        ValueError: it is not; the message says what is expected.
+        ValueError: it is neither; the message says what is expected.
     """
     names = (*NETWORKS, *FACTORIES)
-    if isinstance(net_type, str) and (net_type in names or USERS_FACTORY.fullmatch(net_type)):
+    if isinstance(net_type, str) and (net_type in names or _IMPORT_PATH.fullmatch(net_type)):
         return net_type
     raise ValueError(
         f"one of {', '.join(names)} (did you mean {nearest(net_type, names)!r}?), or package.module:factory"
@@ -43,56 +46,65 @@ def known_net_type(net_type: object) -> str:
 
 
 def file_name(net_type: str) -> str:
-    """What files and folders of that network are called."""
+    """What files and folders of a network are called; a colon is not allowed in file names on Windows."""
     return net_type.replace(":", ".")
 
 
 def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
-    """The network of that name and family for images of `inputs` channels and `outputs` classes.
+    """Build a network by its name.
+
+    A factory, `package.module:factory`, is a function of (outputs, inputs) that returns a deterministic network
+    of images [n, inputs, 32, 32], which becomes Bayesian by `to_bayesian` where that is wanted; or a Bayesian
+    network with settings of its own, whose call returns (logits, kl).
 
     Args:
-        net_type: a key of `NETWORKS` or `FACTORIES`, or `package.module:factory`: a function of (outputs, inputs)
-            that returns a deterministic network of images [n, inputs, 32, 32], which is made Bayesian if need be
-            by `to_bayesian`; or a Bayesian one whose call returns (logits, kl), with settings of its own.
-        settings: the keyword arguments of the classes in `NETWORKS`; of the others the same, less
-            `activation_type`, which is their own.
+        net_type: a key of `NETWORKS` or `FACTORIES`, or `package.module:factory`.
+        bayesian: the Bayesian network, or its frequentist twin.
+        outputs: number of classes.
+        inputs: number of image channels.
+        settings: for a key of `NETWORKS`, the keyword arguments of its class; for a factory, those of `to_bayesian`
+            (its activations are its own, so that `activation_type` must be 'relu' or absent).
 
     Raises:
-        UserError: an unknown name (the known ones are listed), a factory that cannot be had, or settings that a
-            layer refuses.
+        UserError: an unknown name (the known ones are listed), a factory that cannot be imported or fails, or
+            settings that a layer refuses.
     """
     try:
-        known_net_type(net_type)
+        check_net_type(net_type)
     except ValueError as error:
         raise UserError(f"unknown net_type {net_type!r}: expected {error}") from error
     try:
         if net_type in NETWORKS:
             return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, **settings)
-        if settings.pop("activation_type", "relu") != "relu":
-            raise ValueError("activation_type does not apply, the network has its own")
-        net = _call_factory(net_type, outputs, inputs)
-        if not isinstance(net, nn.Module):
-            raise ValueError(f"expected an nn.Module, got {net!r}")
-        if not any(True for _ in weight_posteriors(net)):
-            return ModuleWrapper(to_bayesian(net, inplace=True, **settings)) if bayesian else net
-        if bayesian:
-            return net
-        raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
+        return _build_by_factory(net_type, bayesian, outputs, inputs, **settings)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
 
 
+def _build_by_factory(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
+    if settings.pop("activation_type", "relu") != "relu":
+        raise ValueError("activation_type does not apply, the network has its own")
+    net = _call_factory(net_type, outputs, inputs)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"expected an nn.Module, got {net!r}")
+    if not any(True for _ in weight_posteriors(net)):
+        return ModuleWrapper(to_bayesian(net, inplace=True, **settings)) if bayesian else net
+    if bayesian:
+        return net
+    raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
+
+
 def _call_factory(net_type: str, outputs: int, inputs: int) -> Any:
-    factory = _factory(net_type)
+    factory = _find_factory(net_type)
     try:
         return factory(outputs, inputs)
     except Exception as error:
         raise UserError(f"{net_type}({outputs}, {inputs}) failed: {first_line(error)}") from error
 
 
-def _factory(net_type: str) -> Callable[[int, int], Any]:
+def _find_factory(net_type: str) -> Callable[[int, int], Any]:
     if net_type in FACTORIES:
         return FACTORIES[net_type]
     module, name = net_type.split(":")

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from recording.log import Array, Recorded, find_recordings
-from support import UserError, nearest
-from support.figures import BLUE, ORANGE
+from support import BLUE, ORANGE, UserError, figure_style, nearest
 
 KINDS = ("mean", "std", "variance", "both")
 FRAMES, POINTS = 60, 30  # at most, of an animation and of a line: neighboring records are pooled
@@ -28,6 +27,7 @@ LABELS = {"mean": "mean of the output", "std": "standard deviation of the output
 FILTERS, ROW = 32, 8  # of a convolution, at most; more than ROW of them are drawn in two rows
 
 
+@figure_style()
 def animate_distributions(
     figure: Figure, recorded: Recorded, kind: str, node_no: int, plot_time: float
 ) -> FuncAnimation:
@@ -69,8 +69,7 @@ def animate_distributions(
     (line,) = ax.plot(grid, curves[0], color=BLUE, linewidth=2)
     top = 1.1 * max(float(curve.max()) for curve in curves)
     ax.set(xlim=(grid[0], grid[-1]), ylim=(0, top), xlabel=xlabel, ylabel="density")
-    ax.legend(frameon=False, loc="upper right")
-    _plain(ax)
+    ax.legend(loc="upper right")
 
     def draw(frame: int) -> list[Artist]:
         line.set_ydata(curves[frame])
@@ -81,6 +80,7 @@ def animate_distributions(
     return FuncAnimation(figure, draw, frames=len(curves), interval=1000 * plot_time, repeat=False)
 
 
+@figure_style()
 def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> None:
     """Plot a moment of a node's output, averaged over the examples of a batch, against epochs.
 
@@ -104,10 +104,10 @@ def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> N
     ax.fill_between(times, low, high, color=ORANGE, alpha=0.3, linewidth=0, label=band)
     ax.plot(times, average, color=BLUE, linewidth=2, marker=marker, label="average over the examples")
     ax.set(xlabel="epoch", ylabel=LABELS["mean" if kind == "both" else kind], title=_title(recorded, node_no))
-    ax.legend(frameon=False, loc="best")
-    _plain(ax)
+    ax.legend(loc="best")
 
 
+@figure_style()
 def plot_weights(figure: Figure, recorded: Recorded, path: Path) -> None:
     """Plot the histograms of μ, σ and |μ|/σ per epoch as heat maps, and below them the filters of a convolution.
 
@@ -250,8 +250,3 @@ def _title(recorded: Recorded, node_no: int) -> str:
         return f"{recorded.layer}, node {node_no}"
     place = ", ".join(str(int(index)) for index in np.unravel_index(node_no, recorded.node_shape))
     return f"{recorded.layer}, node {node_no} (at {place})"
-
-
-def _plain(ax: Axes) -> None:
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)

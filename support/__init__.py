@@ -1,22 +1,42 @@
-"""What every part stands on: one-line errors for a user's mistakes, and files that are whole or absent."""
+"""What every room uses: checks, one-line errors, files, figures, several processes, and the machine they run on."""
 
-from support.checks import argument, nearest, number, one_of, whole
+from support.checks import Check, argument, either, flag, nearest, number, one_of, text, whole
+from support.cpu import tune_cpu
+from support.distributed import ALONE, World, process_group
 from support.errors import OneLineParser, UserError, first_line, report_user_errors
+from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, figure_style, save_figure
 from support.files import LockedError, archive, atomic_write, locked, write_json, write_text
+from support.versions import versions
 
 __all__ = [
+    "ALONE",
+    "BLUE",
+    "COLORS",
+    "GREEN",
+    "ORANGE",
+    "PINK",
+    "Check",
     "LockedError",
     "OneLineParser",
     "UserError",
+    "World",
     "archive",
     "argument",
     "atomic_write",
+    "either",
+    "figure_style",
     "first_line",
+    "flag",
     "locked",
     "nearest",
     "number",
     "one_of",
+    "process_group",
     "report_user_errors",
+    "save_figure",
+    "text",
+    "tune_cpu",
+    "versions",
     "whole",
     "write_json",
     "write_text",

@@ -1,7 +1,7 @@
-"""What a value may be, said once: checks for settings, flags and arguments, each with the words of its refusal.
+"""Checks of settings, flags and arguments.
 
-A check is a function from a given value to the value that is used. It raises ValueError with a noun phrase that
-says what was expected, such as 'an integer ≥ 1', from which a caller makes its own sentence.
+A check is a function from a value to the value that is used. It raises ValueError with a noun phrase that says what
+was expected, such as 'an integer ≥ 1'; the caller puts it into a sentence.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ LARGEST = 2**63 - 1  # what a 64-bit integer holds
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """The known word that is most like `word`, for 'did you mean'."""
+    """The known word that is most similar to `word`, for 'did you mean'."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     return by_lower[difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0)[0]]
 
 
 def whole(low: int, high: int = LARGEST) -> Check:
-    """An integer from `low` to `high`; a bool is none."""
+    """An integer from `low` to `high`, which True and False are not."""
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -34,7 +34,7 @@ def whole(low: int, high: int = LARGEST) -> Check:
 
 
 def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Check:
-    """A finite number from `low` to `high`, as a float; with `exclusive`, both ends are left out."""
+    """A finite number from `low` to `high`, returned as a float; with `exclusive`, neither of the two."""
 
     def check(value: Any) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -47,7 +47,7 @@ def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Ch
 
 
 def one_of(*known: str) -> Check:
-    """One of the known words."""
+    """One of the `known` words."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in known:
@@ -58,7 +58,7 @@ def one_of(*known: str) -> Check:
 
 
 def flag(value: Any) -> bool:
-    """True or False, also as text."""
+    """True or False, or one of these as a string."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
@@ -74,7 +74,7 @@ def text(value: Any) -> str:
 
 
 def either(word: Any, check: Check) -> Check:
-    """`word` itself, or what `check` takes."""
+    """`word` itself, or a value that passes `check`."""
 
     def checked(value: Any) -> Any:
         if value == word and type(value) is type(word):
@@ -88,19 +88,19 @@ def either(word: Any, check: Check) -> Check:
 
 
 def argument(check: Check) -> Callable[[str], Any]:
-    """The check as a `type` of argparse, for a flag whose text is a Python number."""
+    """The `type` of an argparse argument that is a Python number and passes `check`."""
 
-    def parsed(given: str) -> Any:
-        value: Any = given
+    def parse(word: str) -> Any:
+        value: Any = word
         for kind in (int, float):
             try:
-                value = kind(given)
+                value = kind(word)
                 break
             except ValueError:
                 continue
         try:
             return check(value)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {error}, got {given!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {error}, got {word!r}") from error
 
-    return parsed
+    return parse

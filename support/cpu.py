@@ -1,4 +1,4 @@
-"""What a CPU needs to train at full speed."""
+"""Settings of the process that make training on a CPU faster."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 def tune_cpu() -> None:
-    """Set this process up for training on a CPU; it changes how fast, never what.
+    """Set this process up for training on a CPU. It changes the speed, not the results.
 
-    Denormal floats (variances of dead units) count as 0: they are a hundred times as slow as others. And
-    glibc keeps the memory that a step frees for the next step: by default it hands large tensors back to
-    the system and pays for fresh pages each time, a fifth of a step of 3Conv3FC.
+    Denormal floats (variances of dead units), a hundred times as slow as others, count as 0. And glibc keeps the
+    memory that one step frees for the next: by default it returns large tensors to the system and pays for fresh
+    pages each time, which is a fifth of a step of 3Conv3FC.
     """
     torch.set_flush_denormal(True)
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than glibc have none
         if mallopt is not None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, -1)

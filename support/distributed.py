@@ -1,4 +1,4 @@
-"""One process or many: who this one is, and the few things that all of them do together."""
+"""One process or many: which of them this one is, and the few operations that all of them do together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,17 +14,21 @@ from torch import Tensor
 
 from support.errors import UserError
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train or predict one network together; by itself, a process alone.
+    """The processes that train one network, or predict with it, together. `World()` is a single process.
+
+    Every process must call the operations (`broadcast_from_main` and those that start with `all_`) in the same order.
 
     Attributes:
-        rank: which of them this one is, from 0.
-        size: how many there are, on all machines.
-        local_rank: which of those on this machine this one is, from 0.
-        launch: the name that torchrun gave to this launch of them; '' for a process alone.
-        restarts: how often torchrun has started them anew after one was lost.
+        rank: the number of this process among all, from 0.
+        size: how many processes there are, on all machines.
+        local_rank: the number of this process among those on its machine, from 0.
+        launch: torchrun's name for this launch; '' without torchrun.
+        restarts: how often torchrun has restarted the processes after one was lost.
     """
 
     rank: int = 0
@@ -39,17 +43,17 @@ class World:
         return self.rank == 0
 
     def share(self, count: int) -> int:
-        """How many of `count` things are this process's when each takes every `size`-th."""
+        """How many of `count` examples are this process's when each process takes every `size`-th."""
         return len(range(self.rank, count, self.size))
 
     def device(self, name: str) -> torch.device:
-        """The device of that name; of several processes, each has the GPU of its own number.
+        """The device of this process; where there are several, each takes the GPU of its local rank.
 
         Args:
             name: 'auto' for a GPU if there is one, or one of torch's names.
 
         Raises:
-            UserError: there is no such device here.
+            UserError: this machine has no such device.
         """
         try:
             device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -61,36 +65,36 @@ class World:
         return device
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of all processes' tensors."""
+        """The sum of all processes' tensors, of the same shape; `tensor` itself is overwritten with it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
-        found = torch.tensor(number)
+        largest = torch.tensor(number)
         if self.size > 1:
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
-    def all_gather(self, thing: Any) -> list[Any]:
-        """What each process has, by rank, on all of them."""
+    def all_gather(self, value: Value) -> list[Value]:
+        """The values of all processes, by rank."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def broadcast_from_main(self, make: Callable[[], Any]) -> Any:
-        """What the leading process, and it alone, makes, on all of them."""
-        things = [make() if self.is_main else None]
+    def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns in the main process, which alone calls it."""
+        values: list[Any] = [make() if self.is_main else None]
         if self.size > 1:
-            dist.broadcast_object_list(things)
-        return things[0]
+            dist.broadcast_object_list(values)
+        return values[0]
 
     @contextmanager
-    def first_on_each_machine(self) -> Iterator[None]:
-        """One process of each machine goes through the block, and then the others: it finds or makes files."""
+    def local_main_first(self) -> Iterator[None]:
+        """Run the block in one process of each machine first, then in the others, which find the files it has made."""
         if self.size > 1 and self.local_rank:
             dist.barrier()
         yield
@@ -103,10 +107,13 @@ ALONE = World()
 
 @contextmanager
 def process_group(device: str) -> Iterator[World]:
-    """The world that torchrun started this process in, or a process alone.
+    """Join the processes that torchrun started with this one, for the time of the block.
 
     Args:
-        device: 'auto', 'cpu', 'cuda' …: with GPUs the processes talk by NCCL, else by gloo.
+        device: 'auto', 'cpu', 'cuda' …: on GPUs the processes communicate by NCCL, on CPUs by gloo.
+
+    Yields:
+        The world that torchrun started this process in; `ALONE` without torchrun.
 
     Raises:
         UserError: another process was lost, or stopped at a mistake that it has reported itself.

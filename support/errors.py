@@ -1,4 +1,4 @@
-"""A user's mistakes, told in one line."""
+"""A user's mistakes, reported in one line."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """Something that the user can put right: what was wrong, what was expected, what to do, in one line."""
+    """Something that the user can correct: what was wrong, what was expected, what to do, in one line."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s, without the usage that argparse prints before them."""
+    """A parser that raises `UserError` for a wrong argument, where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the error that argparse found."""
         raise UserError(message)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its kind if it says nothing."""
+    """The first line of an error's message, or its type if there is no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Around a script's work: a `UserError` ends it with its one line on stderr and exit code 2."""
+    """Print a `UserError` as one line on stderr and exit with code 2; for the whole work of a script."""
     try:
         yield
     except UserError as error:

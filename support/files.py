@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever interrupts their writing."""
+"""Files: written atomically, archived, and their folder locked against other runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from support.errors import UserError
 
 
 class LockedError(UserError):
-    """Another process works in that folder."""
+    """Another process has locked the folder."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; on leaving it is flushed to disk and takes the name `path`.
+    """Write a file completely or not at all, whatever interrupts it.
 
-    If writing fails, what stood at `path` before is untouched and nothing is left beside it.
+    If writing fails, the file that was at `path` is unchanged and nothing is left beside it.
+
+    Yields:
+        A path beside `path` to write to; afterwards it is flushed to disk and renamed to `path`.
 
     Raises:
         UserError: the disk or the folder cannot be written to.
@@ -47,61 +52,60 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it no other process may lock `folder`; a process that dies gives its lock back.
+    """Lock a folder, which is made if need be, against other processes; the system unlocks it when this one dies.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process holds the lock.
         UserError: the folder cannot be written to.
     """
+    lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)  # a soft lock would outlive its process
     try:
-        import fcntl
-    except ImportError:  # on Windows, where two runs on one folder go unnoticed
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a")
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError(
+            f"another run is writing to {folder}: wait for it, or give this one a checkpoint_dir of its own"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror or error}") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LockedError(
-                f"another run is writing to {folder}: wait for it, or give this one a checkpoint_dir of its own"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def archive(paths: Iterable[Path], folder: Path) -> Path:
-    """Move files and folders into a new folder earlier/1, earlier/2, … within `folder`, and return that.
+    """Move files and folders into a new folder earlier/1, earlier/2, … within `folder`.
+
+    Returns:
+        The new folder.
 
     Raises:
         UserError: they cannot be moved.
     """
     numbers = [int(path.name) for path in folder.glob("earlier/*") if path.name.isdigit()]
-    aside = folder / "earlier" / str(max(numbers, default=0) + 1)
+    target = folder / "earlier" / str(max(numbers, default=0) + 1)
     try:
-        aside.mkdir(parents=True)
+        target.mkdir(parents=True)
         for path in paths:
-            path.rename(aside / path.name)
+            path.rename(target / path.name)
     except OSError as error:
-        raise UserError(f"cannot move what an earlier run left to {aside}: {error.strerror or error}") from error
-    return aside
+        raise UserError(f"cannot move the files of an earlier run to {target}: {error.strerror or error}") from error
+    return target
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _umask() -> int:
+    """The process's umask; the only way to read it is to set it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

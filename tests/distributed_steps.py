@@ -11,7 +11,7 @@ from conftest import bayesian_settings
 
 from inference import Classifier
 from layers import sampling
-from support.distributed import ALONE, World, process_group
+from support import ALONE, World, process_group
 from training import StopRequest, start, train_epoch, wrap_for_training
 
 

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from experiments.networks import with_dropout
 from images import ImageFiles, normalize
 from inference import Classifier, Predictive, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
-from models import build
-from models.checkpoint import Description, save_network
-from support import UserError
-from support.distributed import World
+from models import Description, build, save_network
+from support import UserError, World
 
 CLASSES = tuple("abcdefghij")
 WIDE = {"posterior_rho_initial": (-2.0, 0.1)}

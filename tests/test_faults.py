@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, Script, bayesian_settings, run_files, same, script_environment
 from torch import nn
 
-from models.checkpoint import load_network, read_checkpoint
+from models import load_network, read_checkpoint
 from recording import read_recording
 from support import UserError, locked, write_text
 from training import BayesianSettings, Row, Setup, loop, run, start

@@ -1,4 +1,4 @@
-"""Files that are broken, or of something else: one line that names them, never a wrong network, image or log."""
+"""Files that are broken or hold something else: one line that names them, never a wrong network, image or log."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from PIL import Image
 
 from images import ImageFiles
 from layers import BBBLinear
-from models import build
-from models.checkpoint import FORMAT, Description, load_network, save_network, write_checkpoint
+from models import FORMAT, Description, build, load_network, save_network, write_checkpoint
 from recording import read_recording, recording
 from support import UserError
 
@@ -32,14 +31,13 @@ DESCRIPTION = Description("lenet", True, {}, tuple("0123456789"), (0.5,), (0.5,)
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """What a checkpoint of LeNet holds, its description changed."""
-    described = {**vars(DESCRIPTION), **changes}
-    return {"description": described, "weights": build("lenet", True, 10, 1).state_dict()}
+    """What a checkpoint of LeNet holds, with changes of its description."""
+    return {"description": {**vars(DESCRIPTION), **changes}, "weights": build("lenet", True, 10, 1).state_dict()}
 
 
-def test_the_checkpoint_of_the_tables_below_is_whole(tmp_path: Path) -> None:
+def test_the_checkpoint_that_the_cases_below_damage_loads(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model.pt", content())
-    assert load_network(tmp_path / "model.pt")[1].classes == tuple("0123456789")
+    assert load_network(tmp_path / "model.pt").description.classes == tuple("0123456789")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,7 @@ def test_a_foreign_checkpoint_is_one_line_that_names_it(
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_checkpoint_is_of_its_own_classes_and_channels_whatever_else_is_at_hand(tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_its_own_classes_and_channels(tmp_path: Path) -> None:
     net = build("lenet", True, 3, 3)
     save_network(
         tmp_path / "model.pt", net, Description("lenet", True, {}, ("a", "b", "c"), (0.1, 0.2, 0.3), (1, 1, 1))
@@ -113,7 +111,7 @@ def _png(picture: Image.Image) -> Callable[[Path], object]:
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_of_any_kind_is_the_same_picture(
+def test_a_picture_in_any_mode_gives_the_same_pixels(
     write: Callable[[Path], object], channels: int, tmp_path: Path
 ) -> None:
     write(tmp_path / "picture")
@@ -147,7 +145,7 @@ def _bomb(path: Path) -> None:
         _tiff(np.full((32, 32), 1 << 20, np.int32)),
     ],
 )
-def test_what_is_no_picture_is_one_line_that_names_it(write: Callable[[Path], object], tmp_path: Path) -> None:
+def test_a_file_that_is_no_picture_is_one_line_that_names_it(write: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     write(path)
     with warnings.catch_warnings():

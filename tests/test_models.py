@@ -1,4 +1,4 @@
-"""The networks, their twins, and the files they live in."""
+"""The networks, their twins, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import BayesianLayer, kl_divergence, sampling, weight_posteriors
-from models import NETWORKS, build
-from models.checkpoint import Description, load_network, read_checkpoint, save_network
+from models import NETWORKS, Description, build, load_network, read_checkpoint, save_network
 from support import UserError
 
-STILL = {"posterior_rho_initial": (-200.0, 0.0)}
+NO_VARIANCE = {"posterior_rho_initial": (-200.0, 0.0)}
 
 
 @pytest.mark.parametrize("activation_type", ["relu", "softplus"])
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
 @pytest.mark.parametrize("net_type", NETWORKS)
 def test_a_network_of_no_variance_is_its_frequentist_twin(net_type: str, layer_type: str, activation_type: str) -> None:
-    bayesian = build(net_type, True, 10, 3, layer_type=layer_type, activation_type=activation_type, priors=STILL)
+    bayesian = build(net_type, True, 10, 3, layer_type=layer_type, activation_type=activation_type, priors=NO_VARIANCE)
     twin = build(net_type, False, 10, 3, activation_type=activation_type)
     unexpected = twin.load_state_dict(bayesian.state_dict(), strict=False)
     assert not unexpected.missing_keys and all(".posterior." in key for key in unexpected.unexpected_keys)
@@ -50,7 +49,7 @@ def test_parameters_are_those_of_the_architecture(net_type: str, parameters: int
     assert kl_divergence(bayesian).item() == pytest.approx(sum(kls), rel=1e-6)
 
 
-def test_alpha_networks_have_one_alpha_a_tensor() -> None:
+def test_alpha_networks_have_one_alpha_per_tensor() -> None:
     net = build("lenet", True, 10, 1, alpha_shape=(1, 1))
     twin = build("lenet", False, 10, 1)
     extra = sum(p.numel() for p in net.parameters()) - sum(p.numel() for p in twin.parameters())
@@ -61,7 +60,7 @@ def test_alpha_networks_have_one_alpha_a_tensor() -> None:
     assert kl.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_layers_bear_their_names() -> None:
+def test_layers_know_their_names() -> None:
     for name, layer in build("3conv3fc", True, 10, 3).named_modules():
         if isinstance(layer, BayesianLayer):
             assert layer.name == name
@@ -87,7 +86,7 @@ def test_a_network_compiles_in_one_graph(net_type: str, layer_type: str, alpha_s
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
 @pytest.mark.parametrize("net_type", NETWORKS)
 def test_under_autocast_a_step_stays_close(net_type: str, layer_type: str, alpha_shape: tuple[int, ...] | None) -> None:
-    """At deviations of no weight the noise matters not, so what is left between the two is bfloat16's rounding."""
+    """With deviations near 0 the noise does not matter: the two differ by bfloat16's rounding alone."""
     priors = {"posterior_rho_initial": (-12.0, 0.1), "posterior_log_alpha_initial": -12.0}
     net = build(net_type, True, 10, 1, layer_type=layer_type, alpha_shape=alpha_shape, priors=priors)
     images, labels = torch.randn(8, 1, 32, 32), torch.arange(8)
@@ -110,7 +109,7 @@ def test_under_autocast_a_step_stays_close(net_type: str, layer_type: str, alpha
         assert F.cosine_similarity(gradient.flatten(), gradients[name].flatten(), 0) > 0.95, name
 
 
-def test_an_unknown_network_and_unfit_settings_are_one_line() -> None:
+def test_an_unknown_network_and_settings_that_do_not_fit_are_one_line() -> None:
     with pytest.raises(UserError, match="unknown net_type 'lennet': .*did you mean 'lenet'"):
         build("lennet", True, 10, 1)
     with pytest.raises(UserError, match=r"alpha_shape \(7, 1\) does not broadcast"):
@@ -120,7 +119,7 @@ def test_an_unknown_network_and_unfit_settings_are_one_line() -> None:
 
 
 def description(**changes: object) -> Description:
-    kept = {
+    values = {
         "net_type": "lenet",
         "bayesian": True,
         "architecture": {
@@ -133,15 +132,15 @@ def description(**changes: object) -> Description:
         "mean": (0.1, 0.2, 0.3),
         "std": (0.5, 0.6, 0.7),
     }
-    return Description(**{**kept, **changes})  # type: ignore[arg-type]
+    return Description(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_alone_rebuilds_the_network(tmp_path: Path) -> None:
     net = description().build()
     path = tmp_path / "below" / "model.pt"
     save_network(path, net, description(), settings={"seed": 3})
-    loaded, found, content = load_network(path)
-    assert found == description() and content["settings"] == {"seed": 3}
+    loaded, loaded_description, content = load_network(path)
+    assert loaded_description == description() and content["settings"] == {"seed": 3}
     assert not loaded.training and isinstance(loaded.act1, nn.Softplus)
     assert torch.equal(kl_divergence(loaded), kl_divergence(net))
     images = torch.randn(2, 3, 32, 32)
@@ -150,7 +149,7 @@ def test_a_checkpoint_alone_rebuilds_the_network(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
 
 
-def test_a_checkpoint_that_cannot_be_one_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_network(path)
@@ -182,7 +181,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
-def test_a_network_of_no_memory_tells_its_shapes(layer_type: str) -> None:
+def test_a_network_on_the_meta_device_gives_its_shapes(layer_type: str) -> None:
     with torch.device("meta"):
         logits, kl = build("lenet", True, 7, 2, layer_type=layer_type)(torch.zeros(3, 2, 32, 32))
     assert logits.is_meta and kl.is_meta and logits.shape == (3, 7) and kl.shape == ()

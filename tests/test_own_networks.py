@@ -11,8 +11,7 @@ import torch
 from conftest import bayesian_settings, frequentist_settings, run_files
 
 from layers import BBBConv2d, ModuleWrapper, weight_posteriors
-from models import build
-from models.checkpoint import load_network
+from models import build, load_network
 from support import UserError
 from training import initial_state, prepare, run
 
@@ -61,7 +60,7 @@ def test_a_network_of_ones_own_trains_in_both_families(changes: dict[str, Any], 
     assert plain_path == tmp_path / "bars" / "frequentist" / "model_my_networks.make.pt"
     with pytest.raises(UserError, match="holds a network that 'my_networks:make' makes: give that as net_type"):
         load_network(plain_path)
-    plain, _, _ = load_network(plain_path, net_type="my_networks:make")
+    plain = load_network(plain_path, net_type="my_networks:make").net
 
     moped = bayesian_settings(
         pictures, tmp_path, **changes, init_from=str(plain_path), moped=0.2, prior_at_means=True, test_ens=2

@@ -13,7 +13,7 @@ from torch import nn
 
 from inference import posterior_predictive, pruned, signal_to_noise, sparsity
 from layers import BBBLinear, sampling, weight_posteriors
-from models.checkpoint import load_network
+from models import load_network
 
 
 def network() -> nn.Sequential:

@@ -33,7 +33,7 @@ from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
 from layers import kl_divergence
-from models.checkpoint import load_network, read_checkpoint, write_checkpoint
+from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
 from training import BayesianSettings, State, initial_state, loop, prepare, resume, run, start, train
 
@@ -334,7 +334,7 @@ def test_a_new_run_keeps_the_network_of_the_earlier_one(
 
 def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictures: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, images; images.sources.free_memory = lambda: 0.0; import main_bayesian; "
+        "import sys, images; images.folders.free_memory = lambda: 0.0; import main_bayesian; "
         "main_bayesian.main(sys.argv[1:])"
     )
     words = [f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--batch_size=20", "--n_epochs=500",

@@ -19,7 +19,7 @@ import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
 from inference import posterior_predictive
-from models.checkpoint import load_network
+from models import load_network
 from training import BayesianSettings, Settings, from_config, run
 
 

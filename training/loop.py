@@ -19,16 +19,14 @@ from tqdm import tqdm
 from images import Split, augment, data_name, normalize
 from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import kl_divergence
-from models.checkpoint import network_in, read_checkpoint, save_network
+from models import read_checkpoint, restore_network, save_network
 from recording import Recorder, recording
-from support import UserError, archive, locked, write_json
-from support.cpu import tune_cpu
-from support.distributed import ALONE, World, process_group
+from support import ALONE, UserError, World, archive, locked, process_group, tune_cpu, versions, write_json
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import wrap_for_training
 from training.objective import expected_nll, kl_weight, negative_elbo
-from training.reports import Row, comparison, epoch_line, plot_history, read_results, versions, write_history
+from training.reports import Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
@@ -253,7 +251,7 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     """
     settings, data, files, progress = setup.settings, setup.data, setup.files, state.progress
     content = setup.world.broadcast_from_main(lambda: read_checkpoint(files.best))
-    net = network_in(content, files.best, setup.device)
+    net = restore_network(content, files.best, setup.device)
     samples = setup.bayesian.test_ens if setup.bayesian else 1
     started = time.perf_counter()
     probs = _predict(net, data.test, samples, setup).probs

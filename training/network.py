@@ -14,10 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
 from layers import ModuleWrapper, start_at_means
-from models.architectures import IMAGE_SIZE
-from models.checkpoint import Description, load_network
-from support import UserError, first_line
-from support.distributed import World
+from models import IMAGE_SIZE, Description, load_network
+from support import UserError, World, first_line
 from training.settings import BayesianSettings, Settings
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from matplotlib.figure import Figure
 
-from support import UserError, write_text
-from support.figures import BLUE, ORANGE, save_figure
+from support import BLUE, ORANGE, UserError, figure_style, save_figure, write_text
 from training.settings import Role, names_with
 
 Row = dict[str, float]  # the figures of one epoch, by name
@@ -48,6 +43,7 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
     write_text(folder / "history.csv", text.getvalue())
 
 
+@figure_style()
 def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     """Draw the rows of `history.csv` as `history.png` in the folder, and return its path."""
     bayesian = "train_kl" in rows[0]
@@ -68,37 +64,13 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
                 label="training" if split == "train" else "validation",
             )
         ax.set(xlabel="epoch", ylabel=label)
-        ax.legend(frameon=False)
+        ax.legend()
     axes[0].set_yscale("log")
     if bayesian:
         axes[2].plot(epochs, [row["train_kl"] for row in rows], color=BLUE, marker=marker)
         axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
-
-
-def versions() -> dict[str, str]:
-    """What a run ran on, for its report."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "platform": platform.platform(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -15,10 +15,8 @@ import torch
 
 from layers.estimators import ESTIMATORS
 from layers.priors import DistributionPrior, Prior, Priors
-from models import FACTORIES, NETWORKS, known_net_type
-from models.architectures import ACTIVATIONS, IMAGE_SIZE
-from support import OneLineParser, UserError, nearest
-from support.checks import Check, either, flag, number, one_of, text, whole
+from models import ACTIVATIONS, FACTORIES, IMAGE_SIZE, NETWORKS, check_net_type
+from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
 from training.objective import SCHEDULES
 
 
@@ -89,7 +87,7 @@ class Settings:
     net_type: str = _setting(
         f"the architecture: {', '.join((*NETWORKS, *FACTORIES))}, or package.module:factory of your own, a function of "
         "(outputs, inputs)",
-        known_net_type,
+        check_net_type,
     )
     activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
     n_epochs: int = _setting("passes over the training split", whole(1), Role.MAY_CHANGE_ON_RESUME)

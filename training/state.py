@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData, load_data
-from models import build, file_name
-from models.checkpoint import Description, read_checkpoint, write_checkpoint
+from models import Description, build, file_name, read_checkpoint, write_checkpoint
 from recording import recorded_layers
-from support import UserError
-from support.distributed import ALONE, World
+from support import ALONE, UserError, World
 from training.network import architecture, build_network, build_optimizer, build_scheduler, describe
 from training.reports import Row
 from training.settings import BayesianSettings, Role, Settings, names_with
@@ -143,7 +141,7 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
     if isinstance(settings, BayesianSettings) and settings.record_mean_var:
         with torch.device("meta"):  # wrong names are reported before the data is loaded, and names need no weights
             recorded_layers(build(settings.net_type, True, 1, 1, **architecture(settings)), settings.record_layers)
-    with world.first_on_each_machine():  # the data may have to be downloaded
+    with world.local_main_first():  # the data may have to be downloaded
         data = load_data(
             settings.dataset, settings.data_dir, settings.valid_size, settings.seed, batch_size=settings.batch_size
         )
