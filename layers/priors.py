@@ -45,15 +45,8 @@ class Prior(nn.Module):
 
     @property
     def description(self) -> PlainDistribution:
-        """The family and its numbers as plain values, which say in a `state_dict` what prior this is; empty if own."""
+        """The family and its numbers as plain values; empty for a prior of your own."""
         return {}
-
-    def get_extra_state(self) -> PlainDistribution:
-        """The description."""
-        return self.description
-
-    def set_extra_state(self, state: Any) -> None:
-        """Nothing is left to set: `prior_from_state` made the prior by its state."""
 
     @property
     def group(self) -> Hashable:
@@ -68,6 +61,9 @@ class GaussianPrior(Prior):
         mean: a number, or a tensor that broadcasts to the weight.
         std: a number above 0, or a tensor of such that broadcasts to the weight.
         learn_std: learn one standard deviation for the whole tensor, starting at `std`: empirical Bayes.
+
+    Raises:
+        ValueError: a number that is not finite, or a standard deviation that is not above 0.
     """
 
     mean: float | Tensor
@@ -81,6 +77,8 @@ class GaussianPrior(Prior):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, float(value))
+                if not math.isfinite(value) or (name == "std" and value <= 0):
+                    raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
         start = std.log() if isinstance(std, Tensor) else torch.tensor(math.log(std), dtype=torch.float64)
         self.register_parameter("log_std", nn.Parameter(start) if learn_std else None)
 
@@ -118,9 +116,21 @@ class GaussianPrior(Prior):
 
     @property
     def description(self) -> PlainDistribution:
-        """The numbers among mean and standard deviation; tensors are in the `state_dict` themselves."""
-        numbers = {name: getattr(self, name) for name in ("mean", "std") if not isinstance(getattr(self, name), Tensor)}
-        return {"family": "Gaussian", **numbers}
+        """The family, and the numbers among mean and standard deviation."""
+        return {"family": "Gaussian", **self._numbers()}
+
+    def _numbers(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("mean", "std") if not isinstance(getattr(self, name), Tensor)}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self._numbers().items():
+            destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for name in self._numbers():  # `prior_from_state` made the prior by them
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """The mean and the standard deviation, as `print` shows them."""
@@ -173,6 +183,13 @@ class DistributionPrior(Prior):
         """The distribution as plain values."""
         return self.plain
 
+    def get_extra_state(self) -> PlainDistribution:
+        """The description."""
+        return self.plain
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is left to set: `prior_from_state` made the prior by its state."""
+
     def extra_repr(self) -> str:
         """The distribution, as `print` shows it."""
         return ", ".join(f"{name}={value}" for name, value in self.plain.items())
@@ -182,7 +199,8 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     """The prior that a part of a `state_dict` describes, its tensors' values still to be loaded.
 
     Args:
-        state: the entries of the prior, by their names within it; `_extra_state` says what it is.
+        state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, or the
+            description of another distribution as `_extra_state`.
 
     Returns:
         The prior, or None where the state does not say: of a plain network, or of a prior of your own.
@@ -190,12 +208,11 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     Raises:
         ValueError: an unknown family, or arguments that it does not take.
     """
-    description = state.get("_extra_state")
-    if not description:
+    if "_extra_state" in state:
+        return DistributionPrior(state["_extra_state"])
+    if not {"mean", "std"} <= state.keys():
         return None
-    if description.get("family") != "Gaussian":
-        return DistributionPrior(description)
-    mean, std = (torch.zeros_like(state[name]) if name in state else description[name] for name in ("mean", "std"))
+    mean, std = (value.clone() if value.dim() else value.item() for value in (state["mean"], state["std"]))
     return GaussianPrior(mean, std, learn_std="log_std" in state)
 
 

@@ -279,6 +279,12 @@ def test_a_gaussian_prior_of_tensors_has_the_kl_of_torch_distributions(arguments
     assert other.double().kl().dtype == torch.float64
 
 
+def test_states_hold_tensors_alone_unless_a_prior_has_a_family() -> None:
+    for settings in ({}, {"learn_prior_sigma": True}, {"prior": GaussianPrior(torch.zeros(3), 0.5)}):
+        state = BBBLinear(3, 3, priors=settings).state_dict()
+        assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
 def test_a_prior_of_ones_own_is_used_by_every_weight_and_kept_when_weights_are_loaded() -> None:
     """Written as a sum over its own formula, the Gaussian prior again."""
 
@@ -290,8 +296,7 @@ def test_a_prior_of_ones_own_is_used_by_every_weight_and_kept_when_weights_are_l
     layer.load_state_dict(plain.state_dict(), strict=False)
     assert isinstance(layer.posterior["bias"].prior, GaussianPrior)  # the file's prior comes with its weights
     again = BBBLinear(5, 3, priors={"prior": Unit()})
-    state = plain.state_dict()
-    again.load_state_dict({name: {} if name.endswith("prior._extra_state") else state[name] for name in state})
+    again.load_state_dict({name: value for name, value in plain.state_dict().items() if "prior" not in name})
     assert isinstance(again.posterior["bias"].prior, Unit)
     torch.testing.assert_close(again.kl(), plain.kl())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -33,10 +32,14 @@ class GaussianPosterior(Posterior):
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(mean), *priors.posterior_rho_initial))
-        self.prior = priors.make_prior().to(mean)
-        shape = self.prior.shape
-        if not broadcasts(shape, mean.shape):
-            raise ValueError(f"a prior of shape {tuple(shape)} does not broadcast to weights {tuple(mean.shape)}")
+        self._set_prior(priors.make_prior())
+
+    def _set_prior(self, prior: Prior) -> None:
+        if not broadcasts(prior.shape, self.rho.shape):
+            raise ValueError(
+                f"a prior of shape {tuple(prior.shape)} does not broadcast to weights {tuple(self.rho.shape)}"
+            )
+        self.prior = prior.to(self.rho)
 
     def std(self, mean: Tensor) -> Tensor:
         """σ = softplus(ρ); computed once per forward pass of a `ModuleWrapper`."""
@@ -93,7 +96,7 @@ class GaussianPosterior(Posterior):
         if prior is not None:
             if _differ(self.prior.description, prior.description):
                 warnings.warn(f"the prior of the loaded weights, {prior}, replaces {self.prior}", stacklevel=2)
-            self.prior = prior.to(self.rho)
+            self._set_prior(prior)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
@@ -112,11 +115,9 @@ def _upgrade_version_1(state_dict: dict[str, Any], prefix: str) -> None:
     if state is None:
         return
     if state.dtype == torch.uint8:
-        description = json.loads(bytes(state.tolist()))
+        state_dict[f"{prefix}prior._extra_state"] = json.loads(bytes(state.tolist()))
     else:
-        mean, std = state.tolist()
-        description = {"family": "Gaussian", "std": std} | ({} if math.isnan(mean) else {"mean": mean})
-    state_dict[f"{prefix}prior._extra_state"] = description
+        state_dict[f"{prefix}prior.mean"], state_dict[f"{prefix}prior.std"] = state
     for old, new in (("prior_mu", "prior.mean"), ("log_prior_sigma", "prior.log_std")):
         if f"{prefix}{old}" in state_dict:
             state_dict[f"{prefix}{new}"] = state_dict.pop(f"{prefix}{old}")
