@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inference.moments import moment_samples
 from layers import to_deterministic, weight_posteriors
 from support import World
+
+METHODS = ("draws", "moments")
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +180,14 @@ def predict(
 
 
 def posterior_predictive(
-    net: nn.Module, images: Tensor, num_samples: int = 25, batch_size: int = 256, seed: int = 0
+    net: nn.Module,
+    images: Tensor,
+    num_samples: int = 25,
+    batch_size: int = 256,
+    seed: int = 0,
+    method: str = "draws",
 ) -> Predictive:
-    """The summaries of `predict`'s samples, without keeping these: memory does not grow with their number.
+    """The summaries of the posterior predictive.
 
     Args:
         net: a Bayesian or deterministic network; a deterministic one gives a single sample.
@@ -187,12 +195,20 @@ def posterior_predictive(
         num_samples: draws from the posterior.
         batch_size: images per forward pass.
         seed: of the draws.
+        method: 'draws' for samples of the network, without keeping these: memory does not grow with their number;
+            'moments' for one pass that carries means and variances (`inference.moments`), which needs no
+            `num_samples` and no `seed`.
 
     Raises:
-        ValueError: `num_samples` is below 1.
+        ValueError: `num_samples` is below 1, or an unknown method.
+        NotImplementedError: by moments, an operation of the network that has no rule.
     """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: expected {' or '.join(map(repr, METHODS))}")
     with torch.inference_mode():
-        return summarize(posterior_outputs(net, images, num_samples, batch_size, seed))
+        if method == "draws":
+            return summarize(posterior_outputs(net, images, num_samples, batch_size, seed))
+        return Predictive.concatenate([summarize(samples) for samples in moment_samples(net, images, batch_size)])
 
 
 def summarize(samples: Iterable[Tensor]) -> Predictive:

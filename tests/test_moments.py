@@ -1,0 +1,261 @@
+"""Prediction in one pass: each rule against closed forms and a million draws, whole networks against many draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from inference import posterior_predictive
+from inference.moments import (
+    RULES,
+    Moments,
+    fixed_normals,
+    known_weights,
+    logit_draws,
+    maximum_moments,
+    moment_samples,
+    propagate,
+    relu_moments,
+    rule,
+    scalar_moments,
+)
+from inference.prediction import predict
+from layers import BBBConv1d, BBBConv2d, BBBConvTranspose2d, BBBLinear, ModuleWrapper, sampling, to_bayesian
+from models import build
+
+DRAWS = 1_000_000
+WIDE = {"posterior_rho_initial": (-2.0, 0.3)}
+
+
+def standard_normals() -> Tensor:
+    """A million draws of mean 0 and variance 1 exactly."""
+    noise = torch.randn(DRAWS, dtype=torch.float64)
+    return (noise - noise.mean()) / noise.std()
+
+
+@pytest.mark.parametrize("mean", [-1e6, -8.0, -3.0, -0.5, 0.0, 0.5, 3.0, 1e3, 1e6])
+@pytest.mark.parametrize("variance", [0.0, 1e-6, 1.0, 25.0, 1e6])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_rectified_normals_have_the_moments_of_a_million_draws(mean: float, variance: float, slope: float) -> None:
+    values = mean + math.sqrt(variance) * standard_normals()
+    outputs = F.leaky_relu(values, slope)
+    net = Moments.make(torch.tensor([mean]), torch.tensor([variance]))
+    result = (F.relu(net) if slope == 0 else F.leaky_relu(net, slope)).settled()
+    noise = 5 * math.sqrt(variance / DRAWS)
+    assert result.mean_value.item() == pytest.approx(outputs.mean().item(), abs=noise + 1e-6 * abs(mean) + 1e-12)
+    assert result.variance is not None and result.variance.item() >= 0
+    spread = variance * 8 / math.sqrt(DRAWS) + 2e-6 * variance + 1e-12
+    assert result.variance.item() == pytest.approx(outputs.var().item(), abs=spread)
+    gate = relu_moments(torch.tensor([mean]), torch.tensor([variance]))[2].item()
+    if variance:
+        covariance = ((values - mean) * values.clamp_min(0)).mean().item() / variance
+        assert gate == pytest.approx(covariance, abs=8 / math.sqrt(DRAWS) * (1 + abs(mean) / math.sqrt(variance)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "correlation"),
+    [((0.0, 1.0), (0.0, 1.0), 0.0), ((0.0, 1.0), (0.0, 1.0), 0.9), ((1.0, 4.0), (-1.0, 0.1), 0.5),
+     ((1e3, 1.0), (999.0, 2.0), 0.9), ((0.0, 0.0), (1.0, 1.0), 0.0), ((5.0, 0.0), (5.0, 0.0), 0.0)],
+)  # fmt: skip
+def test_the_maximum_of_two_normals_is_clarks(
+    one: tuple[float, float], other: tuple[float, float], correlation: float
+) -> None:
+    first = standard_normals()
+    second = correlation * first + math.sqrt(1 - correlation**2) * torch.randn(DRAWS, dtype=torch.float64)
+    values = torch.maximum(one[0] + math.sqrt(one[1]) * first, other[0] + math.sqrt(other[1]) * second)
+    mean, variance = maximum_moments(*map(torch.tensor, (*one, *other)), correlation)
+    scale = math.sqrt(one[1] + other[1])
+    assert mean.item() == pytest.approx(values.mean().item(), abs=6e-3 * scale + 1e-6 * abs(one[0]))
+    assert variance.item() == pytest.approx(values.var().item(), abs=1e-2 * scale**2)
+
+
+@pytest.mark.parametrize("function", [F.softplus, torch.tanh, torch.sigmoid, F.silu, F.gelu, F.hardswish])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (2.0, 0.5), (-1.0, 1.0)])
+def test_any_scalar_function_is_integrated(function: Any, mean: float, std: float) -> None:
+    outputs = function(mean + std * standard_normals())
+    first, variance, slope = scalar_moments(function, torch.tensor(mean), torch.tensor(std**2))
+    assert first.item() == pytest.approx(outputs.mean().item(), abs=4e-3 * std)
+    assert math.sqrt(variance.item()) == pytest.approx(outputs.std().item(), rel=0.06, abs=4e-3 * std)
+    noise = standard_normals()
+    covariance = (noise * function(mean + std * noise)).mean().item() / std
+    assert slope.item() == pytest.approx(covariance, rel=0.06, abs=1e-2)
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (BBBLinear(6, 4, priors=WIDE), (6,)),
+    "alpha": (BBBLinear(6, 4, alpha_shape=(1, 1), priors={"posterior_log_alpha_initial": -1.0}), (6,)),
+    "conv1d": (BBBConv1d(3, 4, 3, padding=1, stride=2, priors=WIDE), (3, 7)),
+    "conv2d": (BBBConv2d(3, 4, 3, padding=1, dilation=2, priors=WIDE), (3, 7, 6)),
+    "grouped": (BBBConv2d(4, 6, 3, groups=2, bias=False, priors=WIDE), (4, 5, 5)),
+    "reflected": (BBBConv2d(2, 3, 3, padding=1, padding_mode="reflect", priors=WIDE), (2, 5, 5)),
+    "transposed": (BBBConvTranspose2d(3, 4, 3, stride=2, output_padding=1, priors=WIDE), (3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("is_random", [True, False])
+def test_a_layer_has_the_moments_of_the_closed_form(name: str, is_random: bool) -> None:
+    """Of independent inputs and weights: Var Σ wx = Σ E[w²]E[x²] − E[w]²E[x]²."""
+    layer, shape = LAYERS[name]
+    mean, variance = torch.randn(2, *shape), torch.rand(2, *shape) * is_random
+    with torch.no_grad(), known_weights(layer):
+        (weight, bias), (weight_variance, bias_variance) = layer.means(), layer.variances()
+        second = layer.operation(mean.square() + variance, weight.square() + weight_variance, bias_variance)
+        expected = second - layer.operation(mean.square(), weight.square(), None)
+        result = layer(Moments.make(mean, variance if is_random else None))
+        torch.testing.assert_close(result.mean_value, layer.operation(mean, weight, bias))
+    torch.testing.assert_close(result.variance, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_network_has_the_covariance_of_the_closed_form() -> None:
+    """With h = W₁x independent over units, Cov(y) = M Var(h) Mᵀ + diag(Σ σ²E[h²] + σ_b²)."""
+    first, last = BBBLinear(5, 7, priors=WIDE), BBBLinear(7, 4, priors=WIDE)
+    net = ModuleWrapper(first, last).double()
+    inputs = torch.randn(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        mean, covariance = propagate(net, inputs)
+        hidden = first.operation(inputs, *first.means())
+        variance = first.operation(inputs.square(), *first.variances())
+        own = last.operation(hidden.square() + variance, *last.variances())
+        expected = last.weight @ variance.diag_embed() @ last.weight.mT + own.diag_embed()
+    torch.testing.assert_close(mean, last.operation(hidden, *last.means()))
+    torch.testing.assert_close(covariance, expected)
+
+
+class Branches(nn.Module):
+    """Everything that a forward of one's own may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1)
+        self.norm, self.groups, self.layer = nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.LayerNorm(32)
+        self.fc1, self.fc2 = nn.Linear(32, 16), nn.Linear(16, 3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        left = F.leaky_relu(self.left(input))
+        right = torch.sigmoid(self.right(input)) * 2 - 1.0
+        both = self.norm(torch.cat([left, right], dim=1))
+        both = both + F.silu(both)
+        both = F.max_pool2d(F.relu(self.groups(both)), 3, 2, padding=1)
+        both = F.avg_pool2d(both, 2).flatten(1)
+        hidden = self.dropout(F.softplus(self.fc1(self.layer(both))))
+        return self.fc2(hidden) / 2
+
+
+def wrapped(net: nn.Module, rho: float) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    priors = {"posterior_rho_initial": (rho, 0.1)}
+    return ModuleWrapper(to_bayesian(net, priors=priors, inplace=True)).eval()
+
+
+NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "branches": (lambda: wrapped(Branches(), -4.0), (2, 8, 8)),
+    "lenet": (lambda: build("lenet", True, 5, 1, priors={"posterior_rho_initial": (-3.5, 0.1)}).eval(), (1, 32, 32)),
+    "alpha": (lambda: build("lenet", True, 5, 1, activation_type="softplus", alpha_shape=(1, 1)).eval(), (1, 32, 32)),
+    "resnet18": (lambda: wrapped(models.resnet18(num_classes=5), -6.0), (3, 32, 32)),
+    "mobilenet_v3_small": (lambda: wrapped(models.mobilenet_v3_small(num_classes=5), -6.0), (3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_whole_network_predicts_what_many_draws_predict(name: str) -> None:
+    make, shape = NETWORKS[name]
+    net, images = make(), torch.randn(6, *shape)
+    with torch.no_grad():
+        draws = predict(net, images, 200, seed=1)
+        samples = next(moment_samples(net, images))
+    probs, expected = samples.softmax(-1).mean(0), draws.mean(0)
+    distance = 0.5 * (probs - expected).abs().sum(-1).mean()
+    of_means = 0.5 * (predict_at_means(net, images) - expected).abs().sum(-1).mean()
+    few = 0.5 * (draws[:25].mean(0) - expected).abs().sum(-1).mean()
+    assert distance < max(2.5 * few, 0.02), f"{distance:.4f}, the means alone {of_means:.4f}, 25 draws {few:.4f}"
+
+
+def predict_at_means(net: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad(), sampling(net, False):
+        return net(images)[0].softmax(-1)
+
+
+def test_extreme_numbers_stay_finite_and_covariances_positive() -> None:
+    net = build("lenet", True, 10, 1, priors={"posterior_rho_initial": (-1.0, 2.0)})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.0)
+        images = torch.stack([torch.full((1, 32, 32), value) for value in (0.0, 1.0, -1.0, 1e6, 1e-12)])
+        mean, covariance = propagate(net.eval(), images)
+        draws = logit_draws(mean, covariance)
+    assert mean.isfinite().all() and covariance.isfinite().all() and draws.isfinite().all()
+    assert (covariance.diagonal(dim1=-2, dim2=-1) >= 0).all()
+
+
+def test_a_deterministic_network_predicts_its_softmax() -> None:
+    net, images = build("lenet", False, 10, 1).eval(), torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        probs = next(moment_samples(net, images)).softmax(-1).mean(0)
+        torch.testing.assert_close(probs, net(images).softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_fixed_draws_have_the_moments_of_the_logits() -> None:
+    noise = fixed_normals(64, 10)
+    torch.testing.assert_close(noise.mean(0), torch.zeros(10), rtol=0, atol=1e-6)
+    torch.testing.assert_close(noise.mT @ noise / 64, torch.eye(10), rtol=0, atol=1e-5)
+    root = torch.randn(2, 4, 4)
+    mean, covariance = torch.randn(2, 4), root @ root.mT
+    draws = logit_draws(mean, covariance)
+    torch.testing.assert_close(draws.mean(0), mean, rtol=1e-4, atol=1e-5)
+    centered = (draws - mean).movedim(0, -1)
+    torch.testing.assert_close(centered @ centered.mT / 64, covariance, rtol=1e-3, atol=1e-4)
+
+
+def test_an_operation_without_a_rule_is_named_and_a_rule_is_a_few_lines() -> None:
+    class Odd(ModuleWrapper):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = BBBLinear(4, 3, priors=WIDE)
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.erfinv(self.fc(input).clamp(-0.9, 0.9)), self.kl()
+
+    net, inputs = Odd(), 0.1 * torch.randn(2, 4)
+    with pytest.raises(
+        NotImplementedError, match="cannot pass through clamp: register a rule by inference.moments.rule"
+    ):
+        propagate(net, inputs)
+
+    @rule(Tensor.clamp)
+    def _clamp(input: Moments, low: float, high: float) -> Moments:
+        mean, variance, _ = scalar_moments(lambda x: x.clamp(low, high), input.mean_value, input.variance)  # type: ignore[arg-type]
+        return Moments.make(mean, variance)
+
+    try:
+        with pytest.raises(NotImplementedError, match="cannot pass through erfinv"):
+            propagate(net, inputs)
+    finally:
+        RULES.pop(Tensor.clamp)
+
+
+def test_gradients_flow_through_the_prediction() -> None:
+    net = build("lenet", True, 10, 1).eval()
+    mean, covariance = propagate(net, torch.randn(2, 1, 32, 32))
+    logit_draws(mean, covariance).log_softmax(-1).mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_every_way_of_asking_gives_the_same_prediction() -> None:
+    net, images = build("lenet", True, 10, 1), torch.randn(5, 1, 32, 32)
+    whole = posterior_predictive(net, images, method="moments")
+    parts = posterior_predictive(net, images, method="moments", batch_size=2, seed=9)
+    torch.testing.assert_close(whole.probs, parts.probs)
+    torch.testing.assert_close(whole.mutual_information, parts.mutual_information, rtol=1e-3, atol=1e-6)
+    assert net.training
+    with pytest.raises(ValueError, match="unknown method 'moment': expected 'draws' or 'moments'"):
+        posterior_predictive(net, images, method="moment")
