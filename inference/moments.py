@@ -1,6 +1,6 @@
 """Prediction in one pass: every activation is a mean and a variance, which the operations of the network carry along.
 
-A `Moments` is a tensor, the mean, with a variance beside it. It goes through any `forward`: torch hands each operation
+A `Moments` is a mean and a variance that stand for a tensor. It goes through any `forward`: torch hands each operation
 that it meets to the rule registered for it, so branches, sums and reshapes need nothing special, and the network is
 the user's own. The weights of Bayesian layers are random as well: for independent inputs of mean m and variance v,
 
@@ -32,7 +32,7 @@ from layers import sampling, weight_posteriors
 Rule = Callable[..., Any]  # takes what the operation takes, with `Moments` among it
 RULES: dict[Any, Rule] = {}
 TINY = 1e-30  # the least variance that is divided by
-JITTER = 1e-6  # of the logits' mean variance, added to each variance before the Cholesky decomposition
+JITTER = 1e-6  # the least pivot of a covariance, relative to the variance
 DRAWS = 64  # of the logits, which cost nothing: no pass of the network is behind them
 NODES, WEIGHTS = (  # of 5-point Gauss–Hermite quadrature of a standard normal
     (-2.8569700138728056, -1.355626179974266, 0.0, 1.355626179974266, 2.8569700138728056),
@@ -46,7 +46,7 @@ def rule(*operations: Any) -> Callable[[Rule], Rule]:
     Example:
         >>> @rule(torch.neg)
         ... def _negate(input: Moments) -> Moments:
-        ...     return Moments.make(-input.mean_value, input.variance)
+        ...     return Moments(-input.mean_value, input.variance)
 
     Args:
         operations: functions or methods of torch, as `F.relu` or `torch.Tensor.relu`. The rule takes their arguments.
@@ -72,12 +72,14 @@ class Link:
         variance: [n, inputs], of x, where `before` is None.
         weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
         noise: [n, outputs], the variance that is not inherited from x.
+        is_diagonal: whether `weight` is the diagonal of J.
     """
 
     before: Link | None
     variance: Tensor | None
     weight: Tensor
     noise: Tensor
+    is_diagonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,45 +89,33 @@ class _Activation:
     moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-class Moments(torch.Tensor):
-    """A random tensor: its value as a tensor is its mean.
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """A random tensor that stands for a tensor in the `forward` of a network.
 
     Attributes:
+        mean_value: its mean.
         variance: of every element, of the mean's shape; None where it is 0 everywhere.
         link: how it depends on earlier tensors, in the fully connected head.
+        waiting: an activation that is still to be applied.
     """
 
-    variance: Tensor | None
-    link: Link | None
-    waiting: _Activation | None
-
-    @classmethod
-    def make(cls, mean: Tensor, variance: Tensor | None = None, link: Link | None = None) -> Moments:
-        """A random tensor of this mean and variance."""
-        moments = mean.as_subclass(cls)
-        moments.variance, moments.link, moments.waiting = variance, link, None
-        return moments
-
-    @property
-    def mean_value(self) -> Tensor:
-        """The mean as an ordinary tensor."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)
+    mean_value: Tensor
+    variance: Tensor | None = None
+    link: Link | None = None
+    waiting: _Activation | None = None
 
     def settled(self) -> Moments:
         """The same with an activation that waited applied."""
         if self.waiting is None:
             return self
         mean, variance, gate = self.waiting.moments(self.mean_value, _variance_of(self))
-        return Moments.make(mean, variance, _diagonal_link(self, gate, variance))
+        return Moments(mean, variance, _diagonal_link(self, gate, variance))
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _PLAIN:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
         if func not in RULES:
             name = getattr(func, "__name__", repr(func))
             raise NotImplementedError(
@@ -135,19 +125,29 @@ class Moments(torch.Tensor):
             args = tuple(a.settled() if isinstance(a, Moments) else a for a in args)
         return RULES[func](*args, **(kwargs or {}))
 
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(Tensor, name)
+        if name in _PLAIN:
+            return getattr(self.mean_value, name)
+        return lambda *args, **kwargs: self.__torch_function__(attribute, (Moments,), (self, *args), kwargs)
 
-_ATTRIBUTES = (
-    "shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_nested", "is_sparse", "is_mkldnn",
-    "is_quantized",
-)  # fmt: skip
-_METHODS = ("dim", "size", "numel", "is_floating_point", "is_complex", "__len__", "__hash__", "stride", "is_contiguous")
+
 _PLAIN = {  # what asks about a tensor and not about its values
-    *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
-    *(getattr(Tensor, name) for name in _METHODS),
-    torch.is_floating_point,
-    torch.is_complex,
-    torch.numel,
-}
+    "shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "dim", "size", "numel", "stride",
+    "is_floating_point", "is_complex", "is_contiguous",
+}  # fmt: skip
+_OPERATORS = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "neg", "getitem")
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def apply(self: Moments, *others: Any) -> Any:
+        return self.__torch_function__(getattr(Tensor, name), (Moments,), (self, *others))
+
+    return apply
+
+
+for _name in _OPERATORS:  # Python looks them up in the class, past `__getattr__`
+    setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
 _WAIT: set[Any] = set()  # operations whose rules handle an activation that waits
 
 
@@ -165,7 +165,7 @@ def _diagonal_link(input: Moments, slope: Tensor, variance: Tensor | None) -> Li
     if input.link is None or variance is None:
         return None
     noise = (variance - slope.square() * _variance_of(input)).clamp_min(0)
-    return Link(input.link, None, slope, noise)
+    return Link(input.link, None, slope, noise, is_diagonal=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
             leaf = None if before is not None or variance is None else variance
             noise = torch.zeros_like(out) if noise is None else noise
             link = Link(before, leaf, weight, noise)
-        return Moments.make(out, out_variance, link)
+        return Moments(out, out_variance, link)
 
     return affine
 
@@ -286,9 +286,7 @@ def scalar_moments(
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:
-    output = Moments.make(input.mean_value, input.variance, input.link)
-    output.waiting = _Activation(moments)
-    return output
+    return Moments(input.mean_value, input.variance, input.link, _Activation(moments))
 
 
 @rule(F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
@@ -340,7 +338,7 @@ def _maximum(one: Any, other: Any) -> Moments:
     """The larger of two, taken as independent."""
     (mean1, variance1), (mean2, variance2) = _parts(one), _parts(other)
     variance1, variance2 = (torch.zeros_like(mean1) if v is None else v for v in (variance1, variance2))
-    return Moments.make(*maximum_moments(mean1, variance1, torch.as_tensor(mean2).expand_as(mean1), variance2))
+    return Moments(*maximum_moments(mean1, variance1, torch.as_tensor(mean2).expand_as(mean1), variance2))
 
 
 def _max_pool(operation: Callable[..., Any]) -> Rule:
@@ -367,9 +365,7 @@ def _max_pool(operation: Callable[..., Any]) -> Rule:
             spatial = indices.dim() - 2 if indices.dim() > 2 else 1
             chosen = variance.flatten(-spatial).gather(-1, indices.flatten(-spatial))
             variance = chosen.view(out.shape)
-        output = Moments.make(out, variance)
-        output.waiting = input.waiting
-        return output
+        return Moments(out, variance, waiting=input.waiting)
 
     return max_pool
 
@@ -395,9 +391,7 @@ def _average(operation: Callable[..., Tensor]) -> Rule:
         axes = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[operation]
         count = kernel_size**axes if isinstance(kernel_size, int) else math.prod(kernel_size)
         out = operation(mean, kernel_size, *args, **kwargs)
-        return Moments.make(
-            out, None if variance is None else operation(variance, kernel_size, *args, **kwargs) / count
-        )
+        return Moments(out, None if variance is None else operation(variance, kernel_size, *args, **kwargs) / count)
 
     return average
 
@@ -410,7 +404,7 @@ def _adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
     mean, variance = _parts(input)
     out = F.adaptive_avg_pool2d(mean, output_size)
     count = mean.shape[-2] * mean.shape[-1] / (out.shape[-2] * out.shape[-1])
-    return Moments.make(out, None if variance is None else F.adaptive_avg_pool2d(variance, output_size) / count)
+    return Moments(out, None if variance is None else F.adaptive_avg_pool2d(variance, output_size) / count)
 
 
 @rule(torch.mean, Tensor.mean)
@@ -418,15 +412,13 @@ def _mean(input: Moments, *args: Any, **kwargs: Any) -> Moments:
     mean, variance = _parts(input)
     out = torch.mean(mean, *args, **kwargs)
     count = mean.numel() / out.numel()
-    return Moments.make(out, None if variance is None else torch.mean(variance, *args, **kwargs) / count)
+    return Moments(out, None if variance is None else torch.mean(variance, *args, **kwargs) / count)
 
 
 @rule(torch.sum, Tensor.sum)
 def _sum(input: Moments, *args: Any, **kwargs: Any) -> Moments:
     mean, variance = _parts(input)
-    return Moments.make(
-        torch.sum(mean, *args, **kwargs), None if variance is None else torch.sum(variance, *args, **kwargs)
-    )
+    return Moments(torch.sum(mean, *args, **kwargs), None if variance is None else torch.sum(variance, *args, **kwargs))
 
 
 def _rearranging(operation: Callable[..., Any]) -> Rule:
@@ -438,13 +430,8 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
             variance = operation(input.variance, *args, **kwargs)
         if not isinstance(mean, Tensor):  # chunk, split, unbind
             variances = [None] * len(mean) if variance is None else variance
-            outputs = [Moments.make(m, v) for m, v in zip(mean, variances, strict=True)]
-            for output in outputs:
-                output.waiting = input.waiting
-            return tuple(outputs)
-        output = Moments.make(mean, variance, input.link if mean.shape == input.shape else None)
-        output.waiting = input.waiting
-        return output
+            return tuple(Moments(m, v, waiting=input.waiting) for m, v in zip(mean, variances, strict=True))
+        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting)
 
     return rearrange
 
@@ -467,7 +454,7 @@ def _joining(operation: Callable[..., Tensor]) -> Rule:
         variance = None
         if any(variance is not None for _, variance in pairs):
             variance = operation([torch.zeros_like(m) if v is None else v for m, v in pairs], dim)
-        return Moments.make(operation([m for m, _ in pairs], dim), variance)
+        return Moments(operation([m for m, _ in pairs], dim), variance)
 
     return join
 
@@ -494,7 +481,7 @@ def _plus(one: Any, other: Any, *, alpha: float = 1.0) -> Moments:
     constant = variance1 is None or variance2 is None
     random = one if isinstance(one, Moments) and one.variance is not None else other
     link = random.link if constant and isinstance(random, Moments) and mean.shape == random.shape else None
-    return Moments.make(mean, variance, link)
+    return Moments(mean, variance, link)
 
 
 def _minus(one: Any, other: Any, *, alpha: float = 1.0) -> Moments:
@@ -506,13 +493,13 @@ def _times(one: Any, other: Any) -> Moments:
     (mean1, variance1), (mean2, variance2) = _parts(one), _parts(other)
     mean = mean1 * mean2
     if variance1 is None and variance2 is None:
-        return Moments.make(mean)
+        return Moments(mean)
     if variance1 is not None and variance2 is not None:
-        return Moments.make(mean, variance1 * variance2 + variance1 * mean2**2 + variance2 * mean1**2)
+        return Moments(mean, variance1 * variance2 + variance1 * mean2**2 + variance2 * mean1**2)
     random, factor = (one, mean2) if variance1 is not None else (other, mean1)
     variance = random.variance * torch.as_tensor(factor) ** 2
     slope = (torch.ones_like(random.mean_value) * factor).expand(mean.shape)
-    return Moments.make(mean, variance, _diagonal_link(random, slope, variance) if mean.shape == random.shape else None)
+    return Moments(mean, variance, _diagonal_link(random, slope, variance) if mean.shape == random.shape else None)
 
 
 rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_)(_plus)
@@ -559,7 +546,7 @@ def _normalize(input: Moments, axes: tuple[int, ...], eps: float) -> Moments:
     center = mean.mean(axes, keepdim=True)
     spread = (mean - center).square().mean(axes, keepdim=True) + variance.mean(axes, keepdim=True)
     scale = (spread + eps).rsqrt()
-    return Moments.make((mean - center) * scale, None if input.variance is None else variance * scale.square())
+    return Moments((mean - center) * scale, None if input.variance is None else variance * scale.square())
 
 
 @rule(F.layer_norm)
@@ -577,10 +564,8 @@ def _group_norm(
 ) -> Moments:
     shape, grouped = input.shape, (input.shape[0], num_groups, -1)
     variance = None if input.variance is None else input.variance.reshape(grouped)
-    output = _normalize(Moments.make(input.mean_value.reshape(grouped), variance), (-1,), eps)
-    output = Moments.make(
-        output.mean_value.view(shape), None if output.variance is None else output.variance.view(shape)
-    )
+    output = _normalize(Moments(input.mean_value.reshape(grouped), variance), (-1,), eps)
+    output = Moments(output.mean_value.view(shape), None if output.variance is None else output.variance.view(shape))
     by_channel = (-1,) + (1,) * (input.dim() - 2)
     output = output if weight is None else _times(output, weight.view(by_channel))
     return output if bias is None else _plus(output, bias.view(by_channel))
@@ -589,7 +574,7 @@ def _group_norm(
 @rule(F.pad)
 def _pad(input: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
     mean, variance = _parts(input)
-    return Moments.make(F.pad(mean, pad, mode, value), None if variance is None else F.pad(variance, pad, mode))
+    return Moments(F.pad(mean, pad, mode, value), None if variance is None else F.pad(variance, pad, mode))
 
 
 def logit_covariance(logits: Moments) -> Tensor:
@@ -600,11 +585,13 @@ def logit_covariance(logits: Moments) -> Tensor:
     link, variance = logits.link, _variance_of(logits)
     if link is None:
         return variance.diag_embed()
-    jacobian = torch.eye(variance.shape[1], dtype=variance.dtype, device=variance.device).expand(len(variance), -1, -1)
+    jacobian = torch.eye(variance.shape[1], dtype=variance.dtype, device=variance.device).expand(
+        variance.shape[0], -1, -1
+    )
     covariance = torch.zeros_like(jacobian)
     while link is not None:
         covariance = covariance + (jacobian * link.noise[:, None]) @ jacobian.mT
-        jacobian = jacobian @ link.weight if link.weight.shape != link.noise.shape else jacobian * link.weight[:, None]
+        jacobian = jacobian * link.weight[:, None] if link.is_diagonal else jacobian @ link.weight
         if link.variance is not None:
             covariance = covariance + (jacobian * link.variance[:, None]) @ jacobian.mT
         link = link.before
@@ -626,7 +613,7 @@ def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    output = net(Moments.make(images))
+    output = net(Moments(images))
     logits = output[0] if isinstance(output, tuple) else output
     if not isinstance(logits, Moments):
         raise NotImplementedError("moments were lost on the way: the network's output is an ordinary tensor")
@@ -676,7 +663,24 @@ def logit_draws(mean: Tensor, covariance: Tensor, count: int = DRAWS) -> Tensor:
         covariance: [n, classes, classes].
         count: an even number.
     """
-    scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-    root = torch.linalg.cholesky(covariance + (JITTER * scale + TINY) * identity)
-    return mean + torch.einsum("nij,tj->tni", root, fixed_normals(count, mean.shape[-1]).to(mean))
+    noise = fixed_normals(count, mean.shape[-1]).to(mean)
+    return mean + torch.einsum("nij,tj->tni", cholesky(covariance), noise)
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """The lower root L of covariances [n, k, k] = L Lᵀ, also of semidefinite ones, in operations that every runtime has.
+
+    A pivot below 1e-6 of its variance is taken for that much: the jitter that keeps rounding from making it negative.
+    """
+    columns: list[Tensor] = []
+    for index in range(covariance.shape[-1]):
+        column = covariance[:, :, index]
+        if columns:
+            root = torch.stack(columns, -1)
+            column = column - (root * root[:, index : index + 1]).sum(-1)
+        pivot = torch.maximum(column[:, index], JITTER * covariance[:, index, index]).clamp_min(TINY).sqrt()
+        below = torch.arange(covariance.shape[-1], device=column.device) > index
+        column = torch.where(below, column / pivot[:, None], 0.0)
+        at_index = torch.arange(covariance.shape[-1], device=column.device) == index
+        columns.append(torch.where(at_index, pivot[:, None], column))
+    return torch.stack(columns, -1)

@@ -15,6 +15,7 @@ from inference import posterior_predictive
 from inference.moments import (
     RULES,
     Moments,
+    cholesky,
     fixed_normals,
     known_weights,
     logit_draws,
@@ -45,7 +46,7 @@ def standard_normals() -> Tensor:
 def test_rectified_normals_have_the_moments_of_a_million_draws(mean: float, variance: float, slope: float) -> None:
     values = mean + math.sqrt(variance) * standard_normals()
     outputs = F.leaky_relu(values, slope)
-    net = Moments.make(torch.tensor([mean]), torch.tensor([variance]))
+    net = Moments(torch.tensor([mean]), torch.tensor([variance]))
     result = (F.relu(net) if slope == 0 else F.leaky_relu(net, slope)).settled()
     noise = 5 * math.sqrt(variance / DRAWS)
     assert result.mean_value.item() == pytest.approx(outputs.mean().item(), abs=noise + 1e-6 * abs(mean) + 1e-12)
@@ -108,7 +109,7 @@ def test_a_layer_has_the_moments_of_the_closed_form(name: str, is_random: bool) 
         (weight, bias), (weight_variance, bias_variance) = layer.means(), layer.variances()
         second = layer.operation(mean.square() + variance, weight.square() + weight_variance, bias_variance)
         expected = second - layer.operation(mean.square(), weight.square(), None)
-        result = layer(Moments.make(mean, variance if is_random else None))
+        result = layer(Moments(mean, variance if is_random else None))
         torch.testing.assert_close(result.mean_value, layer.operation(mean, weight, bias))
     torch.testing.assert_close(result.variance, expected, rtol=1e-4, atol=1e-5)
 
@@ -197,6 +198,15 @@ def test_extreme_numbers_stay_finite_and_covariances_positive() -> None:
     assert (covariance.diagonal(dim1=-2, dim2=-1) >= 0).all()
 
 
+def test_the_root_of_a_covariance_is_that_of_torch_and_exists_where_that_does_not() -> None:
+    root = torch.randn(3, 6, 6, dtype=torch.float64)
+    covariance = root @ root.mT
+    torch.testing.assert_close(cholesky(covariance), torch.linalg.cholesky(covariance))
+    singular = torch.ones(2, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(cholesky(singular) @ cholesky(singular).mT, singular, rtol=0, atol=1e-5)
+    assert not cholesky(torch.zeros(2, 4, 4)).isnan().any()
+
+
 def test_a_deterministic_network_predicts_its_softmax() -> None:
     net, images = build("lenet", False, 10, 1).eval(), torch.randn(4, 1, 32, 32)
     with torch.no_grad():
@@ -234,7 +244,7 @@ def test_an_operation_without_a_rule_is_named_and_a_rule_is_a_few_lines() -> Non
     @rule(Tensor.clamp)
     def _clamp(input: Moments, low: float, high: float) -> Moments:
         mean, variance, _ = scalar_moments(lambda x: x.clamp(low, high), input.mean_value, input.variance)  # type: ignore[arg-type]
-        return Moments.make(mean, variance)
+        return Moments(mean, variance)
 
     try:
         with pytest.raises(NotImplementedError, match="cannot pass through erfinv"):
