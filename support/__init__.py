@@ -5,7 +5,7 @@ from support.cpu import tune_cpu
 from support.distributed import ALONE, World, process_group
 from support.errors import OneLineParser, UserError, first_line, report_user_errors
 from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, figure_style, save_figure
-from support.files import LockedError, archive, atomic_write, locked, write_json, write_text
+from support.files import LockedError, archive, atomic_write, locked, remove_temporaries, write_json, write_text
 from support.versions import versions
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "number",
     "one_of",
     "process_group",
+    "remove_temporaries",
     "report_user_errors",
     "save_figure",
     "text",

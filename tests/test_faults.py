@@ -187,6 +187,20 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     assert not list(last.parent.glob(".last*")) and not list(last.parent.glob(".model*"))
 
 
+def test_what_killed_runs_were_writing_is_deleted_by_the_next(settings: BayesianSettings) -> None:
+    """And nothing else."""
+    files = run_files(settings)
+    leftovers = [files.last.parent / name for name in (".last.ab1_defg.pt", ".model_alexnet.abcdefgh.pt")]
+    leftovers += [files.reports / name for name in (".history.00000000.csv", ".results.abcdefgh.json")]
+    leftovers += [files.reports / ".fc3.abcdefgh.sqlite"]
+    others = [files.last.parent / name for name in (".last.pt", ".notes.abcdefgh.pt", "last.abcdefgh.pt", ".DS_Store")]
+    others += [files.reports / name for name in (".fc3.abcdefgh.png", ".last.abcdefgh.pt", ".history.abcd.csv")]
+    for path in (*leftovers, *others):
+        write_text(path, "")
+    run(replace(settings, n_epochs=1))
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write in .*file/bars/bayesian: Not a directory"):

@@ -456,7 +456,7 @@ def test_a_killed_run_is_resumed_without_gap_or_double(
 
     capsys.readouterr()
     loop.run(settings("killed", record_layers="fc3", n_epochs=1))  # anew: what was recorded before is kept
-    assert f"the earlier recording went to {fc3.parent / 'earlier' / '1'}" in capsys.readouterr().out
+    assert f"fc3.sqlite of an earlier run went to {fc3.parent / 'earlier' / '1'}\n" in capsys.readouterr().out
     assert list(logs(tmp_path, "killed")) == ["fc3"] and len(read_recording(fc3).epoch) == 20
     assert len(read_recording(fc3.parent / "earlier" / "1" / "fc3.sqlite").epoch) == 80
 

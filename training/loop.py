@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -20,8 +21,19 @@ from images import Split, augment, data_name, normalize
 from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import kl_divergence
 from models import read_checkpoint, restore_network, save_network
-from recording import Recorder, recording
-from support import ALONE, UserError, World, archive, locked, process_group, tune_cpu, versions, write_json
+from recording import Recorder, find_recordings, recording
+from support import (
+    ALONE,
+    UserError,
+    World,
+    archive,
+    locked,
+    process_group,
+    remove_temporaries,
+    tune_cpu,
+    versions,
+    write_json,
+)
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import wrap_for_training
@@ -30,7 +42,7 @@ from training.reports import Row, comparison, epoch_line, plot_history, read_res
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
-REPORTS = ("history.csv", "history.png", "results.json")
+REPORTS = ("history.csv", "history.png", "results.json", "tensorboard")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -48,6 +60,9 @@ def run(settings: Settings) -> dict[str, Any]:
     with process_group(settings.device) as world:
         state, setup = start(settings, world)
         with locked(setup.files.last.parent) if world.is_main else nullcontext():
+            if world.is_main:
+                remove_temporaries(setup.files.last.parent, "last.pt", "model_*.pt")
+                remove_temporaries(setup.files.reports, "history.*", "results.json", "*.sqlite")
             train(state, setup)
             results = test(state, setup)
     if world.is_main and all(path.exists() for path in _result_files(settings)):
@@ -95,6 +110,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
     """
     resumed = resume(state, setup)
     settings, world, progress = setup.settings, setup.world, state.progress
+    if not resumed:
+        progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
     alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs)
@@ -103,7 +120,7 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
         if world.launch and not resumed:
             save(state, setup)  # torchrun resumes it if a process is lost before the first epoch ends
         recorder = stack.enter_context(_recording(state, setup, resumed))
-        board = stack.enter_context(_tensorboard(setup, resumed))
+        board = stack.enter_context(_tensorboard(setup))
         while progress.epoch < settings.n_epochs and not _out_of_patience(progress, settings.patience):
             started = time.perf_counter()
             signum = train_epoch(state, setup, forward, stop, recorder)
@@ -252,6 +269,8 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     settings, data, files, progress = setup.settings, setup.data, setup.files, state.progress
     content = setup.world.broadcast_from_main(lambda: read_checkpoint(files.best))
     net = restore_network(content, files.best, setup.device)
+    if content.get("run", "") != progress.run or tuple(content["description"]["classes"]) != data.classes:
+        raise UserError(f"{files.best} is the network of another run than {files.last}: train again without --resume")
     samples = setup.bayesian.test_ens if setup.bayesian else 1
     started = time.perf_counter()
     probs = _predict(net, data.test, samples, setup).probs
@@ -270,6 +289,7 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         "seed": settings.seed,
         "processes": setup.world.size,
         "settings": asdict(settings),
+        **_identity(state, setup),
         "versions": versions(),
     }
     if not setup.world.is_main:
@@ -333,10 +353,10 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
     if best:
         progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
         if setup.world.is_main:
-            if not progress.history:
-                _archive_earlier_run(files)
-            report = {"settings": asdict(setup.settings), "validation": row}
+            report = {"settings": asdict(setup.settings), "validation": row, **_identity(state, setup)}
             save_network(files.best, evaluated, setup.description, **report)
+    elif not progress.best_epoch:
+        raise UserError(f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start")
     elif setup.world.is_main and not files.best.exists():
         raise UserError(f"{files.best} is gone: it held the best network so far; train again")
     progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -348,12 +368,23 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
     return best
 
 
-def _archive_earlier_run(files: RunFiles) -> None:
-    """Move the network and the reports of an earlier run in the same folder to a folder of their own."""
-    if files.best.exists():
-        reports = [path for path in map(files.reports.joinpath, REPORTS) if path.exists()]
-        folder = archive([*reports, files.best], files.reports)
-        print(f"the network and the reports of the earlier run went to {folder}", flush=True)
+def _begin(files: RunFiles) -> str:
+    """The identity of a new run, drawn from the system, once the files of earlier runs are out of its way.
+
+    They move to a folder of their own: what stays where it was could be taken for this run's. `last.pt` goes first,
+    because a run could still be resumed from it when the others are gone.
+    """
+    paths = [files.last, files.best, *map(files.reports.joinpath, REPORTS), *find_recordings(files.reports)]
+    earlier = [path for path in paths if path.exists()]
+    if earlier:
+        names = ", ".join(path.name for path in earlier)
+        print(f"{names} of an earlier run went to {archive(earlier, files.reports)}", flush=True)
+    return secrets.token_hex(16)
+
+
+def _identity(state: State, setup: Setup) -> dict[str, Any]:
+    """Of the run and of its data, for the files that it leaves."""
+    return {"run": state.progress.run, "data": setup.data.fingerprint}
 
 
 def _save(state: State, setup: Setup, recorder: Recorder | None) -> None:
@@ -437,17 +468,14 @@ def _recording(state: State, setup: Setup, resumed: bool) -> AbstractContextMana
         layers=settings.record_layers,
         frequency=settings.recording_freq_per_epoch,
         resume_at=state.progress.step if resumed else None,
-        settings=asdict(settings),
+        settings=asdict(settings) | _identity(state, setup),
         seed=settings.seed,
     )
 
 
-def _tensorboard(setup: Setup, resumed: bool) -> AbstractContextManager[Any]:
+def _tensorboard(setup: Setup) -> AbstractContextManager[Any]:
     if not setup.settings.tensorboard or not setup.world.is_main:
         return nullcontext()
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs need it
 
-    folder = setup.files.reports
-    if not resumed and (folder / "tensorboard").exists():  # two runs in one folder would be one zigzag curve
-        archive([folder / "tensorboard"], folder)
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(setup.files.reports / "tensorboard"))
