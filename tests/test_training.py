@@ -28,14 +28,16 @@ from conftest import (
     script_environment,
     weights,
 )
+from torch import nn
 
+import main_frequentist
 from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
-from layers import kl_divergence
+from layers import BBBLinear, kl_divergence, parameter_groups
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
-from training import BayesianSettings, State, initial_state, loop, prepare, resume, run, start, train
+from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -334,6 +336,94 @@ def test_a_new_run_keeps_the_network_of_the_earlier_one(
         ]  # fmt: skip
     for name, content in before.items():
         assert (folder / "lenet" / "earlier" / "1" / name).read_bytes() == content
+
+
+def test_a_prior_that_leaves_the_weights_no_room_is_told_from_a_learning_rate(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the KL is not finite at epoch 1, step 1 of 3: try a wider prior"):
+        run(bayesian_settings(pictures, tmp_path, priors={"prior_sigma": 1e-300}))
+
+
+def test_means_and_spreads_learn_at_rates_of_their_own() -> None:
+    net = nn.Sequential(BBBLinear(3, 2, priors={"learn_prior_sigma": True}), nn.Linear(2, 2))
+    means, spreads = parameter_groups(net, lr=0.5, lr_spread_factor=4.0, weight_decay=0.1)
+    assert (means["lr"], means["weight_decay"], spreads["lr"], spreads["weight_decay"]) == (0.5, 0.1, 2.0, 0.0)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert [names[id(p)] for p in means["params"]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert sorted(names[id(p)].split(".", 3)[3] for p in spreads["params"]) == 2 * ["prior.log_std"] + 2 * ["rho"]
+    (group,) = parameter_groups(nn.Linear(2, 2), lr=0.5)
+    assert len(group["params"]) == 2
+    assert len(parameter_groups(BBBLinear(3, 2), lr=0.5)[1]["params"]) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"test": {"accuracy": 1}, "settings": {"seed": 0}}', "[", "[" * 100_000, None]
+)
+def test_a_damaged_twin_does_not_end_a_run_that_is_done(
+    content: str | None, finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    settings = replace(finished_run, checkpoint_dir=str(tmp_path), resume=True)
+    twin = tmp_path / "bars" / "frequentist" / "lenet" / "results.json"
+    twin.parent.mkdir(parents=True)
+    twin.write_text(content) if content is not None else twin.mkdir()
+    assert run(settings)["epochs"] == 1
+    message = f"{twin} is not the results of a run: delete it and train again"
+    assert capsys.readouterr().err == f"not compared with the twin: {message}\n"
+    with pytest.raises(UserError, match=message):
+        compare(settings)
+
+
+@pytest.mark.parametrize("place", ["training.state.load_data", "training.loop.scores"])
+def test_ctrl_c_outside_of_training_is_one_line(
+    place: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While data are read, and in the final test."""
+
+    def interrupt(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main_frequentist.main([f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--n_epochs=1"])
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    for name in ("main_bayesian.py", "main_frequentist.py"):
+        answer = subprocess.run(
+            [sys.executable, name], cwd=ROOT, env={**script_environment(), "PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
+def test_a_signal_during_validation_stops_the_run(
+    number: int,
+    signum: int,
+    uninterrupted: BayesianSettings,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path)
+    validate, validations = loop.validate, count(1)
+
+    def validate_with_signal(*arguments: Any) -> dict[str, float]:
+        if next(validations) == number:
+            os.kill(os.getpid(), signum)
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(loop, "validate", validate_with_signal)
+        run(settings)
+    assert stop.value.code == 128 + signum
+    output = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(signum).name} after epoch {number}; " in output and "test " not in output
+    run(replace(settings, resume=True))
+    assert same(weights(run_files(uninterrupted).last), weights(run_files(settings).last))
 
 
 class Killed(BaseException):

@@ -8,10 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,10 @@ def run(settings: Settings) -> dict[str, Any]:
             train(state, setup)
             results = test(state, setup)
     if world.is_main and all(path.exists() for path in _result_files(settings)):
-        print(f"\n{compare(settings)}", flush=True)
+        try:
+            print(f"\n{compare(settings)}", flush=True)
+        except UserError as error:  # of the twin's file: this run is done
+            print(f"not compared with the twin: {error}", file=sys.stderr, flush=True)
     return results
 
 
@@ -114,7 +117,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
         progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs)
+    starts_anew = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
+    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if starts_anew else 0)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
@@ -126,19 +130,22 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
             signum = train_epoch(state, setup, forward, stop, recorder)
             if signum:
                 progress.seconds += time.perf_counter() - started
-                _stop(state, setup, recorder, signum)
+                _check_finite(progress)
+                _save(state, setup, recorder)
+                _exit(setup, progress, signum)
             row = _training_row(progress, setup) | validate(evaluated, setup)
             row["seconds"] = time.perf_counter() - started
             best = _finish_epoch(state, setup, evaluated, row)
             _save(state, setup, recorder)
-            if not world.is_main:
-                continue
-            print(epoch_line(row, settings.n_epochs, best), flush=True)
-            for text in alarms.check(progress.history, len(setup.data.valid)):
-                print(f"warning: {text}", file=sys.stderr, flush=True)
-            if board is not None:
-                for name, value in row.items():
-                    board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+            if world.is_main:
+                print(epoch_line(row, settings.n_epochs, best), flush=True)
+                for text in alarms.check(progress.history, len(setup.data.valid)):
+                    print(f"warning: {text}", file=sys.stderr, flush=True)
+                if board is not None:
+                    for name, value in row.items():
+                        board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+            if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
+                _exit(setup, progress, signum)
 
 
 def train_epoch(
@@ -192,9 +199,9 @@ def train_epoch(
         if setup.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == setup.batches:
             _check_finite(progress)
             bar.set_postfix(_postfix(progress, setup))
-            signum = world.all_reduce_max(stop.signum)
+            signum = world.all_reduce_max(_stop_signal(stop, world))
         elif world.size == 1:
-            signum = stop.signum
+            signum = _stop_signal(stop, world)
         if signum:
             return signum
     return 0
@@ -394,17 +401,23 @@ def _save(state: State, setup: Setup, recorder: Recorder | None) -> None:
     save(state, setup)
 
 
-def _stop(state: State, setup: Setup, recorder: Recorder | None, signum: int) -> None:
-    """Save and exit, as the signal asks."""
-    progress = state.progress
-    _check_finite(progress)
-    _save(state, setup, recorder)
+def _stop_signal(stop: StopRequest, world: World) -> int:
+    """The signal that asks this process to stop, or 0; the end of torchrun counts as SIGTERM."""
+    return stop.signum or (int(signal.SIGTERM) if world.is_abandoned else 0)
+
+
+def _exit(setup: Setup, progress: Progress, signum: int) -> NoReturn:
+    """Exit as a signal asks, once everything is saved."""
     if setup.world.is_main:
-        print(
-            f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of "
-            f"{setup.batches} steps; {setup.files.last} is written: run the same command with --resume to continue",
-            flush=True,
-        )
+        place = f"after epoch {progress.epoch}"
+        if progress.batch:
+            place = f"in epoch {progress.epoch + 1} after {progress.batch} of {setup.batches} steps"
+        with suppress(OSError):  # of a terminal or torchrun that is gone
+            print(
+                f"stopped by {signal.Signals(signum).name} {place}; {setup.files.last} is written: run the same "
+                f"command with --resume to continue",
+                flush=True,
+            )
     raise SystemExit(128 + signum)
 
 
@@ -415,10 +428,13 @@ def _out_of_patience(progress: Progress, patience: int) -> bool:
 def _check_finite(progress: Progress) -> None:
     finite = progress.steps[: progress.batch, :2].isfinite().all(-1)
     if not finite.all():
-        batch = int((~finite).int().argmax()) + 1
+        index = int((~finite).int().argmax())
+        quantity, advice = "loss", "a smaller lr_start, or amp False"
+        if progress.steps[index, 0].isfinite():
+            quantity, advice = "KL", "a wider prior (prior_sigma), or a smaller lr_start"
         raise UserError(
-            f"the loss is not finite at epoch {progress.epoch + 1}, step {batch} of {len(progress.steps)}: try a "
-            f"smaller lr_start, or amp False; the checkpoints of earlier epochs are kept"
+            f"the {quantity} is not finite at epoch {progress.epoch + 1}, step {index + 1} of {len(progress.steps)}: "
+            f"try {advice}; the checkpoints of earlier epochs are kept"
         )
 
 
