@@ -38,7 +38,7 @@ from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import wrap_for_training
 from training.objective import expected_nll, kl_weight, negative_elbo
-from training.reports import Row, comparison, epoch_line, plot_history, read_results, write_history
+from training.reports import Curves, Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
@@ -124,7 +124,7 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
         if world.launch and not resumed:
             save(state, setup)  # torchrun resumes it if a process is lost before the first epoch ends
         recorder = stack.enter_context(_recording(state, setup, resumed))
-        board = stack.enter_context(_tensorboard(setup))
+        curves = Curves(setup.files.reports / "tensorboard") if settings.tensorboard and world.is_main else None
         while progress.epoch < settings.n_epochs and not _out_of_patience(progress, settings.patience):
             started = time.perf_counter()
             signum = train_epoch(state, setup, forward, stop, recorder)
@@ -141,9 +141,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
                 print(epoch_line(row, settings.n_epochs, best), flush=True)
                 for text in alarms.check(progress.history, len(setup.data.valid)):
                     print(f"warning: {text}", file=sys.stderr, flush=True)
-                if board is not None:
-                    for name, value in row.items():
-                        board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+                if curves:
+                    curves.add(row)
             if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
                 _exit(setup, progress, signum)
 
@@ -487,11 +486,3 @@ def _recording(state: State, setup: Setup, resumed: bool) -> AbstractContextMana
         settings=asdict(settings) | _identity(state, setup),
         seed=settings.seed,
     )
-
-
-def _tensorboard(setup: Setup) -> AbstractContextManager[Any]:
-    if not setup.settings.tensorboard or not setup.world.is_main:
-        return nullcontext()
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs need it
-
-    return SummaryWriter(str(setup.files.reports / "tensorboard"))

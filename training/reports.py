@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,41 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
         axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log")
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
+
+
+class Curves:
+    """Curves for TensorBoard: a file of events, to which every epoch adds its figures.
+
+    Torch's SummaryWriter writes in a thread, which answers a full disk with a traceback.
+
+    Args:
+        folder: where the file goes.
+
+    Raises:
+        UserError: the file cannot be written; also from `add`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._write(file_version="brain.Event:2")
+
+    def add(self, row: Row) -> None:
+        """Add the figures of an epoch."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name.replace("_", "/", 1), simple_value=value) for name, value in row.items()]
+        self._write(step=int(row["epoch"]), summary=Summary(value=values))
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and few runs need it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as stream:
+                RecordWriter(stream).write(Event(wall_time=time.time(), **event).SerializeToString())
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
 
 def read_results(path: Path) -> dict[str, Any]:
