@@ -28,8 +28,7 @@ from torch import nn
 from models import load_network, read_checkpoint
 from recording import read_recording
 from support import UserError, locked, write_text
-from training import BayesianSettings, Row, Setup, loop, run, start
-from training.reports import Curves
+from training import BayesianSettings, Curves, Row, Setup, loop, run, start
 
 
 @pytest.fixture
