@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-LONGEST = 1000  # characters of an error that are printed
-
 
 class UserError(ValueError):
     """Something that the user can correct: what was wrong, what was expected, what to do, in one line."""
@@ -30,17 +28,9 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Print a `UserError` as one line on stderr and exit with code 2, or 130 at Ctrl-C; for all work of a script."""
+    """Print a `UserError` as one line on stderr and exit with code 2; for the whole work of a script."""
     try:
         yield
     except UserError as error:
-        print(f"error: {_shortened(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _shortened(message: str) -> str:
-    """The message without its middle where it repeats a value of the user's that is too long to read."""
-    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
