@@ -390,7 +390,7 @@ def test_ctrl_c_outside_of_training_is_one_line(
     monkeypatch.setattr(place, interrupt)
     with pytest.raises(SystemExit) as stop:
         main_frequentist.main([f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--n_epochs=1"])
-    assert stop.value.code == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
             [sys.executable, name], cwd=ROOT, env={**script_environment(), "PYTHONPATH": str(tmp_path)},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "stopped by Ctrl-C\n")
+        assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
