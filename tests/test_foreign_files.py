@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from layers import BBBLinear
 from models import FORMAT, Description, build, load_network, read_checkpoint, save_network, write_checkpoint
 from recording import read_recording, recording
 from support import UserError
+from training import BayesianSettings, Setup, State, restore, start
 
 RGB = (0.1, 0.2, 0.3)
 DESCRIPTION = Description("lenet", True, {}, tuple("0123456789"), (0.5,), (0.5,))
@@ -235,6 +237,79 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*model.pt: it holds a tensor whose elements overlap: keep"):
         write_checkpoint(tmp_path / "model.pt", {"weights": {"a": torch.zeros(1).expand(5)}})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run: BayesianSettings) -> tuple[State, Setup, dict[str, Any]]:
+    """A run like the finished one, and the content of that one's last.pt."""
+    state, setup = start(finished_run)
+    return state, setup, read_checkpoint(setup.files.last)
+
+
+def _state(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    """Changes the optimizer's state of the first parameter, of shape [6, 1, 5, 5]."""
+    return lambda content: content["optimizer"]["state"][0].update(changes)
+
+
+def _group(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["optimizer"]["param_groups"][0].update(changes)
+
+
+def _progress(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["progress"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_state(exp_avg=torch.zeros(1)), "exp_avg of parameter 0 is not a torch.float32 tensor .6, 1, 5, 5."),
+        (_state(exp_avg_sq=torch.zeros(6, 1, 5, 50)), "exp_avg_sq of parameter 0 is not a torch.float32 tensor"),
+        (_state(exp_avg=torch.zeros(6, 1, 5, 5).double()), "exp_avg of parameter 0 is not a torch.float32 tensor"),
+        (_state(exp_avg=[0.0]), "exp_avg of parameter 0 is not a torch.float32 tensor"),
+        (_state(step=torch.zeros(5)), "step of parameter 0 is not a torch.float32 tensor"),
+        (_state(step=3), "step of parameter 0 is not a torch.float32 tensor"),
+        (_state(max_exp_avg_sq=torch.zeros(6, 1, 5, 5)), "state of parameter 0 holds"),
+        (lambda content: content["optimizer"]["state"].update({99: {}}), "parameters that the network does not have"),
+        (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "state of parameter 0 holds"),
+        (lambda content: content["optimizer"].update(state=3), "cannot be resumed"),
+        (lambda content: content["optimizer"]["param_groups"].pop(), "other parameters"),
+        (_group(params=[0, 1]), "other parameters"),
+        (_group(lr="fast"), "expected a number|a number ≥ 0"),
+        (_group(betas=(0.9,)), "betas"),
+        (_group(amsgrad=True), "amsgrad"),
+        (_group(fused="yes"), "fused"),
+        (_progress(epoch=10**9), "its history is not of 1000000000 epochs"),
+        (_progress(epoch=2**64 - 1), "its epoch is 18446744073709551615: expected an integer"),
+        (_progress(epoch=True), "its epoch is True: expected an integer"),
+        (_progress(batch=-1), "its batch is -1: expected an integer from 0 to 9"),
+        (_progress(batch=10), "its batch is 10: expected an integer from 0 to 9"),
+        (_progress(batch=3), "its scheduler is at step 9, its progress at another one"),
+        (_progress(steps=torch.zeros(10, 4)), "it is of a run with 10 batches per epoch, not 9"),
+        (_progress(steps=torch.zeros(9, 5)), "it is of a run with 9 batches"),
+        (_progress(steps=3), "it is of a run with 0 batches"),
+        (_progress(seconds=math.nan), "its seconds is nan: expected a number"),
+        (_progress(best_nll="low"), "its best_nll is 'low'"),
+        (_progress(best_epoch=7), "its history is not of 1 epochs"),
+        (_progress(history=[{"epoch": "one"}]), "a row that is not of figures"),
+        (_progress(history=[3]), "a row that is not of figures"),
+        (_progress(more=1), "more"),
+        (lambda content: content.update(progress=3), "cannot be resumed"),
+        (lambda content: content.update(scheduler={"last_epoch": 10**9}), "its scheduler is at step 1000000000"),
+        (lambda content: content.update(weights=3), "cannot be resumed"),
+        (lambda content: content.update(settings=3), "cannot be resumed"),
+        (lambda content: content.update(random=[(torch.zeros(3, dtype=torch.uint8), None)]), "cannot be resumed"),
+        (lambda content: content.update(random=3), "cannot be resumed"),
+    ],
+)
+def test_a_forged_last_pt_is_one_line_before_it_is_used(
+    change: Callable[[dict[str, Any]], object], message: str, finished: tuple[State, Setup, dict[str, Any]]
+) -> None:
+    state, setup, content = finished
+    content = copy.deepcopy(content)
+    change(content)
+    with pytest.raises(UserError, match=message) as refused:
+        restore(state, setup, content)
+    assert str(setup.files.last) in str(refused.value) and "\n" not in str(refused.value)
 
 
 GREY = np.linspace(0, 255, 32 * 32).reshape(32, 32).round().astype(np.uint8)
