@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.registry import FACTORIES, NETWORKS, build
 from models.screening import check_archive
-from support import UserError, atomic_write, first_line, number, text
+from support import UserError, atomic_write, first_line, number, text, whole
 
 FORMAT = 1  # of the files that this version writes and reads
 ROOM = 2**26  # values by which a network may be larger than its weights: less than the memory of a small machine
@@ -164,6 +164,24 @@ def restore_network(content: dict[str, Any], path: str | Path, device: torch.dev
     return net.to(device).eval()
 
 
+def check_settings(content: dict[str, Any], path: str | Path) -> None:
+    """Check the settings in a checkpoint by which a script loads the data that its network was trained on.
+
+    Args:
+        content: what `load_network` returned.
+        path: of the checkpoint, for the error message.
+
+    Raises:
+        UserError: they are missing, or have values that settings cannot have.
+    """
+    try:
+        settings = content["settings"]
+        for name, check in (("dataset", text), ("valid_size", number(0, 1, exclusive=True)), ("seed", whole(0))):
+            check(settings[name])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} does not say what data it was trained on: give one that training wrote") from error
+
+
 def _refuse_larger(description: Description, weights: Mapping[str, Any]) -> None:
     """Refuse a description of a network that is far larger than its weights, before it takes memory."""
     if description.net_type not in (*NETWORKS, *FACTORIES):
@@ -195,7 +213,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # an unpickler may raise any of them for a file that is something else
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
     number = content.get("format") if isinstance(content, dict) else None
-    if number != FORMAT:
+    if type(number) is not int or number != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {number!r}")
     if content.pop("checksum", None) != _checksum(content):
         raise UserError(f"{path} is damaged: its checksum is not that of its content; restore it or train again")

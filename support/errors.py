@@ -64,7 +64,7 @@ def report_user_errors() -> Iterator[None]:
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
         if _stdout_is_closed():
