@@ -263,7 +263,7 @@ def targets(folder: Path) -> dict[str, Target]:
         draw_pictures(pictures / name, each)
     settings = bayesian_settings(pictures, folder / "runs", n_epochs=1, batch_size=20, record_mean_var=True)
     settings = replace(settings, record_layers=["fc3"], device="cpu", valid_ens=1, test_ens=1)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(settings)
     state, setup = start(replace(settings, resume=True))
     files = run_files(settings)
@@ -353,7 +353,7 @@ WORDS = (
     "(1, 1)", "(0,)", "[]", "[[", "{", "{'prior_sigma': 0.1}", "{'prior_sigma': -1}", "{'prior': {'family': 'Normal'}}",
     "{'prior': {'family': 'Laplace', 'loc': 0, 'scale': 1}}", "{'prior': {'family': 'Distribution'}}", "{'a': 1}",
     "[" * 500, "x" * 300, "x" * 5000, "/", ".", "..", "/dev/null", "/dev/zero", "/proc/self/mem", "/nonexistent/a",
-    "README.md", "a/" * 3000, "σ∞\u202e", "two\nlines", "\x1b[31m", "\udcff", "-", "--", "--x", "=", "%s",
+    "README.md", "a/" * 3000, "σ∞\u202e", "two\nlines", "\x1b[31m", "\udcff", "\ud800", "nul\0", "-", "--", "--x", "=", "%s",
     "%(default)s", "'", "\\", "*", "~", "0x10", "1_000", "٣", "１",
 )  # fmt: skip
 
