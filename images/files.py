@@ -71,7 +71,7 @@ class ImageFiles(Dataset[Tensor]):
         try:
             with Image.open(path) as picture:
                 return to_pixels(picture, self.channels)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # PIL raises many kinds for a damaged file
             raise UserError(f"cannot read the image {path}: {error}") from error
 
     def subset(self, indices: Tensor) -> ImageFiles:

@@ -21,7 +21,7 @@ from inference.deployment import (
     compare_predictive_network,
     export_network,
 )
-from models import load_network
+from models import check_settings, load_network
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 
 
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     """Write the files, compare them if `args.check` is above 0, and return their paths."""
     tune_cpu()
     net, description, content = load_network(args.weights_path, net_type=args.net_type)
+    if args.check:
+        check_settings(content, args.weights_path)
     classifier = Classifier.from_description(net, description)
     mean_network = MeanNetwork(net, classifier.mean, classifier.std)
     networks: dict[str, MeanNetwork | PredictiveNetwork] = {"mean": mean_network}

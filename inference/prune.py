@@ -18,7 +18,7 @@ from inference.classifier import Classifier
 from inference.evaluation import split_scores
 from inference.plots import plot_pruning
 from inference.pruning import default_fractions, largest_fraction, pruned, pruning_curve, sparsity
-from models import load_network, save_network
+from models import check_settings, load_network, save_network
 from support import OneLineParser, UserError, argument, report_user_errors, tune_cpu, whole, write_json
 
 
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tune_cpu()
     path: Path = args.weights_path
     net, description, content = load_network(path, net_type=args.net_type)
+    check_settings(content, path)
     if not description.bayesian:
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
     settings = content["settings"]
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split_scores(tested, data.test, args.num_samples) for tested in (classifier, replace(classifier, net=smaller))
     )
     save_path = args.save_path or path.with_suffix(".pruned.pt")
-    save_network(save_path, smaller, description, settings=settings, validation=content["validation"], pruned=chosen)
+    save_network(
+        save_path, smaller, description, settings=settings, validation=content.get("validation"), pruned=chosen
+    )
     report = {"dataset": data.name, "by_layer": args.by_layer, "samples": args.num_samples, "curve": curve,
               "chosen": chosen, "sparsity": sparsity(smaller), "test": {"before": before, "after": after}}  # fmt: skip
     write_json(save_path.with_suffix(".json"), report)

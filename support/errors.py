@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 LONGEST = 1000  # characters of a message; a longer one repeats a value that nobody reads to its end
@@ -66,22 +66,14 @@ def report_user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        with suppress(ValueError, OSError):  # what is still to be printed, also when Python exits, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:
-        if _stdout_is_closed():
-            raise SystemExit(CLOSED_PIPE) from None
         _exit(one_line(f"{error.filename}: {error.strerror}" if error.filename else first_line(error)))
 
 
 def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
-
-
-def _stdout_is_closed() -> bool:
-    """Whether nobody reads what is printed; if so, what is still to be printed goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False

@@ -149,7 +149,7 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
         )
     not_compared = names_with(Role.NOT_COMPARED)
     differences = [
-        f"{name} {bayesian['settings'][name]!r} and {value!r}"
+        f"{name} {bayesian['settings'].get(name)!r} and {value!r}"
         for name, value in frequentist["settings"].items()
         if bayesian["settings"].get(name) != value and name not in not_compared
     ]

@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from images import ImageData, load_data
 from models import Description, build, file_name, read_checkpoint, write_checkpoint
 from recording import recorded_layers
-from support import ALONE, UserError, World
+from support import ALONE, UserError, World, first_line
 from training.network import architecture, build_network, build_optimizer, build_scheduler, describe
 from training.reports import Row
+from training.restoring import check_optimizer_state, check_progress
 from training.settings import BayesianSettings, Role, Settings, names_with
 
 
@@ -241,6 +242,8 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
         _refuse_other_settings(setup, content["settings"])
         _refuse_other_data(setup, content.get("data", setup.data.fingerprint))
         content = _with_scheduler(content, state)
+        check_optimizer_state(state.optimizer, content["optimizer"])
+        check_progress(content["progress"], content["scheduler"]["last_epoch"], state.progress.steps)
         state.net.load_state_dict(content["weights"])
         state.optimizer.load_state_dict(content["optimizer"])
         # A new scheduler instead of load_state_dict: the rates of the next step are those of the present n_epochs.
@@ -251,8 +254,10 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
         _refuse_other_length(setup, state.progress)
         state.progress.steps = state.progress.steps.to(setup.device)
         _restore_random_state(setup, state.progress, content["random"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be resumed: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file says can fail in any way
+        raise UserError(f"{path} cannot be resumed: {first_line(error)}") from error
     if setup.world.is_main:
         print(f"resuming {path} at epoch {state.progress.epoch + 1}, step {state.progress.batch + 1}", flush=True)
 
