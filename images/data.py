@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from support import UserError, nearest
 
 TEST_FRACTION = 0.2  # of a data set that comes without a test split
 TEST_SEED = 0  # not the run's seed: every run is tested on the same images
+FINGERPRINT_IMAGES = 64  # of each split, whose pixels are part of the fingerprint where images come from no files
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,9 @@ class ImageData:
         test: the images that are looked at once, at the end.
         mean: per channel, of the training split's pixels in [0, 1].
         std: their standard deviation, per channel.
+        fingerprint: SHA-256, in hexadecimal, of the names of the classes, the numbers of images, and what the images
+            are: the relative paths and sizes of a folder's files; else all labels and the pixels of a fixed sample.
+            Two runs on the same data have the same fingerprint, whether or not the images fit in memory.
     """
 
     name: str
@@ -40,6 +47,16 @@ class ImageData:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The number of images by split ('train', 'valid', 'test') and class."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {
+            name: dict(zip(self.classes, split.labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
+            for name, split in splits.items()
+        }
 
     @property
     def channels(self) -> int:
@@ -82,7 +99,12 @@ def load_data(
         train, test = train.hold_out(TEST_FRACTION, TEST_SEED, "test")
     train, valid = train.hold_out(valid_size, seed, "validation")
     mean, std = _pixel_statistics(train)
-    return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std)
+    content = contents.files_digest or _pixels_digest((train, valid, test))
+    counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
+    fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
+    return ImageData(
+        data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std, fingerprint
+    )
 
 
 def data_name(dataset: str) -> str:
@@ -101,6 +123,17 @@ def _find_source(dataset: str, memory_limit: float | None) -> Source:
         f"unknown dataset {dataset!r}: did you mean {nearest(dataset, SOURCES)!r}? "
         f"Known are {', '.join(SOURCES)}, or the path of a folder with train/<class>/* images"
     )
+
+
+def _pixels_digest(splits: Iterable[Split]) -> str:
+    """SHA-256 of all labels and of the pixels of a few images of each split, always the same ones."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split.labels.numpy().tobytes())
+        sample = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:FINGERPRINT_IMAGES]
+        for images, _ in split.batches(FINGERPRINT_IMAGES, sample):
+            digest.update(images.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

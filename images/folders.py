@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -45,9 +48,23 @@ def folder_source(root: Path, memory_limit: float | None = None) -> Source:
             files = ImageFiles([path for path, _ in listed.samples], channels)
             return Split(files.decode_all() if fits else files, torch.tensor(listed.targets))
 
-        return Contents(tuple(train.classes), channels == 3, split(train), None if test is None else split(test))
+        return Contents(
+            tuple(train.classes),
+            channels == 3,
+            split(train),
+            None if test is None else split(test),
+            _digest(root, [train] if test is None else [train, test]),
+        )
 
     return Source(len(train), test is not None, read)
+
+
+def _digest(root: Path, listings: Iterable[ImageFolder]) -> str:
+    """SHA-256 of the paths of the files, relative to the root, and of their sizes."""
+    digest = hashlib.sha256()
+    for path, _ in chain.from_iterable(listing.samples for listing in listings):
+        digest.update(b"%s\0%d\0" % (os.fsencode(os.path.relpath(path, root)), Path(path).stat().st_size))
+    return digest.hexdigest()
 
 
 def _list_images(folder: Path) -> ImageFolder:

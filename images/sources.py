@@ -39,12 +39,14 @@ class Contents:
         flippable: whether mirror images are as good as the originals.
         train: the training images; validation and, where the source has no test split, test images come out of them.
         test: the test split, if the source has one.
+        files_digest: SHA-256 of the relative paths and sizes of the image files; empty for images of no files.
     """
 
     classes: tuple[str, ...]
     flippable: bool
     train: Split
     test: Split | None = None
+    files_digest: str = ""
 
 
 @dataclass(frozen=True)

