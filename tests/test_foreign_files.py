@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import sqlite3
 import warnings
 import zlib
@@ -19,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
-from images import ImageFiles
+from images import ImageFiles, load_data, read_images, to_pixels
 from layers import BBBLinear
 from models import FORMAT, Description, build, load_network, save_network, write_checkpoint
 from recording import read_recording, recording
@@ -137,6 +138,10 @@ def _bomb(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("no picture"),
         lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+        lambda path: Image.fromarray(GREY).save(path, "PCX"),  # of a format that is not read
         _cut,
         _bomb,
         _tiff(np.full((32, 32), np.nan, np.float32)),
@@ -154,6 +159,77 @@ def test_a_file_that_is_no_picture_is_one_line_that_names_it(write: Callable[[Pa
             with pytest.raises(UserError, match="^cannot read the image .*picture.png: ") as refused:
                 ImageFiles([str(path)], channels)[0]
             assert "\n" not in str(refused.value)
+
+
+def test_a_postscript_file_with_the_name_of_a_picture_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("Ghostscript is called")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    path = tmp_path / "picture.png"
+    Image.fromarray(GREY).save(path, "EPS")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        ImageFiles([path], 1)[0]
+    with pytest.raises(UserError, match="holds no readable image .1 files look like one"):
+        read_images(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["over" * 70, "a\0b", "not\nthere", "no\udcff"])
+def test_an_impossible_path_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (
+        lambda: ImageFiles([f"{name}.png"], 1)[0],
+        lambda: read_images(Path(name), 1),
+        lambda: load_data(name, "data", 0.1, 0),
+        lambda: load_data(f"{name}/set", "data", 0.1, 0),
+    ):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_a_mutated_picture_is_read_or_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    path, chance = tmp_path / "picture.png", random.Random(0)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(GREY).save(path, kind, exif=exif)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(chance.randrange(1, 9)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.choice([len(damaged), chance.randrange(len(damaged))])])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert ImageFiles([path], 1)[0].shape == (1, 32, 32)
+            except UserError as error:
+                refused += 1
+                assert str(error).isprintable()
+    assert refused > 10
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_orientation_says(orientation: int, tmp_path: Path) -> None:
+    upright = Image.fromarray(GREY).resize((20, 30))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what a camera so held does to the scene
+    picture = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(tmp_path / "picture.png", exif=exif)
+    pixels = ImageFiles([tmp_path / "picture.png"], 1)[0]
+    assert torch.equal(pixels, to_pixels(upright, 1))
+    with Image.open(tmp_path / "picture.png") as opened:
+        assert torch.equal(to_pixels(opened, 1), pixels)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_exif_block_says_nothing(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "picture.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert torch.equal(ImageFiles([tmp_path / "picture.png"], 1)[0], torch.from_numpy(GREY)[None])
 
 
 @pytest.fixture

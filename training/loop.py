@@ -95,6 +95,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
     """
     resumed = resume(state, setup)
     settings, world, progress = setup.settings, setup.world, state.progress
+    if world.is_main:
+        print(setup.data.report(), flush=True)
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
     alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs)
@@ -262,6 +264,8 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         "test": scores(probs, data.test.labels),
         "test_samples": samples,
         "test_images": len(data.test),
+        "class_counts": data.counts,
+        "skipped_images": data.skipped,
         "validation": content["validation"],
         "epochs": progress.epoch,
         "parameters": sum(p.numel() for p in net.parameters()),
