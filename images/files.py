@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,8 @@ from support import UserError, first_line
 
 ENDINGS = frozenset((*IMG_EXTENSIONS, ".gif"))
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's others, one runs Ghostscript
+LARGE = 2**24  # pixels of an image above which no second such image is decoded at the same time
+ONE_AT_A_TIME = threading.Lock()  # a gigabyte for each of many threads is more than most machines have
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 
 Item = TypeVar("Item")
@@ -71,7 +74,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture)
     if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError(f"its pixels are of mode {picture.mode}: expected 8 or 16 bits per channel, unsigned")
-    return Image.fromarray((pixels / 257).round().astype(np.uint8))
+    scaled = np.divide(pixels, 257, dtype=np.float32)
+    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
 
 
 @contextmanager
@@ -109,7 +113,10 @@ class ImageFiles(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        with _open(str(self.paths[index])) as picture:
+        with (
+            _open(str(self.paths[index])) as picture,
+            ONE_AT_A_TIME if picture.width * picture.height > LARGE else nullcontext(),
+        ):
             return to_pixels(picture, self.channels)
 
     def subset(self, indices: Tensor) -> ImageFiles:

@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import sqlite3
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import torch
 from conftest import ROOT
 from PIL import EpsImagePlugin, ExifTags, Image
 
-from images import ImageFiles, load_data, read_images, to_pixels
+from images import ImageFiles, files, load_data, read_images, to_pixels
 from layers import BBBLinear
 from models import FORMAT, Description, build, load_network, save_network, write_checkpoint
 from recording import read_recording, recording
@@ -174,6 +175,33 @@ def test_a_postscript_file_with_the_name_of_a_picture_is_not_run(
         ImageFiles([path], 1)[0]
     with pytest.raises(UserError, match="holds no readable image .1 files look like one"):
         read_images(tmp_path, 1)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just below the size of a bomb, each takes up to a gigabyte."""
+    running, most = 0, []
+
+    def slow(picture: Image.Image, channels: int) -> torch.Tensor:
+        nonlocal running
+        running += 1
+        most.append(running)
+        time.sleep(0.01)
+        running -= 1
+        return to_pixels(picture, channels)
+
+    monkeypatch.setattr(files, "to_pixels", slow)
+    Image.fromarray(GREY).save(tmp_path / "picture.png")
+    pictures = ImageFiles([tmp_path / "picture.png"] * 8, 1)
+    assert pictures.decode_all().shape[0] == 8 and max(most) > 1
+    most.clear()
+    monkeypatch.setattr(files, "LARGE", 1000)
+    assert pictures.decode_all().shape[0] == 8 and max(most) == 1
+
+
+def test_all_16_bits_are_scaled_to_the_nearest_of_8() -> None:
+    values = np.arange(2**16, dtype=np.uint16)[:, None].repeat(32, 1)
+    rows = [to_pixels(Image.fromarray(chunk), 1)[0, :, 0] for chunk in np.split(values, 2048)]
+    assert torch.equal(torch.cat(rows), (torch.arange(2**16).double() / 257).round().to(torch.uint8))
 
 
 @pytest.mark.parametrize("name", ["over" * 70, "a\0b", "not\nthere", "no\udcff"])
