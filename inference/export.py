@@ -82,7 +82,10 @@ def _check(
     settings: dict[str, Any],
     args: argparse.Namespace,
 ) -> None:
-    data = load_data(settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"])
+    skip_broken = settings.get("skip_broken", False)
+    data = load_data(
+        settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"], skip_broken=skip_broken
+    )
     images, labels = next(data.test.batches(min(args.check, len(data.test))))
     mean = compare_mean_network(mean_network, onnx_files["mean"], images, labels)
     print(f"\n{len(labels):,} test images, onnxruntime beside the library\n"

@@ -54,7 +54,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not description.bayesian:
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
     settings = content["settings"]
-    data = load_data(settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"])
+    skip_broken = settings.get("skip_broken", False)
+    data = load_data(
+        settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"], skip_broken=skip_broken
+    )
     if (data.mean, data.classes) != (description.mean, description.classes):
         raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
     classifier = Classifier.from_description(net, description)

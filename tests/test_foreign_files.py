@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import socket
 import sqlite3
 import time
 import warnings
@@ -24,10 +25,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, same
-from PIL import Image
+from PIL import EpsImagePlugin, ExifTags, Image
 from torch import nn
 
-from images import ImageFiles
+from images import ImageFiles, files, load_data, read_images, to_pixels
 from layers import BBBLinear
 from models import FORMAT, Description, build, load_network, read_checkpoint, save_network, write_checkpoint
 from recording import read_recording, recording
@@ -363,6 +364,10 @@ def _bomb(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("no picture"),
         lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+        lambda path: Image.fromarray(GREY).save(path, "PCX"),  # of a format that is not read
         _cut,
         _bomb,
         _tiff(np.full((32, 32), np.nan, np.float32)),
@@ -380,6 +385,104 @@ def test_a_file_that_is_no_picture_is_one_line_that_names_it(write: Callable[[Pa
             with pytest.raises(UserError, match="^cannot read the image .*picture.png: ") as refused:
                 ImageFiles([str(path)], channels)[0]
             assert "\n" not in str(refused.value)
+
+
+def test_a_postscript_file_with_the_name_of_a_picture_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("Ghostscript is called")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    path = tmp_path / "picture.png"
+    Image.fromarray(GREY).save(path, "EPS")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        ImageFiles([path], 1)[0]
+    with pytest.raises(UserError, match="holds no readable image .1 files look like one"):
+        read_images(tmp_path, 1)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just below the size of a bomb, each takes up to a gigabyte."""
+    running, most = 0, []
+
+    def slow(picture: Image.Image, channels: int) -> torch.Tensor:
+        nonlocal running
+        running += 1
+        most.append(running)
+        time.sleep(0.01)
+        running -= 1
+        return to_pixels(picture, channels)
+
+    monkeypatch.setattr(files, "to_pixels", slow)
+    Image.fromarray(GREY).save(tmp_path / "picture.png")
+    pictures = ImageFiles([tmp_path / "picture.png"] * 8, 1)
+    assert pictures.decode_all().shape[0] == 8 and max(most) > 1
+    most.clear()
+    monkeypatch.setattr(files, "LARGE", 1000)
+    assert pictures.decode_all().shape[0] == 8 and max(most) == 1
+
+
+def test_all_16_bits_are_scaled_to_the_nearest_of_8() -> None:
+    values = np.arange(2**16, dtype=np.uint16)[:, None].repeat(32, 1)
+    rows = [to_pixels(Image.fromarray(chunk), 1)[0, :, 0] for chunk in np.split(values, 2048)]
+    assert torch.equal(torch.cat(rows), (torch.arange(2**16).double() / 257).round().to(torch.uint8))
+
+
+@pytest.mark.parametrize("name", ["over" * 70, "a\0b", "not\nthere", "no\udcff"])
+def test_an_impossible_path_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (
+        lambda: ImageFiles([f"{name}.png"], 1)[0],
+        lambda: read_images(Path(name), 1),
+        lambda: load_data(name, "data", 0.1, 0),
+        lambda: load_data(f"{name}/set", "data", 0.1, 0),
+    ):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_a_mutated_picture_is_read_or_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    path, chance = tmp_path / "picture.png", random.Random(0)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(GREY).save(path, kind, exif=exif)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(chance.randrange(1, 9)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.choice([len(damaged), chance.randrange(len(damaged))])])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert ImageFiles([path], 1)[0].shape == (1, 32, 32)
+            except UserError as error:
+                refused += 1
+                assert str(error).isprintable()
+    assert refused > 10
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_orientation_says(orientation: int, tmp_path: Path) -> None:
+    upright = Image.fromarray(GREY).resize((20, 30))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what a camera so held does to the scene
+    picture = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(tmp_path / "picture.png", exif=exif)
+    pixels = ImageFiles([tmp_path / "picture.png"], 1)[0]
+    assert torch.equal(pixels, to_pixels(upright, 1))
+    with Image.open(tmp_path / "picture.png") as opened:
+        assert torch.equal(to_pixels(opened, 1), pixels)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_exif_block_says_nothing(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "picture.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert torch.equal(ImageFiles([tmp_path / "picture.png"], 1)[0], torch.from_numpy(GREY)[None])
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "n_epochs": 5, "lr_start": 0.1, "lr_schedule": "cosine", "batch_size": 7, "valid_size": 0.3,
         "random_shift": 4, "random_flip": True, "num_workers": 3, "seed": 9, "device": "cuda:1", "amp": True,
         "compile": True, "deterministic": True, "patience": 2, "resume": True, "checkpoint_dir": "there",
-        "tensorboard": True,
+        "tensorboard": True, "skip_broken": True,
         "layer_type": "flipout", "alpha_shape": (1, 1), "priors": {"prior_sigma": 0.5}, "beta_type": "Blundell",
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,

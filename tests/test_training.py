@@ -554,7 +554,7 @@ def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictur
         [sys.executable, "-c", code, *words], cwd=ROOT, env=script_environment(), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout and "epoch   1/500" in process.stdout.readline()
+        assert process.stdout and any("epoch   1/500" in line for line in process.stdout)
         os.killpg(process.pid, signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "stopped by SIGTERM" in output and "Traceback" not in errors

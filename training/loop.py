@@ -113,6 +113,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
     """
     resumed = resume(state, setup)
     settings, world, progress = setup.settings, setup.world, state.progress
+    if world.is_main:
+        print(setup.data.report(), flush=True)
     if not resumed:
         progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
@@ -287,6 +289,8 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         "test": scores(probs, data.test.labels),
         "test_samples": samples,
         "test_images": len(data.test),
+        "class_counts": data.counts,
+        "skipped_images": data.skipped,
         "validation": content["validation"],
         "epochs": progress.epoch,
         "parameters": sum(p.numel() for p in net.parameters()),

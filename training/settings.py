@@ -114,6 +114,7 @@ class Settings:
         Role.MAY_CHANGE_ON_RESUME,
         Role.NOT_COMPARED,
     )
+    skip_broken: bool = _setting("leave out the images of a folder that cannot be read, and count them", flag)
     seed: int = _setting("seed of the split, the weights, the order and the noise", whole(0))
     device: str = _setting(
         "auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", either("auto", _device), Role.MAY_CHANGE_ON_RESUME

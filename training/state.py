@@ -147,7 +147,12 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             recorded_layers(build(settings.net_type, True, 1, 1, **architecture(settings)), settings.record_layers)
     with world.local_main_first():  # the data may have to be downloaded
         data = load_data(
-            settings.dataset, settings.data_dir, settings.valid_size, settings.seed, batch_size=settings.batch_size
+            settings.dataset,
+            settings.data_dir,
+            settings.valid_size,
+            settings.seed,
+            batch_size=settings.batch_size,
+            skip_broken=settings.skip_broken,
         )
     if min(settings.batch_size, len(data.valid), len(data.test)) < world.size:
         raise UserError(
