@@ -17,6 +17,7 @@ from inference.evaluation import (
     split_scores,
     under_shift,
 )
+from inference.likelihoods import BernoulliPredictive, Predictive, entropy, normalized_softplus, softmax
 from inference.metrics import (
     accuracy,
     adaptive_ece,
@@ -29,22 +30,14 @@ from inference.metrics import (
     risk_coverage_area,
     scores,
 )
-from inference.prediction import (
-    Predictive,
-    entropy,
-    normalized_softplus,
-    posterior_draws,
-    posterior_predictive,
-    predict,
-    softmax,
-    summarize,
-)
+from inference.prediction import posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
     "SHIFTS",
+    "BernoulliPredictive",
     "Classifier",
     "GaussianLikelihood",
     "MeanNetwork",

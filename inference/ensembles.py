@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier, Images, predict_chunks
-from inference.prediction import Predictive, batched_outputs, posterior_outputs, summarize
+from inference.likelihoods import Predictive
+from inference.prediction import batched_outputs, posterior_outputs, summarize
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 256  # images per forward pass
@@ -24,26 +25,27 @@ def ensemble_predictive(
     normalizes the images by its own constants.
 
     Args:
-        classifiers: the members, of the same classes and image shape.
+        classifiers: the members, of the same classes, image shape and likelihood.
         images: as for `Classifier.predict`.
         num_samples: draws from the posterior of each Bayesian member; a deterministic member is one sample.
         seed: member m draws with seed + m.
 
     Raises:
-        ValueError: there is no member, or they differ in their classes or image shape; as `Classifier.predict`.
+        ValueError: there is no member, or they differ in classes, image shape or likelihood; as `Classifier.predict`.
     """
-    if len({(classifier.classes, classifier.image_shape) for classifier in classifiers}) != 1:
-        raise ValueError("expected at least one classifier, and all with the same classes and image shape")
+    if len({(classifier.classes, classifier.image_shape, classifier.likelihood) for classifier in classifiers}) != 1:
+        raise ValueError("expected at least one classifier, and all with the same classes, image shape and likelihood")
 
     def predict_chunk(pixels: Tensor) -> Predictive:
         with torch.inference_mode():
-            return summarize(
-                logits
+            samples = (
+                outputs
                 for member, classifier in enumerate(classifiers)
-                for logits in posterior_outputs(
+                for outputs in posterior_outputs(
                     classifier.net, classifier.normalize(pixels), num_samples, BATCH, seed + member
                 )
             )
+            return summarize(samples, likelihood=classifiers[0].likelihood)
 
     return predict_chunks(classifiers[0].read(images), predict_chunk)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from images import Split, gaussian_noise, rotate
 from inference import metrics
 from inference.classifier import Classifier
-from inference.prediction import Predictive
+from inference.likelihoods import Predictive
 from support import ALONE, World
 
 TRACES = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
@@ -43,12 +43,12 @@ SHIFTS: Mapping[str, Shift] = {
 
 def split_scores(classifier: Classifier, split: Split, num_samples: int = 25, seed: int = 0) -> dict[str, float]:
     """Accuracy, NLL (nats per example), Brier score and ECE of a classifier on labelled images."""
-    return metrics.scores(classifier.predict(split.images, num_samples, seed).probs, split.labels)
+    return metrics.scores(classifier.predict(split.images, num_samples, seed), split.labels)
 
 
 def known_scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
     """`metrics.scores`, the adaptive ECE, and the area under the risk–coverage curve of the total entropy."""
-    return metrics.scores(predictive.probs, labels) | {
+    return metrics.scores(predictive, labels) | {
         "adaptive_ece": metrics.adaptive_ece(predictive.probs, labels),
         "risk_coverage_area": metrics.risk_coverage_area(predictive.entropy, predictive.labels != labels),
     }
