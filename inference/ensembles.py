@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,18 +63,41 @@ def dropout_predictive(classifier: Classifier, images: Images, num_samples: int 
     Raises:
         ValueError: the network has no dropout layer, or `num_samples` is below 1; as `Classifier.predict`.
     """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     net = copy.deepcopy(classifier.net).eval()
     layers = [module for module in net.modules() if isinstance(module, DROPOUT)]
     if not layers:
         raise ValueError("expected a network with dropout layers, got one without")
+    generator = torch.Generator(next(net.parameters()).device)  # its own: other threads draw from the global one
     for layer in layers:
-        layer.train()
-    device = next(net.parameters()).device
+        layer.register_forward_hook(partial(_drop, generator=generator))
 
     def predict_chunk(pixels: Tensor) -> Predictive:
         inputs = classifier.normalize(pixels)
-        with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            return summarize(batched_outputs(net, inputs, BATCH) for _ in range(num_samples))
+        generator.manual_seed(seed)
+        with torch.inference_mode():
+            samples = (batched_outputs(net, inputs, BATCH) for _ in range(num_samples))
+            return summarize(samples, likelihood=classifier.likelihood)
 
     return predict_chunks(classifier.read(images), predict_chunk)
+
+
+def _drop(layer: nn.Module, _: object, output: Tensor, generator: torch.Generator) -> Tensor:
+    """The output of a dropout layer in train mode, from that in eval mode, with the masks of a generator.
+
+    On a CPU the masks are those that torch draws from the global generator at the same seed.
+    """
+    assert isinstance(layer, DROPOUT)
+    p = layer.p
+    if p == 1:
+        return torch.zeros_like(output)
+    whole_features = not isinstance(layer, (nn.Dropout, nn.AlphaDropout))
+    shape = (*output.shape[:2], *(1 for _ in output.shape[2:])) if whole_features else output.shape
+    kept = output.new_empty(shape).bernoulli_(1 - p, generator=generator)
+    if not isinstance(layer, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+        return output * kept.div_(1 - p)
+    # What is dropped becomes SELU's lower bound; then mean 0 and variance 1 are restored (Klambauer et al. 2017).
+    lowest = -1.7580993408473766
+    a = ((lowest**2 * p + 1) * (1 - p)) ** -0.5
+    return a * (output * kept + lowest * (1 - kept) - lowest * p)
