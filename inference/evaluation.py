@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from images import Split, gaussian_noise, rotate
+from images import ImageData, Split, gaussian_noise, load_data, rotate
 from inference import metrics
 from inference.classifier import Classifier
 from inference.likelihoods import Predictive
-from support import ALONE, World
+from models import SavedNetwork
+from support import ALONE, UserError, World, number, text, whole
 
+TRAINED_ON = {"dataset": text, "valid_size": number(0, 1, exclusive=True), "seed": whole(0)}
 TRACES = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
 SHIFTED = 2000  # images that a shift is applied to, at most
 
@@ -39,6 +42,30 @@ SHIFTS: Mapping[str, Shift] = {
     "rotation": Shift(range(0, 181, 15), rotate, "rotation (degrees)"),
     "noise": Shift([level / 10 for level in range(11)], gaussian_noise, "standard deviation of the noise"),
 }
+
+
+def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
+    """The data that a network was trained on, split as it was then.
+
+    Args:
+        saved: the network and its checkpoint's content.
+        path: of the checkpoint, for messages.
+        data_dir: where downloaded data lies or goes.
+
+    Raises:
+        UserError: the checkpoint does not name its data, they cannot be read, or they are no longer the same.
+    """
+    try:
+        settings = saved.content["settings"]
+        dataset, valid_size, seed = (check(settings[name]) for name, check in TRAINED_ON.items())
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say what its network was trained on: give a checkpoint of main_bayesian.py"
+        ) from error
+    data = load_data(dataset, data_dir, valid_size, seed)
+    if (data.mean, data.classes) != (saved.description.mean, saved.description.classes):
+        raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
+    return data
 
 
 def split_scores(classifier: Classifier, split: Split, num_samples: int = 25, seed: int = 0) -> dict[str, float]:
