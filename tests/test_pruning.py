@@ -107,7 +107,7 @@ def test_weights_that_are_not_finite_have_no_ratio() -> None:
 
 
 def test_foreign_and_broken_checkpoints_are_refused_in_one_line(
-    finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = shutil.copy(run_files(finished_run).best, tmp_path / "model.pt")
     content = read_checkpoint(weights)
@@ -151,6 +151,7 @@ def test_foreign_and_broken_checkpoints_are_refused_in_one_line(
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error and error.count("\n") == 1, error
     assert weights.read_bytes() == before
+    monkeypatch.setattr("inference.pruning.FRACTIONS", (0.0,))  # a short curve
     prune.main(["--weights_path", str(weights), "--save_path", str(weights), "--overwrite", "--fraction", "0.5",
                 "--num_samples", "1"])  # fmt: skip
     assert sparsity(load_network(weights).net) == pytest.approx(0.5, abs=1e-3)
