@@ -353,8 +353,8 @@ WORDS = (
     "(1, 1)", "(0,)", "[]", "[[", "{", "{'prior_sigma': 0.1}", "{'prior_sigma': -1}", "{'prior': {'family': 'Normal'}}",
     "{'prior': {'family': 'Laplace', 'loc': 0, 'scale': 1}}", "{'prior': {'family': 'Distribution'}}", "{'a': 1}",
     "[" * 500, "x" * 300, "x" * 5000, "/", ".", "..", "/dev/null", "/dev/zero", "/proc/self/mem", "/nonexistent/a",
-    "README.md", "a/" * 3000, "σ∞\u202e", "two\nlines", "\x1b[31m", "\udcff", "\ud800", "nul\0", "-", "--", "--x", "=", "%s",
-    "%(default)s", "'", "\\", "*", "~", "0x10", "1_000", "٣", "１",
+    "README.md", "a/" * 3000, "σ∞\u202e", "two\nlines", "\x1b[31m", "\udcff", "\ud800", "nul\0", "-", "--", "--x",
+    "=", "%s", "%(default)s", "'", "\\", "*", "~", "0x10", "1_000", "٣", "１",
 )  # fmt: skip
 
 

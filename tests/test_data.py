@@ -538,3 +538,9 @@ def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures / "test" / "upright", root / "test" / "upright")
     with pytest.raises(UserError, match="same classes, but only one has lying"):
         load_data(str(root), "data", 0.1, 0)
+
+
+def test_only_pixels_are_normalized() -> None:
+    """ToTensor's floats are in [0, 1]: taken for pixels from 0 to 255, every image would be black."""
+    with pytest.raises(ValueError, match="expected uint8 pixels from 0 to 255, got torch.float32: multiply"):
+        normalize(torch.rand(2, 1, 32, 32), (0.3,), (0.2,))

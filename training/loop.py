@@ -259,7 +259,7 @@ def validate(net: nn.Module, setup: Setup) -> Row:
     predictive = _predict(net, setup.data.valid, setup.bayesian.valid_ens if setup.bayesian else 1, setup)
     expected = predictive.expected_log_probs.double().gather(1, labels[:, None]).mean()
     return {
-        "valid_nll": nll(predictive.probs, labels),
+        "valid_nll": nll(predictive, labels),
         "valid_accuracy": accuracy(predictive.probs, labels),
         "valid_elbo": float(expected) - float(kl_divergence(net).detach()) / len(setup.data.train),
     }
@@ -281,12 +281,12 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         raise UserError(f"{files.best} is the network of another run than {files.last}: train again without --resume")
     samples = setup.bayesian.test_ens if setup.bayesian else 1
     started = time.perf_counter()
-    probs = _predict(net, data.test, samples, setup).probs
+    predictive = _predict(net, data.test, samples, setup)
     results = {
         "dataset": data.name,
         "net_type": settings.net_type,
         "method": "bayesian" if setup.bayesian else "frequentist",
-        "test": scores(probs, data.test.labels),
+        "test": scores(predictive, data.test.labels),
         "test_samples": samples,
         "test_images": len(data.test),
         "class_counts": data.counts,
