@@ -7,6 +7,7 @@ valid_size = 0.1  # fraction of the training images held out for validation
 random_shift = 2  # maximal random translation of training images, in pixels
 random_flip = "auto"  # horizontal flips of training images: True, False, or auto (color images only)
 num_workers = 4  # processes that decode images, used only if the images do not fit in memory
+skip_broken = False  # leave out the images of a folder that cannot be read, and count them
 
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own

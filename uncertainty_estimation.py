@@ -11,13 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from images import load_data, read_images
-from inference import SHIFTS, Classifier, evaluate, plots
-from models import check_net_type, file_name, load_network
+from inference import SHIFTS, Classifier, evaluate, load_finite_network, plots, print_batches, print_summary
+from models import check_net_type, file_name
 from support import (
     ALONE,
     OneLineParser,
@@ -90,8 +89,8 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     for family, network in report["networks"].items():
         print(f"\n{family} {args.net_type}: mean uncertainty per mini-batch of {args.batch_size}")
         for name, rows in network["batches"].items():
-            _print_batches(name, rows)
-    _print_summary(report)
+            print_batches(name, rows)
+    print_summary(report)
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
     pictures = plots.plot_evaluation(
         save_dir, report, predictives, (known, unknown), labels, data.classes, args.net_type
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
 
 
 def _load(path: Path, net_type: str, family: str, device: torch.device) -> Classifier:
-    net, description, _ = load_network(path, device, net_type)
+    net, description, _ = load_finite_network(path, device, net_type)
     if description.bayesian != (family == "bayesian"):
         raise UserError(
             f"{path} does not hold a {family} network: give --weights_path a checkpoint of main_bayesian.py, "
@@ -123,30 +122,6 @@ def _not_mnist(folder: Path) -> Path:
         f"{folder} has no notMNIST_small or notMNIST_large and no folders A to J: give --not_mnist_dir, or another "
         f"set of unknown images with --ood_dir"
     )
-
-
-def _print_batches(name: str, rows: list[dict[str, float]]) -> None:
-    print(f"{name:<20}{'softmax':>24}{'normalized':>26}\n{'batch':<20}" + f"{'epistemic':>13}{'aleatoric':>13}" * 2)
-    for index, row in enumerate(rows):
-        print(f"{index + 1:<20}" + "".join(f"{value:>13.6f}" for value in row.values()))
-    means = (sum(row[trace] for row in rows) / len(rows) for trace in rows[0])
-    print(f"{'mean of batches':<20}" + "".join(f"{mean:>13.6f}" for mean in means))
-
-
-def _print_summary(report: dict[str, Any]) -> None:
-    networks = report["networks"]
-    first = next(iter(networks.values()))
-    print(f"\n{report['known']} ({report['known_images']:,} images)")
-    for name in first["known"]:
-        cells = (f"{family} {network['known'][name]:<12.4g}" for family, network in networks.items())
-        print(f"{name.replace('_', ' '):<26}" + "".join(cells))
-    print(f"\n{report['known']} against {report['unknown']} ({report['unknown_images']:,} images)")
-    print(f"{'':<26}" + "".join(f"{family:^33}" for family in networks))
-    print(f"{'score':<26}" + f"{'AUROC':>9}{'AUPR':>9}{'FPR95':>9}      " * len(networks))
-    for score in first["novelty"]:
-        rows = (network["novelty"][score] for network in networks.values())
-        print(f"{score:<26}" + "".join(f"{r['auroc']:>9.4f}{r['aupr']:>9.4f}{r['fpr95']:>9.4f}      " for r in rows))
-    print(f"predicted in {report['prediction_seconds']:.1f} s with {report['samples']} samples")
 
 
 def main(flags: Sequence[str] | None = None) -> None:

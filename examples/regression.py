@@ -15,7 +15,7 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 from inference import GaussianLikelihood, RegressionPredictive, regression_predictive
-from layers import BBBLinear, ModuleWrapper
+from layers import BBBLinear, ModuleWrapper, parameter_groups
 from support import BLUE, ORANGE, OneLineParser, figure_style, report_user_errors, save_figure
 
 GAP = (0.4, 1.3)  # standardized body mass indices that are left out of training
@@ -39,7 +39,7 @@ def main(path: Path, steps: int = 1500) -> RegressionPredictive:
 
     net = ModuleWrapper(Bumps(), BBBLinear(21, 1, priors={"posterior_rho_initial": (-2.0, 0.1)}))
     likelihood = GaussianLikelihood(noise=0.5)  # learnt with the network
-    optimizer = torch.optim.Adam([*net.parameters(), *likelihood.parameters()], lr=1e-2)
+    optimizer = torch.optim.Adam([*parameter_groups(net, lr=1e-2), {"params": likelihood.parameters()}], lr=1e-2)
     for _ in range(steps):
         output, kl = net(x)
         loss = likelihood(output, y) + kl / len(x)  # β = 1, nats per example

@@ -147,7 +147,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
         "net_type": experiment.block.net_type,
         "method": experiment.method_name,
         "seed": experiment.seed,
-        "test": scores(known.probs, data.test.labels),
+        "test": scores(known, data.test.labels),
         "unknown": {name: novelties(known, predictive, SCORES) for name, predictive in unknown.items()},
         "valid_nll": sum(run["validation"]["valid_nll"] for run in runs) / len(runs),
         "valid_accuracy": sum(run["validation"]["valid_accuracy"] for run in runs) / len(runs),

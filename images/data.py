@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from images.files import printable
 from images.folders import folder_source
 from images.sources import SOURCES, Source
 from images.splits import Split, held_out_count
@@ -15,6 +19,7 @@ from support import UserError, nearest
 
 TEST_FRACTION = 0.2  # of a data set that comes without a test split
 TEST_SEED = 0  # not the run's seed: every run is tested on the same images
+FINGERPRINT_IMAGES = 64  # of each split, whose pixels are part of the fingerprint where images come from no files
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,11 @@ class ImageData:
         test: the images that are looked at once, at the end.
         mean: per channel, of the training split's pixels in [0, 1].
         std: their standard deviation, per channel.
+        fingerprint: SHA-256, in hexadecimal, of the names of the classes, the numbers of images, and what the images
+            are: the relative paths and sizes of a folder's files; else all labels and the pixels of a fixed sample.
+            Two runs on the same data have the same fingerprint, whether or not the images fit in memory.
+        notes: what was made of the data where it is not what it could be, one line each.
+        skipped: the paths of images that were left out because they cannot be read.
     """
 
     name: str
@@ -40,6 +50,27 @@ class ImageData:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The number of images by split ('train', 'valid', 'test') and class."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {
+            name: dict(zip(self.classes, split.labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
+            for name, split in splits.items()
+        }
+
+    def report(self) -> str:
+        """The numbers of images by split and class, what was made of the data, and what was skipped: a line each."""
+        counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
+        color = "grey" if self.channels == 1 else "color"
+        lines = [f"{printable(self.name)}: {len(self.classes)} classes, {color}; {counts}", *self.notes]
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {printable(self.skipped[0])}")
+        return "\n".join(lines)
 
     @property
     def channels(self) -> int:
@@ -54,53 +85,94 @@ def load_data(
     seed: int,
     memory_limit: float | None = None,
     batch_size: int = 1,
+    skip_broken: bool = False,
 ) -> ImageData:
     """A data set by its name, or the path of a folder of images, split for a run.
 
     Args:
         dataset: a key of `images.SOURCES` ('MNIST5k', 'MNIST', 'CIFAR10', 'CIFAR100'), or a folder with
-            `train/<class>/*` and, if it has one, `test/<class>/*`.
+            `train/<class>/*` and, if it has them, `val/<class>/*` and `test/<class>/*`: see `folder_source`.
         data_dir: where downloads are kept.
-        valid_size: the fraction of the training images that is held out for validation.
+        valid_size: the fraction of the training images that is held out for validation, if the data set has no
+            validation images of its own.
         seed: of the split into training and validation.
         memory_limit: for a folder, bytes of images to hold in memory at most; by default half of the free memory.
         batch_size: the run's, which the training images must at least fill.
+        skip_broken: for a folder, leave out the images that cannot be read.
 
     Raises:
         UserError: an unknown name, splits without images or smaller than a batch (both before any image is read),
             data that is not there and cannot be downloaded, a broken file or folder.
     """
-    source = _find_source(dataset, memory_limit)
+    source = _find_source(dataset, memory_limit, skip_broken)
     count = source.train_images
     count -= 0 if source.has_test else held_out_count(count, TEST_FRACTION, "test")
-    count -= held_out_count(count, valid_size, "validation")
+    count -= 0 if source.has_valid else held_out_count(count, valid_size, "validation")
     if batch_size > count:
         raise UserError(f"batch_size {batch_size} is more than the {count} training images: give at most that")
     contents = source.read(Path(data_dir))
-    train, test = contents.train, contents.test
+    train, valid, test = contents.train, contents.valid, contents.test
     if test is None:
         train, test = train.hold_out(TEST_FRACTION, TEST_SEED, "test")
-    train, valid = train.hold_out(valid_size, seed, "validation")
+    if valid is None:
+        train, valid = train.hold_out(valid_size, seed, "validation")
     mean, std = _pixel_statistics(train)
-    return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std)
+    content = contents.files_digest or _pixels_digest((train, valid, test))
+    counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
+    fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
+    return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std,
+                     fingerprint, contents.notes, contents.skipped)  # fmt: skip
 
 
 def data_name(dataset: str) -> str:
-    """What checkpoints and reports call a data set: its own name, or that of its folder."""
-    return dataset if dataset in SOURCES else Path(dataset).resolve().name
+    """What checkpoints and reports call a data set: its own name, or that of its folder.
+
+    Raises:
+        UserError: it is neither a known name nor a possible path.
+    """
+    try:
+        return dataset if dataset in SOURCES else Path(dataset).resolve().name
+    except (OSError, ValueError) as error:
+        raise UserError(f"dataset '{printable(dataset)}' is no path: {error}") from error
 
 
-def _find_source(dataset: str, memory_limit: float | None) -> Source:
+def _find_source(dataset: str, memory_limit: float | None, skip_broken: bool) -> Source:
     if dataset in SOURCES:
         return SOURCES[dataset]
-    if Path(dataset).is_dir():
-        return folder_source(Path(dataset), memory_limit)
+    try:
+        if Path(dataset).is_dir():
+            return folder_source(Path(dataset), memory_limit, skip_broken)
+    except OSError as error:
+        raise UserError(f"dataset '{printable(dataset)}' cannot be read: {error.strerror or error}") from error
     if os.sep in dataset:
-        raise UserError(f"dataset {dataset!r}: there is no such folder")
+        raise UserError(f"dataset '{printable(dataset)}': there is no such folder")
     raise UserError(
-        f"unknown dataset {dataset!r}: did you mean {nearest(dataset, SOURCES)!r}? "
+        f"unknown dataset '{printable(dataset)}': did you mean {nearest(dataset, SOURCES)!r}? "
         f"Known are {', '.join(SOURCES)}, or the path of a folder with train/<class>/* images"
     )
+
+
+def _count_phrase(by_class: dict[str, int]) -> str:
+    """Such as '200 (cat: 90, dog: 110)'; of more than ten classes, the smallest and the largest."""
+    names = sorted(by_class, key=by_class.__getitem__)
+    if by_class[names[0]] == by_class[names[-1]]:
+        each = f"{by_class[names[0]]:,} per class"
+    elif len(names) <= 10:
+        each = ", ".join(f"{printable(name)}: {count:,}" for name, count in by_class.items())
+    else:
+        each = " to ".join(f"{printable(name)}: {by_class[name]:,}" for name in (names[0], names[-1]))
+    return f"{sum(by_class.values()):,} ({each})"
+
+
+def _pixels_digest(splits: Iterable[Split]) -> str:
+    """SHA-256 of all labels and of the pixels of a few images of each split, always the same ones."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split.labels.numpy().tobytes())
+        sample = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:FINGERPRINT_IMAGES]
+        for images, _ in split.batches(FINGERPRINT_IMAGES, sample):
+            digest.update(images.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

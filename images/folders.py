@@ -1,64 +1,210 @@
-"""A folder of images as a data set: `train/<class>/*` and, if it has one, `test/<class>/*`."""
+"""A folder of images as a data set: `train/<class>/*` and, if it has them, `val/<class>/*` and `test/<class>/*`."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
-from images.files import ImageFiles, is_grey
+from images.files import (
+    ImageFiles,
+    LeftOut,
+    all_grey,
+    is_folder,
+    is_hidden,
+    is_inside,
+    list_images,
+    printable,
+    unreadable,
+)
 from images.sources import Contents, Source
 from images.splits import Split
 from models import IMAGE_SIZE
 from support import UserError
 
+VALIDATION = ("val", "valid", "validation")  # names of the folder of validation images
 
-def folder_source(root: Path, memory_limit: float | None = None) -> Source:
-    """The folder as a source. Its images are read as grey if one of every class is grey, else as RGB.
+
+@dataclass
+class SplitFiles:
+    """The image files of `train/`, of the validation folder or of `test/`.
+
+    Attributes:
+        folder: the folder of the classes' folders.
+        classes: their names, sorted.
+        paths: of the images, class by class.
+        sizes: in bytes, of each.
+        labels: index of its class, of each.
+        left_out: what else is in the folder.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    paths: list[str]
+    sizes: array[int]
+    labels: list[int]
+    left_out: LeftOut
+
+    def drop(self, indices: set[int]) -> None:
+        """Remove the images at these indices."""
+        kept = [index for index in range(len(self.paths)) if index not in indices]
+        self.paths = [self.paths[index] for index in kept]
+        self.sizes = array("q", (self.sizes[index] for index in kept))
+        self.labels = [self.labels[index] for index in kept]
+
+    def check(self) -> None:
+        """Raise a `UserError` if there is no class, or one without images."""
+        labels = set(self.labels)
+        empty = [name for label, name in enumerate(self.classes) if label not in labels]
+        if empty or not self.classes:
+            reason = f"no image in {_names(empty)}" if empty else "there is no such folder"
+            left_out = f"; left out of it are {self.left_out}" if self.left_out.counts else ""
+            raise UserError(f"{printable(self.folder)} must hold a folder of images for each class: {reason}{left_out}")
+
+
+def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bool = False) -> Source:
+    """The folder as a source. Its images are read as grey if every one is grey, else as RGB.
+
+    Hidden files and folders are left out, and links that lead to a folder or out of `train/`, `test/` or the
+    validation folder, by which images of one could get into another; so are files without the ending of an image.
+    `Contents.notes` says what was left out.
 
     Args:
-        root: the folder of `train/` and `test/`.
+        root: the folder of `train/`, `test/`, and `val/`, `valid/` or `validation/`.
         memory_limit: bytes of images to hold in memory at most, by default half of the free memory; beyond it the
             images are decoded as they are needed.
+        skip_broken: leave out the images that cannot be read, for which all are decoded once more.
 
     Raises:
-        UserError: folders that are missing or empty, or `train/` and `test/` with different classes; on reading,
-            an image that cannot be read.
+        UserError: folders that are missing, empty or cannot be read, only one class, or folders with different
+            classes; on reading, an image that cannot be read.
     """
-    train = _list_images(root / "train")
-    test = _list_images(root / "test") if (root / "test").is_dir() else None
-    if test is not None and test.classes != train.classes:
-        unshared = sorted(set(train.classes) ^ set(test.classes))
-        raise UserError(
-            f"{root}: train/ and test/ must have the same classes, but only one has {', '.join(unshared[:5])}"
-        )
+    folders, unused = _find_folders(root)
+    splits = {purpose: _list_split(folder) for purpose, folder in folders.items()}
+    classes = splits["train"].classes
+    if len(classes) == 1:
+        raise UserError(f"{printable(root / 'train')} has only the class {printable(classes[0])}: expected two or more")
+    for split in splits.values():
+        if split.classes != classes:
+            raise UserError(
+                f"{printable(root)}: train/ and {split.folder.name}/ must have the same classes, but only one has "
+                f"{_names(sorted(set(classes) ^ set(split.classes)))}"
+            )
+    skipped = _drop_unreadable(splits.values(), root) if skip_broken else ()
 
     def read(data_dir: Path) -> Contents:
-        one_per_class = {label: path for path, label in train.samples}
-        channels = 1 if all(map(is_grey, one_per_class.values())) else 3
-        total = len(train) + (0 if test is None else len(test))
-        fits = total * channels * IMAGE_SIZE**2 <= (free_memory() / 2 if memory_limit is None else memory_limit)
+        paths = [path for split in splits.values() for path in split.paths]
+        channels = 1 if all_grey(paths) else 3
+        size = len(paths) * channels * IMAGE_SIZE**2
+        fits = size <= (free_memory() / 2 if memory_limit is None else memory_limit)
 
-        def split(listed: ImageFolder) -> Split:
-            files = ImageFiles([path for path, _ in listed.samples], channels)
-            return Split(files.decode_all() if fits else files, torch.tensor(listed.targets))
+        def read_split(files: SplitFiles) -> Split:
+            images = ImageFiles(files.paths, channels)
+            return Split(images.decode_all() if fits else images, torch.tensor(files.labels))
 
-        return Contents(tuple(train.classes), channels == 3, split(train), None if test is None else split(test))
+        contents = {purpose: read_split(files) for purpose, files in splits.items()}
+        notes = _notes(splits, unused)
+        return Contents(classes, channels == 3, **contents, files_digest=_digest(splits.values()),
+                        notes=notes, skipped=skipped)  # fmt: skip
 
-    return Source(len(train), test is not None, read)
+    return Source(len(splits["train"].paths), "test" in splits, read, "valid" in splits)
 
 
-def _list_images(folder: Path) -> ImageFolder:
-    if not folder.is_dir():
-        raise UserError(f"{folder.parent} has no folder {folder.name}/: expected {folder.name}/<class>/* images")
+def _find_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of the splits, by what they are for, and the names of the folders that are for none."""
     try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if is_folder(Path(entry)) and not is_hidden(entry.name))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {printable(root)}: {error.strerror or error}") from error
+    if "train" not in names:
+        raise UserError(f"{printable(root)} has no folder train/: expected train/<class>/* images")
+    valid = [name for name in VALIDATION if name in names]
+    if len(valid) > 1:
         raise UserError(
-            f"{folder} must hold a folder of images for each class: {str(error).splitlines()[0]}"
-        ) from error
+            f"{printable(root)} has the folders {' and '.join(valid)}: expected one folder of validation images"
+        )
+    folders = {"train": root / "train"}
+    if valid:
+        folders["valid"] = root / valid[0]
+    if "test" in names:
+        folders["test"] = root / "test"
+    for one, other in permutations(folders.values(), 2):
+        if is_inside(str(one), other) or one.samefile(other):
+            raise UserError(f"{printable(root)}: {one.name}/ is a link into {other.name}/: give each its own images")
+    return folders, [name for name in names if root / name not in folders.values()]
+
+
+def _list_split(folder: Path) -> SplitFiles:
+    left_out, classes = LeftOut(), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if is_hidden(entry.name):
+                    left_out.add("hidden folders" if is_folder(Path(entry)) else "hidden files", entry.name)
+                elif not is_folder(Path(entry)):
+                    left_out.add("files in no class folder", entry.name)
+                elif entry.is_symlink() and not is_inside(entry.path, folder):
+                    left_out.add("links to folders or out of it", entry.name)
+                else:
+                    classes.append(entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror or error}") from error
+    files = SplitFiles(folder, tuple(classes), [], array("q"), [], left_out)
+    for label, name in enumerate(classes):
+        paths, sizes = list_images(folder / name, folder, left_out)
+        files.paths += paths
+        files.sizes += sizes
+        files.labels += [label] * len(paths)
+    files.check()
+    return files
+
+
+def _drop_unreadable(splits: Iterable[SplitFiles], root: Path) -> tuple[str, ...]:
+    """Remove the images that cannot be read, and return their paths, relative to the root."""
+    skipped: list[str] = []
+    for files in splits:
+        indices = unreadable(files.paths)
+        skipped += [os.path.relpath(files.paths[index], root) for index in sorted(indices)]
+        files.drop(indices)
+        files.check()
+    return tuple(skipped)
+
+
+def _notes(splits: dict[str, SplitFiles], unused: list[str]) -> tuple[str, ...]:
+    """What was made of the folder, where it could be something else than its owner thinks."""
+    notes = []
+    if "valid" in splits:
+        notes.append(f"validation images are those of {splits['valid'].folder.name}/; valid_size is not used")
+    if unused:
+        notes.append(f"not used: the folders {_names(unused)}")
+    for files in splits.values():
+        if files.left_out.counts:
+            notes.append(f"left out of {files.folder.name}/: {files.left_out}")
+    animated = sum(path.lower().endswith(".gif") for files in splits.values() for path in files.paths)
+    if animated:
+        notes.append(f"of {animated:,} .gif files the first frame is taken")
+    return tuple(notes)
+
+
+def _digest(splits: Iterable[SplitFiles]) -> str:
+    """SHA-256 of the paths of the files, relative to the root, and of their sizes."""
+    digest = hashlib.sha256()
+    for files in splits:
+        start = len(str(files.folder)) - len(files.folder.name)
+        for path, size in zip(files.paths, files.sizes, strict=True):
+            digest.update(b"%s\0%d\0" % (os.fsencode(path[start:]), size))
+    return digest.hexdigest()
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def free_memory() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,14 +38,22 @@ class Contents:
     Attributes:
         classes: the names of the classes, by label.
         flippable: whether mirror images are as good as the originals.
-        train: the training images; validation and, where the source has no test split, test images come out of them.
+        train: the training images; validation and test images come out of them where the source has none.
         test: the test split, if the source has one.
+        valid: the validation split, if the source has one.
+        files_digest: SHA-256 of the relative paths and sizes of the image files; empty for images of no files.
+        notes: what was made of the source where it is not what it could be, one line each.
+        skipped: the paths of images that were left out because they cannot be read.
     """
 
     classes: tuple[str, ...]
     flippable: bool
     train: Split
     test: Split | None = None
+    valid: Split | None = None
+    files_digest: str = ""
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,16 @@ class Source:
     """Where a data set comes from, with what is known of it before any image is read.
 
     Attributes:
-        train_images: how many images it has besides its test split.
+        train_images: how many images it has besides its test split and its validation split.
         has_test: whether it has a test split.
         read: reads it from the folder where downloads are kept (and downloads it if need be).
+        has_valid: whether it has a validation split.
     """
 
     train_images: int
     has_test: bool
     read: Callable[[Path], Contents]
+    has_valid: bool = False
 
 
 def _mnist5k(data_dir: Path) -> Contents:
@@ -73,12 +84,17 @@ def _mnist5k(data_dir: Path) -> Contents:
 
 def _mnist(data_dir: Path) -> Contents:
     raw = data_dir / "MNIST" / "raw"
-    for name, md5 in MNIST_MD5.items():
-        file = raw / name
-        # torchvision does not check a file that is there already, so a broken download has to go.
-        if file.exists() and hashlib.md5(file.read_bytes()).hexdigest() != md5:
-            file.unlink()
-    train, test = _download(lambda train: datasets.MNIST(str(data_dir), train=train, download=True), "MNIST", data_dir)
+
+    def load(train: bool) -> datasets.MNIST:
+        for name, md5 in MNIST_MD5.items():
+            file = raw / name
+            # torchvision does not check a file that is there already, so a damaged one has to make way.
+            if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != md5:
+                damaged = file.replace(file.with_name(f"{name}.damaged"))
+                print(f"warning: {file} is damaged: it is now {damaged}", file=sys.stderr, flush=True)
+        return datasets.MNIST(str(data_dir), train=train, download=True)
+
+    train, test = _download(load, "MNIST", data_dir)
     return Contents(
         DIGITS, False, _resize(train.data[:, None], train.targets), _resize(test.data[:, None], test.targets)
     )

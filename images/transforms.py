@@ -21,7 +21,15 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     Returns:
         float32 of the same shape, on the same device.
+
+    Raises:
+        ValueError: the images are not uint8.
     """
+    if images.dtype != torch.uint8:
+        raise ValueError(
+            f"expected uint8 pixels from 0 to 255, got {images.dtype}: multiply ToTensor's floats in [0, 1] by 255 and "
+            f"convert them by .round().to(torch.uint8)"
+        )
     center = torch.tensor([255 * m for m in mean], device=images.device).view(-1, 1, 1)
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
     return images.float().sub_(center).mul_(scale)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,7 +15,7 @@ from support import UserError
 
 
 def read_batches(images: Dataset[Tensor], batches: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
-    """Each batch of images, stacked, in the order of `batches`.
+    """Each batch of images, stacked, in the order of `batches`; torch's global generators are left as they are.
 
     Args:
         images: a data set whose item i is the image i.
@@ -26,7 +27,13 @@ def read_batches(images: Dataset[Tensor], batches: Sequence[Tensor], workers: in
     """
     sampler = [indices.tolist() for indices in batches]
     try:
-        yield from DataLoader(images, batch_sampler=sampler, num_workers=workers, worker_init_fn=_ignore_group_signals)
+        yield from DataLoader(
+            images,
+            batch_sampler=sampler,
+            num_workers=workers,
+            worker_init_fn=_ignore_group_signals,
+            generator=torch.Generator(),  # by default it draws from the global generator, that of the network's noise
+        )
     except UserError as error:  # a worker's error comes with its traceback in the message
         message = str(error).strip().splitlines()[-1]
         raise UserError(message.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from error

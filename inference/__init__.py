@@ -4,7 +4,7 @@ Pictures are in `inference.plots`, the only module here that imports matplotlib;
 `python -m inference.export` are scripts.
 """
 
-from inference.classifier import Classifier
+from inference.classifier import Classifier, load_finite_network
 from inference.deployment import MeanNetwork, PredictiveNetwork, export_network, quantized
 from inference.ensembles import dropout_predictive, ensemble_predictive
 from inference.evaluation import (
@@ -17,6 +17,7 @@ from inference.evaluation import (
     split_scores,
     under_shift,
 )
+from inference.likelihoods import BernoulliPredictive, Predictive, entropy, normalized_softplus, softmax
 from inference.metrics import (
     accuracy,
     adaptive_ece,
@@ -29,22 +30,15 @@ from inference.metrics import (
     risk_coverage_area,
     scores,
 )
-from inference.prediction import (
-    Predictive,
-    entropy,
-    normalized_softplus,
-    posterior_draws,
-    posterior_predictive,
-    predict,
-    softmax,
-    summarize,
-)
+from inference.prediction import posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
+from inference.tables import print_batches, print_summary
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
     "SHIFTS",
+    "BernoulliPredictive",
     "Classifier",
     "GaussianLikelihood",
     "MeanNetwork",
@@ -65,6 +59,7 @@ __all__ = [
     "evaluate",
     "export_network",
     "known_scores",
+    "load_finite_network",
     "nll",
     "normalized_softplus",
     "novelties",
@@ -72,6 +67,8 @@ __all__ = [
     "posterior_draws",
     "posterior_predictive",
     "predict",
+    "print_batches",
+    "print_summary",
     "pruned",
     "pruning_curve",
     "quantized",

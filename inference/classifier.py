@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize, to_pixels
-from inference.prediction import Predictive, posterior_predictive, predict_together
-from models import IMAGE_SIZE, Description, load_network
+from inference.likelihoods import Predictive
+from inference.prediction import check_finite, posterior_predictive, predict_together
+from models import IMAGE_SIZE, Description, SavedNetwork, load_network
 from support import ALONE, UserError, World
 
 Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
@@ -27,12 +28,15 @@ class Classifier:
         classes: the names of the classes, by label.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
+        likelihood: what its outputs are, as for `summarize`: None if an image is of one class, 'bernoulli' if each
+            class applies to it or not.
     """
 
     net: nn.Module
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    likelihood: str | None = None
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None) -> Classifier:
@@ -44,9 +48,9 @@ class Classifier:
             net_type: the `package.module:factory` that the file may call, for a network of your own.
 
         Raises:
-            UserError: the file is missing or is no checkpoint of this library.
+            UserError: the file is missing, is no checkpoint of this library, or has weights that are not finite.
         """
-        saved = load_network(path, device, net_type)
+        saved = load_finite_network(path, device, net_type)
         return cls.from_description(saved.net, saved.description)
 
     @classmethod
@@ -65,6 +69,7 @@ class Classifier:
         num_samples: int = 25,
         seed: int = 0,
         *,
+        method: str = "draws",
         workers: int = 0,
         world: World = ALONE,
     ) -> Predictive:
@@ -75,17 +80,27 @@ class Classifier:
                 (one or a sequence) or `ImageFiles`, which are converted to grey or RGB and resized to `image_shape`.
             num_samples: draws from the posterior.
             seed: of the draws.
+            method: 'draws', or 'moments' for a single pass without draws (see `posterior_predictive`).
             workers: processes that decode image files.
             world: the processes that predict together; each predicts its share of the images and gets the whole.
 
         Raises:
             TypeError: `images` is none of these.
-            ValueError: a tensor is not uint8, or images are of another shape; `num_samples` is below 1.
+            ValueError: a tensor is not uint8, or images are of another shape; `num_samples` is below 1; the outputs
+                are not one per class, or not what the likelihood reads.
             UserError: an image file cannot be read; there are fewer images than processes.
         """
 
         def predict_chunk(pixels: Tensor) -> Predictive:
-            return posterior_predictive(self.net, self.normalize(pixels), num_samples, seed=seed)
+            inputs = self.normalize(pixels)
+            predictive = posterior_predictive(
+                self.net, inputs, num_samples, seed=seed, method=method, likelihood=self.likelihood
+            )
+            if predictive.probs.shape[1] != len(self.classes):
+                raise ValueError(
+                    f"expected {len(self.classes)} outputs, one per class, got {predictive.probs.shape[1]}"
+                )
+            return predictive
 
         return predict_chunks(self.read(images), predict_chunk, workers, world)
 
@@ -131,6 +146,19 @@ class Classifier:
                 f"or paths to have them converted"
             )
         return batch.cpu()
+
+
+def load_finite_network(
+    path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None
+) -> SavedNetwork:
+    """`models.load_network`, of a network whose weights are finite.
+
+    Raises:
+        UserError: as `load_network`; the weights are not finite.
+    """
+    saved = load_network(path, device, net_type)
+    check_finite(saved.net, path)
+    return saved
 
 
 def predict_chunks(

@@ -42,9 +42,16 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def probs(self, images: Tensor) -> Tensor:
-        """Class probabilities [n, classes] of one forward pass."""
+        """Class probabilities [n, classes] of one forward pass.
+
+        Raises:
+            ValueError: the network's outputs are not the logits [n, classes] of at least 2 classes.
+        """
         output = self.net((images - self.mean) / self.std)
-        return (output[0] if isinstance(output, tuple) else output).softmax(-1)
+        logits = output[0] if isinstance(output, tuple) else output
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise ValueError(f"expected logits [n, classes] of at least 2 classes, got {list(logits.shape)}")
+        return logits.softmax(-1)
 
 
 class MeanNetwork(DeployedNetwork):

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from images import Split, gaussian_noise, rotate
+from images import ImageData, Split, gaussian_noise, load_data, rotate
 from inference import metrics
 from inference.classifier import Classifier
-from inference.prediction import Predictive
-from support import ALONE, World
+from inference.likelihoods import Predictive
+from models import SavedNetwork, check_settings
+from support import ALONE, UserError, World
 
 TRACES = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
 SHIFTED = 2000  # images that a shift is applied to, at most
@@ -41,14 +43,34 @@ SHIFTS: Mapping[str, Shift] = {
 }
 
 
+def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
+    """The data that a network was trained on, split as it was then.
+
+    Args:
+        saved: the network and its checkpoint's content.
+        path: of the checkpoint, for messages.
+        data_dir: where downloaded data lies or goes.
+
+    Raises:
+        UserError: the checkpoint does not name its data, they cannot be read, or they are no longer the same.
+    """
+    check_settings(saved.content, path)
+    settings = saved.content["settings"]
+    skip_broken = bool(settings.get("skip_broken", False))
+    data = load_data(settings["dataset"], data_dir, settings["valid_size"], settings["seed"], skip_broken=skip_broken)
+    if (data.mean, data.classes) != (saved.description.mean, saved.description.classes):
+        raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
+    return data
+
+
 def split_scores(classifier: Classifier, split: Split, num_samples: int = 25, seed: int = 0) -> dict[str, float]:
     """Accuracy, NLL (nats per example), Brier score and ECE of a classifier on labelled images."""
-    return metrics.scores(classifier.predict(split.images, num_samples, seed).probs, split.labels)
+    return metrics.scores(classifier.predict(split.images, num_samples, seed), split.labels)
 
 
 def known_scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
     """`metrics.scores`, the adaptive ECE, and the area under the risk–coverage curve of the total entropy."""
-    return metrics.scores(predictive.probs, labels) | {
+    return metrics.scores(predictive, labels) | {
         "adaptive_ece": metrics.adaptive_ece(predictive.probs, labels),
         "risk_coverage_area": metrics.risk_coverage_area(predictive.entropy, predictive.labels != labels),
     }

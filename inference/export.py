@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from images import load_data
-from inference.classifier import Classifier
+from torch import Tensor
+
+from inference.classifier import Classifier, load_finite_network
 from inference.deployment import (
     MeanNetwork,
     PredictiveNetwork,
@@ -21,7 +21,7 @@ from inference.deployment import (
     compare_predictive_network,
     export_network,
 )
-from models import load_network
+from inference.evaluation import load_training_data
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 
 
@@ -52,7 +52,9 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list[Path]:
     """Write the files, compare them if `args.check` is above 0, and return their paths."""
     tune_cpu()
-    net, description, content = load_network(args.weights_path, net_type=args.net_type)
+    saved = load_finite_network(args.weights_path, net_type=args.net_type)
+    net, description, _ = saved
+    data = load_training_data(saved, args.weights_path, args.data_dir) if args.check else None
     classifier = Classifier.from_description(net, description)
     mean_network = MeanNetwork(net, classifier.mean, classifier.std)
     networks: dict[str, MeanNetwork | PredictiveNetwork] = {"mean": mean_network}
@@ -68,8 +70,16 @@ def run(args: argparse.Namespace) -> list[Path]:
     for (name, _), path in paths.items():
         export_network(networks[name], channels, size, path)
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", flush=True)
-    if args.check:
-        _check(classifier, mean_network, {name: paths[name, ".onnx"] for name in networks}, content["settings"], args)
+    if data is not None:
+        images, labels = next(data.test.batches(min(args.check, len(data.test))))
+        _check(
+            classifier,
+            mean_network,
+            {name: paths[name, ".onnx"] for name in networks},
+            images,
+            labels,
+            args.num_samples,
+        )
     return list(paths.values())
 
 
@@ -77,16 +87,15 @@ def _check(
     classifier: Classifier,
     mean_network: MeanNetwork,
     onnx_files: dict[str, Path],
-    settings: dict[str, Any],
-    args: argparse.Namespace,
+    images: Tensor,
+    labels: Tensor,
+    num_samples: int,
 ) -> None:
-    data = load_data(settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"])
-    images, labels = next(data.test.batches(min(args.check, len(data.test))))
     mean = compare_mean_network(mean_network, onnx_files["mean"], images, labels)
     print(f"\n{len(labels):,} test images, onnxruntime beside the library\n"
           f"mean network: probabilities differ by at most {mean['largest_difference']:.1e}")  # fmt: skip
     if "predictive" in onnx_files:
-        rows = compare_predictive_network(classifier, onnx_files["predictive"], images, labels, args.num_samples)
+        rows = compare_predictive_network(classifier, onnx_files["predictive"], images, labels, num_samples)
         print(f"{'predictive network':<44}{'onnxruntime':>12}{'library':>12}{'another seed':>14}")
         for name, (exported, library, other_seed) in rows.items():
             print(f"{name:<44}{exported:>12.5f}{library:>12.5f}{other_seed:>14.5f}")

@@ -2,7 +2,8 @@
 
 torchmetrics is imported by the functions that use it, because it imports matplotlib, which no prediction needs.
 
-In all of these functions, `probs` are probabilities [n, classes] and `labels` the true classes, int64 [n].
+In all of these functions, `probs` are probabilities [n, classes] and `labels` the true classes, int64 [n]. `scores` and
+`nll` also take a `Predictive`, whose log-probabilities stay exact where probabilities round to 0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.prediction import Predictive
+from inference.likelihoods import Predictive
+from support import UserError
 
 BINS = 15
 
@@ -26,10 +28,20 @@ def accuracy(probs: Tensor, labels: Tensor) -> float:
     return multiclass_accuracy(probs, labels, probs.shape[-1], average="micro").item()
 
 
-def nll(probs: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood, −log p̄_y, in nats per example."""
-    chosen = probs.gather(-1, labels[:, None]).squeeze(-1)
-    return -chosen.clamp(torch.finfo(probs.dtype).tiny, 1.0).double().log().mean().item() + 0.0  # -0.0 becomes 0.0
+def nll(predicted: Tensor | Predictive, labels: Tensor) -> float:
+    """Mean negative log-likelihood, −log p̄_y, in nats per example.
+
+    Args:
+        predicted: probabilities [n, classes], of which one that is 0 counts as the smallest float; or a predictive, of
+            any likelihood.
+        labels: [n]; for a predictive, of the shape of its `labels`.
+    """
+    if isinstance(predicted, Predictive):
+        log_probs = predicted.log_probs.gather(-1, labels.unsqueeze(-1)).double()
+    else:
+        chosen = predicted.gather(-1, labels[:, None])
+        log_probs = chosen.clamp(torch.finfo(predicted.dtype).tiny, 1.0).double().log()
+    return -log_probs.mean().item() + 0.0  # -0.0 becomes 0.0
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:
@@ -39,9 +51,8 @@ def brier(probs: Tensor, labels: Tensor) -> float:
 
 def ece(probs: Tensor, labels: Tensor) -> float:
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017, eq. 3), between 0 and 1."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    return multiclass_calibration_error(probs, labels, probs.shape[-1], n_bins=BINS, norm="l1").item()
+    bins = reliability(probs, labels)
+    return ((bins.count * (bins.accuracy - bins.confidence).abs()).sum() / bins.count.sum()).item()
 
 
 def adaptive_ece(probs: Tensor, labels: Tensor) -> float:
@@ -52,11 +63,27 @@ def adaptive_ece(probs: Tensor, labels: Tensor) -> float:
     return (torch.stack(gaps).sum() / len(labels)).item()
 
 
-def scores(probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, NLL (nats per example), Brier score and ECE, by name."""
+def scores(predicted: Tensor | Predictive, labels: Tensor) -> dict[str, float]:
+    """Accuracy, NLL (nats per example), Brier score and ECE, by name.
+
+    Args:
+        predicted: probabilities [n, classes], or a predictive of them.
+        labels: [n].
+
+    Raises:
+        ValueError: `predicted` or `labels` has another shape.
+        UserError: a probability is not finite.
+    """
+    probs = predicted.probs if isinstance(predicted, Predictive) else predicted
+    if probs.dim() != 2 or probs.shape[1] < 2 or labels.shape != probs.shape[:1]:
+        raise ValueError(
+            f"expected probabilities [n, classes] of at least 2 classes and labels [n], got {list(probs.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    _check_finite("probabilities", probs)
     return {
         "accuracy": accuracy(probs, labels),
-        "nll": nll(probs, labels),
+        "nll": nll(predicted, labels),
         "brier": brier(probs, labels),
         "ece": ece(probs, labels),
     }
@@ -78,10 +105,14 @@ class Reliability:
 
 
 def reliability(probs: Tensor, labels: Tensor) -> Reliability:
-    """The reliability diagram with the bins of `ece`."""
+    """The reliability diagram in 15 bins of equal width, each of which includes its upper edge.
+
+    Raises:
+        UserError: a probability is not finite.
+    """
     confidence, correct = _confidence(probs, labels)
-    inner_edges = torch.linspace(0, 1, BINS + 1)[1:-1]
-    bins = torch.bucketize(confidence, inner_edges)
+    inner_edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    bins = torch.bucketize(confidence, inner_edges.to(probs.dtype).double())  # rounded as the probabilities are
     count = torch.bincount(bins, minlength=BINS)
     filled = count > 0
     means = [
@@ -93,15 +124,23 @@ def reliability(probs: Tensor, labels: Tensor) -> Reliability:
 def risk_coverage(uncertainty: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
     """Error rate among the k most certain predictions, for every k (El-Yaniv & Wiener 2010).
 
+    Where predictions are equally uncertain, it is the expectation over their order.
+
     Args:
         uncertainty: [n], higher where the network is less certain.
         wrong: bool [n], whether the prediction is wrong.
 
     Returns:
         Coverage, k/n for k = 1…n, and risk, the fraction of the k most certain predictions that are wrong; both [n].
+
+    Raises:
+        UserError: an uncertainty is not finite.
     """
+    _check_finite("uncertainties", uncertainty)
+    _, ties, sizes = uncertainty.unique(return_inverse=True, return_counts=True)  # sorted
+    error_rates = torch.bincount(ties, weights=wrong.double()) / sizes
     kept = torch.arange(1, len(wrong) + 1)
-    return kept / len(wrong), wrong[uncertainty.argsort(stable=True)].double().cumsum(0) / kept
+    return kept / len(wrong), error_rates.repeat_interleave(sizes).cumsum(0) / kept
 
 
 def risk_coverage_area(uncertainty: Tensor, wrong: Tensor) -> float:
@@ -131,7 +170,15 @@ def novelty(known: Tensor, unknown: Tensor) -> dict[str, float]:
         auroc: probability that an unknown image scores above a known one, ties counting half.
         aupr: average precision with the unknown images as positives.
         fpr95: fraction of the known images that score at least the highest threshold that 95 % of the unknown reach.
+
+    Raises:
+        ValueError: the scores are not [n] and [m], or there are none of one kind.
+        UserError: a score is not finite.
     """
+    if known.dim() != 1 or unknown.dim() != 1 or not len(known) or not len(unknown):
+        raise ValueError(f"expected scores [n] and [m], got {list(known.shape)} and {list(unknown.shape)}")
+    _check_finite("scores of known images", known)
+    _check_finite("scores of unknown images", unknown)
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_roc
 
     score = torch.cat([known, unknown]).double()
@@ -152,5 +199,15 @@ def _one_minus_max(probs: Tensor) -> Tensor:
 
 
 def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    _check_finite("probabilities", probs)
     confidence, predicted = probs.double().max(-1)
     return confidence, (predicted == labels).double()
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    finite = values.isfinite()
+    if not finite.all():
+        raise UserError(
+            f"expected finite {what}, got {int((~finite).sum())} of {values.numel()} that are not: the network or its "
+            f"inputs are broken"
+        )

@@ -15,6 +15,7 @@ on its input (`Link`), and a backward pass over the links gives the covariance o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -625,23 +626,18 @@ def moment_samples(net: nn.Module, images: Tensor, batch_size: int = 256) -> Ite
     """Batch by batch, `DRAWS` fixed draws [draws, n, classes] of logits with the moments that the posterior gives them.
 
     Args:
-        net: a Bayesian or deterministic network; it is asked in evaluation mode, and left as it is.
+        net: a Bayesian or deterministic network; a copy of it predicts, in evaluation mode.
         images: [n, channels, height, width], normalized as in training.
         batch_size: images per pass.
 
     Raises:
         NotImplementedError: as `propagate`.
     """
+    net = copy.deepcopy(net).eval()
     device = next(net.parameters()).device
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with known_weights(net):
-            for batch in images.split(batch_size):
-                yield logit_draws(*_propagate(net, batch.to(device, non_blocking=True)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with known_weights(net):
+        for batch in images.split(batch_size):
+            yield logit_draws(*_propagate(net, batch.to(device, non_blocking=True)))
 
 
 @cache
@@ -668,7 +664,7 @@ def logit_draws(mean: Tensor, covariance: Tensor, count: int = DRAWS) -> Tensor:
 
 
 def cholesky(covariance: Tensor) -> Tensor:
-    """The lower root L of covariances [n, k, k] = L Lᵀ, also of semidefinite ones, in operations that every runtime has.
+    """The lower root L of covariances [n, k, k] = L Lᵀ, also of semidefinite ones, in operations that export knows.
 
     A pivot below 1e-6 of its variance is taken for that much: the jitter that keeps rounding from making it negative.
     """

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.evaluation import SHIFTS
+from inference.likelihoods import Predictive
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
-from inference.prediction import Predictive
 from support import BLUE, COLORS, ORANGE, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")

@@ -7,94 +7,18 @@ network. Draw t depends on the seed and t alone, not on how the images are split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inference.likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
 from inference.moments import moment_samples
 from layers import to_deterministic, weight_posteriors
-from support import World
+from support import UserError, World
 
-METHODS = ("draws", "moments")
-
-
-@dataclass(frozen=True, eq=False)
-class Predictive:
-    """Summaries of the posterior predictive for n images, float32 on the CPU.
-
-    p̂_t are the class probabilities of sample t.
-
-    Attributes:
-        probs: [n, classes], p̄, the mean of p̂_t over the samples.
-        expected_log_probs: [n, classes], the mean of log p̂_t, for the expected log-likelihood.
-        expected_entropy: [n], the mean of H(p̂_t) in nats: the aleatoric uncertainty.
-        epistemic_softmax: [n], trace of the epistemic covariance (Kwon et al. 2018, eq. 4) with p̂ = softmax(logits).
-        aleatoric_softmax: [n], trace of the aleatoric covariance.
-        epistemic_normalized: [n], as `epistemic_softmax` with p̂ = softplus(logits) / Σ softplus(logits) (Shridhar et
-            al. 2018, eq. 15).
-        aleatoric_normalized: [n], as `aleatoric_softmax` with the same p̂.
-    """
-
-    probs: Tensor
-    expected_log_probs: Tensor
-    expected_entropy: Tensor
-    epistemic_softmax: Tensor
-    aleatoric_softmax: Tensor
-    epistemic_normalized: Tensor
-    aleatoric_normalized: Tensor
-
-    @classmethod
-    def concatenate(cls, predictives: Sequence[Predictive]) -> Predictive:
-        """The predictive for all images of several predictives, in their order."""
-        return cls(*(torch.cat([getattr(each, name) for each in predictives]) for name in cls.__annotations__))
-
-    @classmethod
-    def from_shares(cls, shares: Sequence[Predictive]) -> Predictive:
-        """The predictive for all images, of which process r of k predicted every k-th, from index r on."""
-        count = sum(len(share.probs) for share in shares)
-
-        def interleave(name: str) -> Tensor:
-            tensors = [getattr(share, name) for share in shares]
-            whole = tensors[0].new_empty((count, *tensors[0].shape[1:]))
-            for rank, tensor in enumerate(tensors):
-                whole[rank :: len(shares)] = tensor
-            return whole
-
-        return shares[0] if len(shares) == 1 else cls(*map(interleave, cls.__annotations__))
-
-    @property
-    def labels(self) -> Tensor:
-        """[n], int64, the most probable class."""
-        return self.probs.argmax(-1)
-
-    @property
-    def entropy(self) -> Tensor:
-        """[n], H(p̄) in nats: the total uncertainty."""
-        return entropy(self.probs)
-
-    @property
-    def mutual_information(self) -> Tensor:
-        """[n], H(p̄) − mean of H(p̂_t) in nats, at least 0: the epistemic uncertainty."""
-        return (self.entropy - self.expected_entropy).clamp_min(0)
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """Entropy in nats over the last axis, with 0·log 0 = 0."""
-    return torch.special.entr(probs).sum(-1)
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Probabilities exp(logits) / Σ exp(logits) over the last axis."""
-    return logits.softmax(-1)
-
-
-def normalized_softplus(logits: Tensor) -> Tensor:
-    """Probabilities softplus(logits) / Σ softplus(logits) over the last axis (Shridhar et al. 2018, eq. 15)."""
-    positive = F.softplus(logits)
-    return positive / positive.sum(-1, keepdim=True)
+METHODS = ("draws", "moments")  # of `posterior_predictive`
 
 
 @torch.no_grad()  # of a generator: only while it makes a draw, not in the code that uses the draws
@@ -134,13 +58,44 @@ def effective_samples(net: nn.Module, num_samples: int) -> int:
     return num_samples if any(True for _ in weight_posteriors(net)) else 1
 
 
+def check_finite(net: nn.Module, source: object) -> None:
+    """Refuse a network whose weights are not all finite, as those of training that diverged are.
+
+    Args:
+        net: any network.
+        source: what it is, for the message: its file.
+
+    Raises:
+        UserError: a parameter holds a value that is not finite.
+    """
+    for name, parameter in net.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"{source} has weights that are not finite ({name}): train it again, with a smaller lr_start"
+            )
+
+
 def batched_outputs(net: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
-    """The network's outputs without the KL, computed batch by batch, in float32 or wider."""
+    """The network's outputs without the KL, computed batch by batch, in float32 or wider.
+
+    Raises:
+        ValueError: they are no floating-point tensor [n, outputs, ...].
+    """
     device = next(net.parameters()).device
     batches = []
     for batch in inputs.split(batch_size):
         output = net(batch.to(device, non_blocking=True))
-        batches.append(output[0] if isinstance(output, tuple) else output)
+        output = output[0] if isinstance(output, tuple) else output
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"expected a network that returns a tensor, or a tuple with it, got {type(output).__name__}"
+            )
+        if not output.is_floating_point() or output.dim() < 2 or len(output) != len(batch):
+            raise ValueError(
+                f"expected floating-point outputs [{len(batch)}, outputs, ...] for {len(batch)} inputs, got "
+                f"{list(output.shape)} of {output.dtype}"
+            )
+        batches.append(output)
     outputs = torch.cat(batches)
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
@@ -158,6 +113,8 @@ def predict(
     batch_size: int = 256,
     seed: int = 0,
     link: Callable[[Tensor], Tensor] = softmax,
+    *,
+    likelihood: str | None = None,
 ) -> Tensor:
     """Class probabilities of every sample.
 
@@ -167,16 +124,19 @@ def predict(
         num_samples: draws from the posterior.
         batch_size: images per forward pass.
         seed: of the draws.
-        link: from logits to probabilities, `softmax` or `normalized_softplus`.
+        link: from logits to probabilities over the last axis, `softmax` or `normalized_softplus`.
+        likelihood: what the outputs are, as for `summarize`.
 
     Returns:
-        [num_samples, n, classes], on the CPU.
+        [num_samples, n, classes], on the CPU; with another likelihood [num_samples, *outputs].
 
     Raises:
-        ValueError: `num_samples` is below 1.
+        ValueError: `num_samples` is below 1, the likelihood is unknown, or the outputs are not what it reads.
     """
+    reading = get_likelihood(likelihood)
     with torch.inference_mode():
-        return torch.stack([link(x).cpu() for x in posterior_outputs(net, images, num_samples, batch_size, seed)])
+        outputs = posterior_outputs(net, images, num_samples, batch_size, seed)
+        return torch.stack([reading.probs(output, link).cpu() for output in outputs])
 
 
 def posterior_predictive(
@@ -185,9 +145,11 @@ def posterior_predictive(
     num_samples: int = 25,
     batch_size: int = 256,
     seed: int = 0,
+    *,
     method: str = "draws",
+    likelihood: str | None = None,
 ) -> Predictive:
-    """The summaries of the posterior predictive.
+    """The summaries of `predict`'s samples, without keeping these: memory does not grow with their number.
 
     Args:
         net: a Bayesian or deterministic network; a deterministic one gives a single sample.
@@ -195,52 +157,65 @@ def posterior_predictive(
         num_samples: draws from the posterior.
         batch_size: images per forward pass.
         seed: of the draws.
-        method: 'draws' for samples of the network, without keeping these: memory does not grow with their number;
-            'moments' for one pass that carries means and variances (`inference.moments`), which needs no
-            `num_samples` and no `seed`.
+        method: 'draws' for samples of the network, whose number does not add to memory; 'moments' for a single pass
+            that carries means and variances instead (`inference.moments`), where `num_samples` and `seed` do nothing.
+        likelihood: what the outputs are, as for `summarize`.
 
     Raises:
-        ValueError: `num_samples` is below 1, or an unknown method.
-        NotImplementedError: by moments, an operation of the network that has no rule.
+        ValueError: `num_samples` is below 1, the method or the likelihood is unknown, or the outputs are not what the
+            likelihood reads.
+        NotImplementedError: by moments, the network has an operation without a rule.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected {' or '.join(map(repr, METHODS))}")
     with torch.inference_mode():
         if method == "draws":
-            return summarize(posterior_outputs(net, images, num_samples, batch_size, seed))
-        return Predictive.concatenate([summarize(samples) for samples in moment_samples(net, images, batch_size)])
+            samples = posterior_outputs(net, images, num_samples, batch_size, seed)
+            return summarize(samples, likelihood=likelihood)
+        batches = moment_samples(net, images, batch_size)
+        return Predictive.concatenate([summarize(samples, likelihood=likelihood) for samples in batches])
 
 
-def summarize(samples: Iterable[Tensor]) -> Predictive:
+def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None) -> Predictive:
     """The predictive of any samples: draws from a posterior, members of an ensemble, passes with dropout.
 
     Args:
-        samples: one by one, the logits [n, classes] of the same images.
+        samples: one by one, the outputs for the same images: logits [n, classes], or what the likelihood reads.
+        likelihood: None for logits [n, classes] of one of at least 2 classes. 'categorical' also for maps of them,
+            [n, classes, ...]. 'bernoulli' for one logit per label, [n, labels], of which each applies or not; the
+            summaries are then a `BernoulliPredictive`.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there is no sample, the likelihood is unknown, or the samples are not what it reads.
     """
-    softmax_traces, normalized_traces = _CovarianceTraces(), _CovarianceTraces()
-    log_probs = entropies = None
-    for logits in samples:
+    reading = get_likelihood(likelihood)
+    softmax_traces, normalized_traces = _CovarianceTraces(reading.total), _CovarianceTraces(reading.total)
+    log_sums = log_totals = entropies = None  # Σ log p̂, log Σ p̂ and Σ H(p̂) over the samples
+    for output in samples:
+        logits = reading.logits(output)
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
         softmax_traces.add(p)
         normalized_traces.add(normalized_softplus(logits))
-        log_probs = log_p if log_probs is None else log_probs.add_(log_p)
+        log_totals = log_p.clone() if log_totals is None else torch.logaddexp(log_totals, log_p, out=log_totals)
+        log_sums = log_p if log_sums is None else log_sums.add_(log_p)
         h = entropy(p)
         entropies = h if entropies is None else entropies.add_(h)
-    if log_probs is None or entropies is None:
+    if log_totals is None or log_sums is None or entropies is None:
         raise ValueError("there is no sample to summarize")
-    count = softmax_traces.count
+    count, mean = softmax_traces.count, softmax_traces.mean
+    # The logarithm of the mean is the more accurate one, where the mean has not rounded to 0.
+    underflowed = mean < torch.finfo(mean.dtype).tiny
+    log_probs = torch.where(underflowed, log_totals - math.log(count), mean.log().clamp_max(0))
     summaries = (
-        softmax_traces.mean,
-        log_probs / count,
+        reading.from_choices(mean),
+        log_sums / count,
         entropies / count,
         *softmax_traces.traces(),
         *normalized_traces.traces(),
+        log_probs,
     )
-    return Predictive(*(summary.cpu() for summary in summaries))
+    return reading.predictive(*(summary.cpu() for summary in summaries))
 
 
 def predict_together(count: int, predict: Callable[[Tensor], Predictive], world: World) -> Predictive:
@@ -256,27 +231,28 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
 
 
 class _CovarianceTraces:
-    """Running mean of probabilities and of their squared distance from it (Welford 1962), one sample at a time."""
+    """Running mean of probabilities and of their squared distance from it (Welford 1962), one sample at a time.
 
-    def __init__(self) -> None:
+    Args:
+        total: from a variance per choice, on the last axis, to that of the prediction.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor]) -> None:
+        self.total = total
         self.count = 0
 
     def add(self, probs: Tensor) -> None:
         self.count += 1
+        one_hot_variance = self.total(probs * (1 - probs))
         if self.count == 1:
-            self.mean, self.scatter = probs.clone(), torch.zeros_like(probs[:, 0])
-            self.aleatoric = _one_hot_variance(probs)
+            self.mean, self.scatter = probs.clone(), torch.zeros_like(one_hot_variance)
+            self.aleatoric = one_hot_variance.clone()
             return
         delta = probs - self.mean
         self.mean.add_(delta, alpha=1 / self.count)
-        self.scatter.add_((delta * (probs - self.mean)).sum(-1))
-        self.aleatoric.add_(_one_hot_variance(probs))
+        self.scatter.add_(self.total(delta * (probs - self.mean)))
+        self.aleatoric.add_(one_hot_variance)
 
     def traces(self) -> tuple[Tensor, Tensor]:
         """Traces of the epistemic and the aleatoric covariance (Kwon et al. 2018, eq. 4)."""
         return self.scatter / self.count, self.aleatoric / self.count
-
-
-def _one_hot_variance(probs: Tensor) -> Tensor:
-    """Total variance of a one-hot class of these probabilities: trace(diag(p) − p pᵀ) = Σ p(1 − p)."""
-    return (probs * (1 - probs)).sum(-1)

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from images import load_data
-from inference.classifier import Classifier
-from inference.evaluation import split_scores
+from inference.classifier import Classifier, load_finite_network
+from inference.evaluation import load_training_data, split_scores
 from inference.plots import plot_pruning
 from inference.pruning import default_fractions, largest_fraction, pruned, pruning_curve, sparsity
-from models import load_network, save_network
-from support import OneLineParser, UserError, argument, report_user_errors, tune_cpu, whole, write_json
+from layers import weight_posteriors
+from models import save_network
+from support import OneLineParser, UserError, argument, number, report_user_errors, tune_cpu, whole, write_json
 
 
 def parse(flags: Sequence[str] | None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--fraction", type=float, help="the fraction of the weights to prune (default: chosen on the validation split)")
     add(
         "--max_loss",
-        type=float,
+        type=argument(number(0, 1)),
         default=0.003,
         help="validation accuracy that may be lost when the fraction is chosen (0.003: 0.3 points)",
     )
@@ -39,6 +39,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies (%(default)s)")
     add("--save_path", type=Path, help="the pruned checkpoint (<weights_path without .pt>.pruned.pt)")
+    add("--overwrite", action="store_true", help="allow --save_path to be the file of --weights_path")
     args = parser.parse_args(flags)
     if args.fraction is not None and not 0 <= args.fraction <= 1:
         parser.error(f"--fraction must be from 0 to 1, got {args.fraction}")
@@ -49,13 +50,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compute the curve, write the pruned checkpoint, and test; returns the content of `<pruned checkpoint>.json`."""
     tune_cpu()
     path: Path = args.weights_path
-    net, description, content = load_network(path, net_type=args.net_type)
-    if not description.bayesian:
+    save_path: Path = args.save_path or path.with_suffix(".pruned.pt")
+    if save_path.suffix in (".json", ".png"):
+        raise UserError(f"cannot save a checkpoint as {save_path}, where its report goes: give a name that ends in .pt")
+    if save_path.resolve() == path.resolve() and not args.overwrite:
+        raise UserError(f"{save_path} is the file to prune: give another --save_path, or --overwrite to replace it")
+    saved = load_finite_network(path, net_type=args.net_type)
+    net, description, content = saved
+    if not description.bayesian or not any(True for _ in weight_posteriors(net)):
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
-    settings = content["settings"]
-    data = load_data(settings["dataset"], args.data_dir, settings["valid_size"], settings["seed"])
-    if (data.mean, data.classes) != (description.mean, description.classes):
-        raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
+    data = load_training_data(saved, path, args.data_dir)
     classifier = Classifier.from_description(net, description)
 
     curve = []
@@ -70,8 +74,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     before, after = (
         split_scores(tested, data.test, args.num_samples) for tested in (classifier, replace(classifier, net=smaller))
     )
-    save_path = args.save_path or path.with_suffix(".pruned.pt")
-    save_network(save_path, smaller, description, settings=settings, validation=content["validation"], pruned=chosen)
+    origin = {"settings": content["settings"], "validation": content.get("validation")}
+    save_network(save_path, smaller, description, **origin, pruned=chosen)
     report = {"dataset": data.name, "by_layer": args.by_layer, "samples": args.num_samples, "curve": curve,
               "chosen": chosen, "sparsity": sparsity(smaller), "test": {"before": before, "after": after}}  # fmt: skip
     write_json(save_path.with_suffix(".json"), report)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from images import Split
 from inference.classifier import Classifier
 from inference.evaluation import split_scores
+from inference.prediction import check_finite
 from layers import AlphaPosterior, GaussianPosterior, weight_posteriors
 from layers.kernels import RHO_FLOOR
 
@@ -23,7 +24,12 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0
 
 @torch.no_grad()
 def signal_to_noise(net: nn.Module) -> dict[str, Tensor]:
-    """|μ| / σ of every Bayesian weight of `net`, by dotted name; for the alpha posterior that is α^−½."""
+    """|μ| / σ of every Bayesian weight of `net`, by dotted name; for the alpha posterior that is α^−½.
+
+    Raises:
+        UserError: a parameter of the network is not finite.
+    """
+    check_finite(net, "the network")
     ratios = {}
     for name, mean, posterior in weight_posteriors(net):
         if isinstance(posterior, AlphaPosterior):
@@ -43,6 +49,7 @@ def pruned(net: nn.Module, fraction: float | None = None, by_layer: bool = False
 
     Raises:
         ValueError: `fraction` is out of range, or the network has no Bayesian layer.
+        UserError: a parameter of the network is not finite.
     """
     if fraction is not None and not 0 <= fraction <= 1:
         raise ValueError(f"fraction must be from 0 to 1, got {fraction}")

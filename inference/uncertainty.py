@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from inference.prediction import normalized_softplus, predict, softmax
+from inference.likelihoods import get_likelihood, normalized_softplus, outer_mean, softmax
+from inference.prediction import predict
+from support import UserError
 
 LINKS = {"softmax": softmax, "normalized": normalized_softplus}
 
@@ -17,12 +18,14 @@ class Uncertainty:
     """The two covariances of a prediction, for one image or a batch.
 
     The scalar uncertainty is the trace of a covariance; its sum over all entries is always 0, because probabilities
-    sum to 1. The two traces add up to 1 − ‖p̄‖².
+    sum to 1. The two traces add up to 1 − ‖p̄‖². For maps, [...] ends with their height and width. With the Bernoulli
+    likelihood, the covariances are those of labels that each apply or not: [..., labels, labels], of any sum.
 
     Attributes:
         epistemic: [..., classes, classes], (1/T) Σ_t (p̂_t − p̄)(p̂_t − p̄)ᵀ: more data would reduce it.
-        aleatoric: [..., classes, classes], (1/T) Σ_t diag(p̂_t) − p̂_t p̂_tᵀ: no amount of data reduces it.
-        predicted: [...], the class of the largest p̄.
+        aleatoric: [..., classes, classes], (1/T) Σ_t diag(p̂_t) − p̂_t p̂_tᵀ: no amount of data reduces it. For labels
+            that apply or not, (1/T) Σ_t diag(p̂_t(1 − p̂_t)).
+        predicted: [...], the class of the largest p̄; or [..., labels], 1 where p̄ is above ½.
     """
 
     epistemic: Tensor
@@ -31,7 +34,7 @@ class Uncertainty:
 
     @property
     def diagonals(self) -> tuple[Tensor, Tensor]:
-        """Epistemic and aleatoric variance per class, [..., classes] each."""
+        """Epistemic and aleatoric variance per class or label, [..., classes] each."""
         return self.epistemic.diagonal(dim1=-2, dim2=-1), self.aleatoric.diagonal(dim1=-2, dim2=-1)
 
     @property
@@ -41,21 +44,36 @@ class Uncertainty:
         return epistemic.sum(-1), aleatoric.sum(-1)
 
 
-def decompose(probs: Tensor) -> Uncertainty:
+def decompose(probs: Tensor, *, likelihood: str | None = None) -> Uncertainty:
     """The uncertainty about each image.
 
     Args:
-        probs: [T, n, classes], the probabilities of T samples.
+        probs: the probabilities of T samples as `predict` returns them: [T, n, classes], [T, n, classes, ...] or
+            [T, n, labels].
+        likelihood: what they are probabilities of, as for `summarize`.
+
+    Raises:
+        ValueError: the likelihood is unknown, or `probs` is not what it reads.
+        UserError: a probability is not finite.
     """
+    reading = get_likelihood(likelihood)
+    reading.check(probs[0])
+    if not probs.isfinite().all():
+        raise UserError("expected finite probabilities: the weights of the network or its images are not finite")
+    probs = probs.movedim(2, -1)
     mean = probs.mean(0)
-    deviation = probs - mean
-    epistemic = torch.einsum("tni,tnj->nij", deviation, deviation) / len(probs)
-    aleatoric = mean.diag_embed() - torch.einsum("tni,tnj->nij", probs, probs) / len(probs)
-    return Uncertainty(epistemic, aleatoric, mean.argmax(-1))
+    return Uncertainty(outer_mean(probs - mean), reading.covariance(probs), reading.decide(mean))
 
 
 def uncertainty(
-    net: nn.Module, images: Tensor, num_samples: int = 25, kind: str = "softmax", batch_size: int = 256, seed: int = 0
+    net: nn.Module,
+    images: Tensor,
+    num_samples: int = 25,
+    kind: str = "softmax",
+    batch_size: int = 256,
+    seed: int = 0,
+    *,
+    likelihood: str | None = None,
 ) -> Uncertainty:
     """The uncertainty of a network about each image (Kwon et al. 2018, eq. 4).
 
@@ -66,10 +84,14 @@ def uncertainty(
         kind: how logits become probabilities, 'softmax' or 'normalized' (Shridhar et al. 2018, eq. 15).
         batch_size: images per forward pass.
         seed: of the draws.
+        likelihood: what the outputs are, as for `summarize`.
 
     Raises:
-        ValueError: `kind` is unknown, or `num_samples` is below 1.
+        ValueError: `kind` or the likelihood is unknown, `num_samples` is below 1, or the outputs are not what the
+            likelihood reads.
+        UserError: a probability is not finite.
     """
     if kind not in LINKS:
         raise ValueError(f"unknown kind {kind!r}: known are {sorted(LINKS)}")
-    return decompose(predict(net, images, num_samples, batch_size, seed, LINKS[kind]))
+    probs = predict(net, images, num_samples, batch_size, seed, LINKS[kind], likelihood=likelihood)
+    return decompose(probs, likelihood=likelihood)

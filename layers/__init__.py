@@ -3,7 +3,7 @@
 The folder imports nothing else of the project: copied into another one, under any name, it works there.
 """
 
-from .base import BayesianLayer, kl_divergence, sampling, share_draws, weight_posteriors
+from .base import BayesianLayer, kl_divergence, parameter_groups, sampling, share_draws, weight_posteriors
 from .BBBConv import (
     BBBConv1d,
     BBBConv2d,
@@ -43,6 +43,7 @@ __all__ = [
     "Priors",
     "deterministic_layers",
     "kl_divergence",
+    "parameter_groups",
     "sampling",
     "scale_mixture",
     "share_draws",

@@ -292,6 +292,34 @@ def kl_divergence(module: nn.Module) -> Tensor:
     return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
 
 
+def parameter_groups(
+    net: nn.Module, lr: float, lr_spread_factor: float = 10.0, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """The parameters of a network for an optimizer: those of its posteriors' spread learn faster, and do not decay.
+
+    ρ starts at about −5 and has units to go, where a mean moves by hundredths: at one learning rate for both, σ stays
+    near its start, and with it the network's uncertainty.
+
+    Example:
+        >>> optimizer = torch.optim.Adam(parameter_groups(net, lr=1e-3))
+
+    Args:
+        net: any network with Bayesian layers, or without.
+        lr: the learning rate of the posterior means and of all other parameters.
+        lr_spread_factor: the learning rate of ρ, log α and learnt prior deviations, as a multiple of `lr`.
+        weight_decay: of the means and of all other parameters.
+
+    Returns:
+        One group of the means and the others, and a second one where the network has Bayesian layers.
+    """
+    spreads = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
+    groups = [
+        {"params": [p for p in net.parameters() if id(p) not in spreads], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in net.parameters() if id(p) in spreads], "lr": lr * lr_spread_factor, "weight_decay": 0.0},
+    ]
+    return groups if spreads else groups[:1]
+
+
 @contextmanager
 def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
     """Within it, in this thread, every Bayesian layer of `module` samples (`enabled`) or uses its posterior means."""

@@ -295,7 +295,11 @@ class Priors:
 def _require_finite(name: str, number: Any) -> None:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ValueError(f"{name} must be a number, got {number!r}")
-    if not math.isfinite(number):
+    try:
+        finite = math.isfinite(number)
+    except OverflowError:  # an integer that no float holds
+        finite = False
+    if not finite:
         raise ValueError(f"{name} must be finite, got {number}")
 
 
@@ -342,10 +346,10 @@ def as_distribution(plain: Mapping[str, Any], like: Tensor | None = None) -> Dis
     if family == "ScaleMixture":
         try:
             return as_distribution(as_plain(scale_mixture(**arguments)), like)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise ValueError(f"the prior {dict(plain)} needs pi, sigma1 and sigma2") from error
     kind: Any = getattr(distributions, str(family), None)
-    if not (isinstance(kind, type) and issubclass(kind, Distribution)):
+    if not (isinstance(kind, type) and issubclass(kind, Distribution)) or kind.support is Distribution.support:
         raise ValueError(
             f"unknown family {family!r} of the prior: expected one of torch.distributions, or ScaleMixture"
         )
@@ -360,5 +364,5 @@ def as_distribution(plain: Mapping[str, Any], like: Tensor | None = None) -> Dis
             for name, value in arguments.items()
         }
         return kind(**values, validate_args=like is None)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:  # a family's own checks
         raise ValueError(f"the prior {dict(plain)} cannot be made: {str(error).splitlines()[0]}") from error

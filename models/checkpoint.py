@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
+import math
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import FACTORIES, NETWORKS, build
-from support import UserError, atomic_write, first_line
+from models.screening import check_archive
+from support import UserError, atomic_write, first_line, number, text, whole
 
 FORMAT = 1  # of the files that this version writes and reads
+ROOM = 2**26  # values by which a network may be larger than its weights: less than the memory of a small machine
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,27 @@ class Description:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the types: whoever makes a file can write anything into it.
+
+        Raises:
+            ValueError: a value that a description cannot have; the message names it.
+        """
+        known = isinstance(self.net_type, str) and isinstance(self.bayesian, bool)
+        if not known or not isinstance(self.architecture, dict):
+            raise ValueError("net_type, bayesian and architecture must be a string, a bool and a dict")
+        for name, check in (("classes", text), ("mean", number(-math.inf)), ("std", number(0, exclusive=True))):
+            values = getattr(self, name)
+            try:
+                if not isinstance(values, (tuple, list)) or not values:
+                    raise ValueError("a tuple that is not empty")
+                for value in values:
+                    check(value)
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{name}: expected {error}") from error
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std must be of the same channels, got {len(self.mean)} and {len(self.std)}")
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -78,14 +102,18 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         path: the file.
-        content: plain values and tensors, nested in dicts, lists and tuples.
+        content: plain values and dense tensors, nested in dicts, lists and tuples.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or `read_checkpoint` would refuse it.
     """
     content = {"format": FORMAT, **content}
     stream = io.BytesIO()  # torch's own writer does not say why the system refuses
     torch.save({**content, "checksum": _checksum(content)}, stream)
+    try:
+        check_archive(stream, stream.tell())
+    except ValueError as error:
+        raise UserError(f"cannot write {path}: {error}: keep plain values and dense tensors in a network") from error
     with atomic_write(path) as temporary:
         temporary.write_bytes(stream.getbuffer())
 
@@ -127,11 +155,42 @@ def restore_network(content: dict[str, Any], path: str | Path, device: torch.dev
         UserError: the weights do not fit the description, or one of the two is missing.
     """
     try:
-        net = Description(**content["description"]).build()
-        net.load_state_dict(content["weights"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        description, weights = Description(**content["description"]), content["weights"]
+        _refuse_larger(description, weights)
+        net = description.build()
+        net.load_state_dict(weights)
+    except Exception as error:  # what a foreign file describes can fail in any way
         raise UserError(f"{path} does not hold a network of this library: {first_line(error)}") from error
     return net.to(device).eval()
+
+
+def check_settings(content: dict[str, Any], path: str | Path) -> None:
+    """Check the settings in a checkpoint by which a script loads the data that its network was trained on.
+
+    Args:
+        content: what `load_network` returned.
+        path: of the checkpoint, for the error message.
+
+    Raises:
+        UserError: they are missing, or have values that settings cannot have.
+    """
+    try:
+        settings = content["settings"]
+        for name, check in (("dataset", text), ("valid_size", number(0, 1, exclusive=True)), ("seed", whole(0))):
+            check(settings[name])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} does not say what data it was trained on: give one that training wrote") from error
+
+
+def _refuse_larger(description: Description, weights: Mapping[str, Any]) -> None:
+    """Refuse a description of a network that is far larger than its weights, before it takes memory."""
+    if description.net_type not in (*NETWORKS, *FACTORIES):
+        return  # a network of the caller's own, which need not be made for the meta device
+    with torch.device("meta"):
+        described = sum(tensor.numel() for tensor in description.build().parameters())
+    stored = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
+    if described > stored + ROOM:
+        raise ValueError(f"its description is of a network of {described:,} values, its weights are {stored:,}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -144,28 +203,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable, damaged, or of another format.
     """
     try:
-        _refuse_bomb(path)
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        check_archive(path, status.st_size)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}: train one first, or give the path of another") from error
     except Exception as error:  # an unpickler may raise any of them for a file that is something else
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
     number = content.get("format") if isinstance(content, dict) else None
-    if number != FORMAT:
+    if type(number) is not int or number != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: expected format {FORMAT}, found {number!r}")
     if content.pop("checksum", None) != _checksum(content):
         raise UserError(f"{path} is damaged: its checksum is not that of its content; restore it or train again")
     return content
-
-
-def _refuse_bomb(path: str | Path) -> None:
-    """Refuse an archive that unpacks to more than its size: torch stores its parts uncompressed."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its parts are compressed, which those of a checkpoint are not")
-    if sum(member.file_size for member in members) > Path(path).stat().st_size:
-        raise ValueError("its parts are larger than the file")
 
 
 def _checksum(content: Any) -> str:

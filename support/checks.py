@@ -33,11 +33,19 @@ def whole(low: int, high: int = LARGEST) -> Check:
     return check
 
 
+def is_finite(value: float) -> bool:
+    """Whether a number is finite and, if it is an integer, one that a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Check:
     """A finite number from `low` to `high`, returned as a float; with `exclusive`, neither of the two."""
 
     def check(value: Any) -> float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
         if not is_number or not (low < value < high if exclusive else low <= value <= high):
             expected = f"a number > {low:g}" if exclusive else f"a number ≥ {low:g}"
             raise ValueError(expected + (f" and {'<' if exclusive else '≤'} {high:g}" if high < math.inf else ""))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-import torch
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
@@ -17,6 +15,8 @@ def tune_cpu() -> None:
     memory that one step frees for the next: by default it returns large tensors to the system and pays for fresh
     pages each time, which is a fifth of a step of 3Conv3FC.
     """
+    import torch  # here, as in `support`
+
     torch.set_flush_denormal(True)
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than glibc have none

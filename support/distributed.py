@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from support.errors import UserError
+from support.errors import UserError, first_line
 
 Value = TypeVar("Value")
 
@@ -29,6 +29,7 @@ class World:
         local_rank: the number of this process among those on its machine, from 0.
         launch: torchrun's name for this launch; '' without torchrun.
         restarts: how often torchrun has restarted the processes after one was lost.
+        parent: the process id of torchrun; 0 without torchrun.
     """
 
     rank: int = 0
@@ -36,6 +37,12 @@ class World:
     local_rank: int = 0
     launch: str = ""
     restarts: int = 0
+    parent: int = 0
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether torchrun is gone: nobody else would then end its processes."""
+        return self.parent != 0 and os.getppid() != self.parent
 
     @property
     def is_main(self) -> bool:
@@ -59,7 +66,7 @@ class World:
             device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
             if device.type == "cuda" and self.size > 1:
                 device = torch.device("cuda", self.local_rank)
-            torch.zeros((), device=device)
+            torch.zeros((), device=device).item()  # the meta device has no values
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
         return device
@@ -116,17 +123,19 @@ def process_group(device: str) -> Iterator[World]:
         The world that torchrun started this process in; `ALONE` without torchrun.
 
     Raises:
-        UserError: another process was lost, or stopped at a mistake that it has reported itself.
+        UserError: torchrun's environment variables are incomplete, another process was lost, or it stopped at a
+            mistake that it has reported itself.
     """
     if "RANK" not in os.environ:
         yield ALONE
         return
-    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    size, rank, local_rank = (_launched_with(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     launch, restarts = os.environ.get("TORCHELASTIC_RUN_ID", ""), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    world = World(rank, size, local_rank, launch, restarts)
+    world = World(rank, size, local_rank, launch, restarts, os.getppid() if launch else 0)
     if size == 1:
         yield world
         return
+    _launched_with("MASTER_PORT")
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -138,7 +147,10 @@ def process_group(device: str) -> Iterator[World]:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = PrefixStore(f"start {restarts}", TCPStore(address, port, is_master=False))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"process {rank} of {size} cannot join the others: {first_line(error)}") from error
     try:
         yield world
     except RuntimeError as error:
@@ -147,3 +159,13 @@ def process_group(device: str) -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _launched_with(name: str) -> int:
+    """The number that torchrun has set an environment variable to."""
+    value = os.environ.get(name, "")
+    if not value.isascii() or not value.isdecimal():
+        raise UserError(
+            f"RANK is set, as by torchrun, but {name} is {value!r}: start the processes by torchrun, or unset RANK"
+        )
+    return int(value)

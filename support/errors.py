@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+LONGEST = 1000  # characters of a message; a longer one repeats a value that nobody reads to its end
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes of a shell for SIGINT and SIGPIPE
 
 
 class UserError(ValueError):
-    """Something that the user can correct: what was wrong, what was expected, what to do, in one line."""
+    """Something that the user can correct: what was wrong, what was expected, what to do, in one line.
+
+    Args:
+        message: is shortened in the middle if it is very long; what cannot be printed in a line is escaped in it.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -21,6 +33,13 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def one_line(message: str) -> str:
+    """The message with at most `LONGEST` characters, all of which can be printed in a line."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 + 3 :]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if there is no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -28,9 +47,33 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """Print a `UserError` as one line on stderr and exit with code 2; for the whole work of a script."""
+    """For the whole work of a script: what ends it early is one line on stderr, or nothing, and an exit code.
+
+    A `UserError` and what the system refuses (a name too long, a disk that is full) exit with code 2, Ctrl-C with
+    130; where the reader of a pipe has left, as `head` does, the script ends quietly. Characters that the terminal
+    does not have are printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        with suppress(ValueError, OSError):  # what is still to be printed, also when Python exits, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED_PIPE) from None
+    except OSError as error:
+        _exit(one_line(f"{error.filename}: {error.strerror}" if error.filename else first_line(error)))
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None

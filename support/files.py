@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, *patterns: str) -> None:
+    """Delete what killed processes have left of files that they were writing by `atomic_write`.
+
+    Args:
+        folder: where to look; nobody else may be writing files of these names to it. It need not exist.
+        patterns: of the files' own names, such as 'model_*.pt'.
+    """
+    for path in folder.glob(".*"):
+        name = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.\w+)", path.name)
+        if name and path.is_file() and any(fnmatch(name[1] + name[2], pattern) for pattern in patterns):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

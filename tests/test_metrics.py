@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from inference import Predictive, metrics
+from inference import Predictive, metrics, summarize
+from support import UserError
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def test_near_certain_predictions_still_differ() -> None:
     probs = torch.stack([1 - rest, rest / 2, rest / 2], -1)
     assert (probs[:, 0] == 1).all()
     zero = torch.zeros(3)
-    predictive = Predictive(probs, probs.log(), zero, zero, zero, zero, zero)
+    predictive = Predictive(probs, probs.log(), zero, zero, zero, zero, zero, probs.log())
     torch.testing.assert_close(metrics.SCORES["max probability"](predictive), rest, rtol=1e-5, atol=0)
 
 
@@ -97,9 +101,80 @@ def test_every_score_is_higher_for_a_less_certain_prediction() -> None:
     def predictive(probs: list[list[float]], traces: tuple[float, float], expected_entropy: float) -> Predictive:
         one = torch.tensor([1.0])
         e, a = traces
-        return Predictive(torch.tensor(probs), half.log(), expected_entropy * one, e * one, a * one, e * one, a * one)
+        p, h = torch.tensor(probs), expected_entropy * one
+        return Predictive(p, half.log(), h, e * one, a * one, e * one, a * one, p.log())
 
     sure = predictive([[0.99, 0.01]], (0.001, 0.01), 0.05)
     unsure = predictive([[0.5, 0.5]], (0.2, 0.3), 0.4)
     for name, score in metrics.SCORES.items():
         assert (score(unsure) > score(sure)).all(), name
+
+
+def test_nll_comes_from_log_probabilities() -> None:
+    """A gap of 200 between the logits is 200 nats, though exp(−200) is 0 in float32."""
+    labels = torch.tensor([0, 0, 1])
+    one = summarize([torch.tensor([[0.0, 200.0], [0.0, 1.0], [0.0, 1.0]])])
+    expected = (200 + math.log1p(math.e) + math.log1p(math.exp(-1))) / 3
+    assert metrics.nll(one, labels) == metrics.scores(one, labels)["nll"] == pytest.approx(expected)
+    draws = torch.tensor([[[0.0, 200.0]], [[0.0, 300.0]], [[0.0, 201.0]]])
+    assert metrics.nll(summarize(draws), torch.tensor([0])) == pytest.approx(
+        200 - math.log((1 + math.exp(-1) + math.exp(-100)) / 3), rel=1e-6
+    )
+    many = 3 * torch.randn(40, 30, 4)
+    predictive = summarize(many)
+    torch.testing.assert_close(
+        predictive.log_probs.double(), many.double().log_softmax(-1).logsumexp(0) - math.log(40), rtol=1e-5, atol=1e-6
+    )
+    one_hot = summarize([torch.tensor([[100.0, 0.0]])])
+    assert metrics.nll(one_hot, torch.tensor([0])) == 0 and (one_hot.log_probs <= 0).all()
+
+
+def test_equally_certain_predictions_have_the_mean_risk_of_their_orders() -> None:
+    uncertainty = torch.tensor([0.1, 0.2, 0.2, 0.2, 0.9, 0.9])
+    wrong = torch.tensor([False, True, False, False, True, True])
+    orders = [
+        (0, *middle, *last) for middle in itertools.permutations((1, 2, 3)) for last in itertools.permutations((4, 5))
+    ]
+    kept = torch.arange(1, 7)
+    risks = torch.stack([wrong[list(order)].double().cumsum(0) / kept for order in orders])
+    torch.testing.assert_close(metrics.risk_coverage(uncertainty, wrong)[1], risks.mean(0))
+    for order in orders:
+        area = metrics.risk_coverage_area(uncertainty[list(order)], wrong[list(order)])
+        assert area == pytest.approx(risks.mean().item())
+    assert metrics.risk_coverage_area(torch.zeros(6), wrong) == pytest.approx(0.5)
+
+
+def test_the_diagram_and_the_error_have_the_same_bins_at_their_edges() -> None:
+    confidence = torch.tensor([1.0, 1.0, 0.95, 0.8, 0.8, 12 / 15 + 1e-6, 0.6, 0.6, 0.59])
+    probs, labels = torch.stack([confidence, 1 - confidence], 1), torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 1])
+    diagram = metrics.reliability(probs, labels)
+    assert diagram.count.tolist() == [3, 2, 1, 3]  # (8/15, 9/15], (11/15, 12/15], (12/15, 13/15], (14/15, 1]
+    shown = (diagram.count / 9 * (diagram.confidence - diagram.accuracy).abs()).sum().item()
+    assert metrics.ece(probs, labels) == pytest.approx(shown, rel=1e-6)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused(broken: float) -> None:
+    probs, labels = torch.full((4, 2), 0.5), torch.zeros(4, dtype=torch.int64)
+    probs[2, 1] = broken
+    values = torch.tensor([0.1, broken, 0.3])
+    for refused in (
+        lambda: metrics.scores(probs, labels),
+        lambda: metrics.ece(probs, labels),
+        lambda: metrics.adaptive_ece(probs, labels),
+        lambda: metrics.reliability(probs, labels),
+        lambda: metrics.risk_coverage_area(values, torch.tensor([True, False, True])),
+        lambda: metrics.novelty(values, torch.rand(3)),
+        lambda: metrics.novelty(torch.rand(3), values),
+    ):
+        with pytest.raises(UserError, match=r"expected finite .*, got 1 of \d that are not"):
+            refused()
+
+
+def test_scores_of_other_shapes_are_refused() -> None:
+    for known, unknown in ((torch.rand(3, 2), torch.rand(3)), (torch.rand(3), torch.rand(0))):
+        with pytest.raises(ValueError, match=r"expected scores \[n\] and \[m\]"):
+            metrics.novelty(known, unknown)
+    for probs, labels in ((torch.rand(3, 1), torch.zeros(3)), (torch.rand(3, 2), torch.zeros(2))):
+        with pytest.raises(ValueError, match="of at least 2 classes and labels"):
+            metrics.scores(probs, labels)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from inference import posterior_predictive
+from images import normalize
+from inference import Classifier, posterior_predictive
 from inference.moments import (
     RULES,
     Moments,
@@ -172,7 +173,7 @@ def test_a_whole_network_predicts_what_many_draws_predict(name: str) -> None:
     make, shape = NETWORKS[name]
     net, images = make(), torch.randn(6, *shape)
     with torch.no_grad():
-        draws = predict(net, images, 200, seed=1)
+        draws = predict(net, images, 100, seed=1)
         samples = next(moment_samples(net, images))
     probs, expected = samples.softmax(-1).mean(0), draws.mean(0)
     distance = 0.5 * (probs - expected).abs().sum(-1).mean()
@@ -258,6 +259,32 @@ def test_gradients_flow_through_the_prediction() -> None:
     mean, covariance = propagate(net, torch.randn(2, 1, 32, 32))
     logit_draws(mean, covariance).log_softmax(-1).mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_a_classifier_predicts_by_moments_as_the_library_does() -> None:
+    net, images = build("lenet", True, 10, 1, priors=WIDE), torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
+    classifier = Classifier(net, tuple("0123456789"), (0.3,), (0.2,))
+    expected = posterior_predictive(net, normalize(images, (0.3,), (0.2,)), method="moments")
+    assert torch.equal(classifier.predict(images, method="moments").probs, expected.probs)
+
+
+@pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
+def test_it_runs_elsewhere_with_equal_outputs(alpha_shape: tuple[int, ...] | None) -> None:
+    """As a graph for any batch size, without random numbers."""
+
+    class Export(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build("lenet", True, 10, 1, alpha_shape=alpha_shape).eval()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return logit_draws(*propagate(self.net, images)).softmax(-1).mean(0)
+
+    network, images = Export(), torch.randn(5, 1, 32, 32)
+    dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
+    with torch.no_grad():
+        exported = torch.export.export(network, (torch.randn(2, 1, 32, 32),), dynamic_shapes=dynamic).module()
+        torch.testing.assert_close(exported(images), network(images), rtol=0, atol=1e-6)
 
 
 def test_every_way_of_asking_gives_the_same_prediction() -> None:

@@ -24,6 +24,7 @@ from inference import (
 )
 from layers import BBBLinear, FlattenLayer, ModuleWrapper
 from models import build
+from support import UserError
 from utils import calc_uncertainty_normalized, calc_uncertainty_softmax
 
 WIDE = {"posterior_rho_initial": (-2.5, 0.1), "posterior_log_alpha_initial": -1.0}
@@ -168,3 +169,25 @@ def test_what_cannot_be_predicted_is_refused(images: Tensor) -> None:
         uncertainty(net, images, kind="sigmoid")
     with pytest.raises(ValueError, match="there is no sample to summarize"):
         summarize([])
+
+
+def test_normalized_softplus_of_very_negative_logits_is_a_distribution() -> None:
+    """softplus(x) rounds to 0 below x = −104 in float32; its logarithm is x."""
+    logits = torch.tensor([[-110.0, -111.0, -200.0], [-39.0, -41.0, 3.0], [-103.0, -104.0, -105.0]], requires_grad=True)
+    probs = normalized_softplus(logits)
+    exact = nn.functional.softplus(logits.double())
+    torch.testing.assert_close(probs.double(), exact / exact.sum(-1, keepdim=True))
+    (gradient,) = torch.autograd.grad(probs[:, 0].sum(), logits)
+    assert gradient.isfinite().all()
+    predictive = summarize([logits.detach(), logits.detach() - 5])
+    assert predictive.epistemic_normalized.isfinite().all() and predictive.aleatoric_normalized.isfinite().all()
+
+
+def test_a_network_that_is_not_finite_has_no_uncertainty(images: Tensor) -> None:
+    net = build("lenet", True, 10, 1)
+    with torch.no_grad():
+        next(net.parameters())[0] = math.nan
+    with pytest.raises(UserError, match="expected finite probabilities"):
+        uncertainty(net, images, 2)
+    with pytest.raises(UserError, match="expected finite probabilities"):
+        calc_uncertainty_normalized(net, images[0], T=2)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
-from conftest import Script
+from conftest import Script, run_files
 from torch import nn
 
-from inference import posterior_predictive, pruned, signal_to_noise, sparsity
+from inference import export, posterior_predictive, prune, pruned, signal_to_noise, sparsity
 from layers import BBBLinear, sampling, weight_posteriors
-from models import load_network
+from models import Description, build, load_network, read_checkpoint, save_network, write_checkpoint
+from support import UserError
+from training import BayesianSettings
 
 
 def network() -> nn.Sequential:
@@ -91,3 +95,63 @@ def test_the_command_prunes_a_checkpoint(script: Script, pictures: Path, tmp_pat
     assert posterior_predictive(net, torch.zeros(1, 1, 32, 32), 2).probs.isfinite().all()
     refused = script("-m", "inference.prune", "--weights_path", weights, "--fraction", 2, expect=2)
     assert refused.stderr == "error: --fraction must be from 0 to 1, got 2.0\n"
+
+
+def test_weights_that_are_not_finite_have_no_ratio() -> None:
+    net = network()
+    with torch.no_grad():
+        net[2].bias[1] = math.nan  # type: ignore[index, operator, union-attr]
+    for refused in (lambda: pruned(net, 0.5), lambda: signal_to_noise(net)):
+        with pytest.raises(UserError, match=r"the network has weights that are not finite \(2.bias\)"):
+            refused()
+
+
+def test_foreign_and_broken_checkpoints_are_refused_in_one_line(
+    finished_run: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = shutil.copy(run_files(finished_run).best, tmp_path / "model.pt")
+    content = read_checkpoint(weights)
+    before = weights.read_bytes()
+
+    def changed(name: str, **changes: object) -> Path:
+        write_checkpoint(tmp_path / name, {**content, **changes})
+        return tmp_path / name
+
+    key = next(key for key, value in content["weights"].items() if key.endswith("conv1.weight"))
+    broken = changed("broken.pt", weights={**content["weights"], key: content["weights"][key] * math.nan})
+    bare = tmp_path / "bare.pt"
+    description = Description(**content["description"])
+    save_network(bare, description.build(), description)
+    other = changed("other.pt", settings={**content["settings"], "dataset": "MNIST5k"})
+    odd = changed("odd.pt", settings={**content["settings"], "valid_size": "much"})
+    twin = tmp_path / "twin.pt"
+    save_network(
+        twin, build("lenet", False, 10, 1), Description("lenet", False, {}, tuple("abcdefghij"), (0.3,), (0.2,))
+    )
+    check = ["--check", "2", "--num_samples", "1"]
+    for script, path, flags, message in (
+        (prune, broken, [], f"{broken} has weights that are not finite ({key})"),
+        (export, broken, [], f"{broken} has weights that are not finite ({key})"),
+        (prune, bare, [], "does not say what data it was trained on"),
+        (prune, odd, [], "does not say what data it was trained on"),
+        (prune, other, [], "was trained on other MNIST5k images than those here"),
+        (prune, twin, [], "holds a frequentist network"),
+        (
+            prune,
+            weights,
+            ["--save_path", tmp_path / "." / "model.pt"],
+            "is the file to prune: give another --save_path",
+        ),
+        (prune, weights, ["--save_path", tmp_path / "pruned.json"], "where its report goes"),
+        (prune, weights, ["--max_loss", "nan"], "--max_loss: expected a number ≥ 0 and ≤ 1, got 'nan'"),
+        (export, other, check, "was trained on other MNIST5k images than those here"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            script.main(["--weights_path", str(path), *map(str, flags)])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error and error.count("\n") == 1, error
+    assert weights.read_bytes() == before
+    monkeypatch.setattr("inference.pruning.FRACTIONS", (0.0,))  # a short curve
+    prune.main(["--weights_path", str(weights), "--save_path", str(weights), "--overwrite", "--fraction", "0.5",
+                "--num_samples", "1"])  # fmt: skip
+    assert sparsity(load_network(weights).net) == pytest.approx(0.5, abs=1e-3)

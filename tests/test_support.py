@@ -1,15 +1,30 @@
-"""The lock of a folder, and the style of the pictures."""
+"""How scripts end, the lock of a folder, and the style of the pictures."""
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import matplotlib
 import pytest
+from conftest import ROOT
 from matplotlib.figure import Figure
 
-from support import LockedError, figure_style, locked
+import benchmarks.__main__
+import experiments.__main__
+import inference.export
+import inference.prune
+import main_bayesian
+import main_frequentist
+import uncertainty_estimation
+import visualize_mean_var
+from support import LockedError, OneLineParser, figure_style, locked, report_user_errors
 
 
 def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path) -> None:
@@ -52,3 +67,62 @@ def test_the_style_is_that_of_the_axes_made_within_it() -> None:
         assert {name for name, spine in ax.spines.items() if spine.get_visible()} == {"bottom", "left"}
         gridlines = [*ax.get_xgridlines(), *ax.get_ygridlines()]
         assert gridlines and all(line.get_visible() and line.get_alpha() == 0.3 for line in gridlines)
+
+
+def outcome(work: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """The exit code and the stderr of a script with this work."""
+    with pytest.raises(SystemExit) as end, report_user_errors():
+        work()
+    return end.value.code, capsys.readouterr().err
+
+
+def test_what_ends_a_script_is_one_line_and_a_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def refuse(message: str) -> Callable[[], object]:
+        return lambda: OneLineParser().error(message)
+
+    assert outcome(interrupt, capsys) == (130, "interrupted\n")
+    assert outcome(refuse("expected a number"), capsys) == (2, "error: expected a number\n")
+    assert outcome(refuse("two\nlines, \x1b[31m and \udcff"), capsys) == (
+        2, "error: two\\nlines, \\x1b[31m and \\udcff\n",
+    )  # fmt: skip
+    code, text = outcome((tmp_path / ("x" * 300)).read_bytes, capsys)
+    assert code == 2 and text.endswith("x: File name too long\n")
+    code, text = outcome(refuse(f"expected an integer, got {'9' * 5000!r}"), capsys)
+    assert code == 2 and text.startswith("error: expected an integer, got '999") and text.endswith("9'\n")
+    assert " … " in text and len(text) < 1100
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        main_bayesian,
+        main_frequentist,
+        uncertainty_estimation,
+        visualize_mean_var,
+        inference.prune,
+        inference.export,
+        experiments.__main__,
+        benchmarks.__main__,
+    ],
+)
+def test_help_is_printed_on_a_terminal_that_knows_ascii_alone(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "argv", ["script", "--help"])
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 0 and terminal.buffer.getvalue().startswith(b"usage: ")  # type: ignore[attr-defined]
+
+
+def test_a_closed_pipe_ends_a_script_quietly() -> None:
+    code = (
+        "from support import report_user_errors\n"
+        "with report_user_errors():\n    for _ in range(100_000):\n        print('a line of some length')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout and process.stderr and process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")

@@ -28,14 +28,17 @@ from conftest import (
     script_environment,
     weights,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+import main_frequentist
 from images import load_data, normalize
 from inference.metrics import scores
 from inference.prediction import posterior_predictive
-from layers import kl_divergence
+from layers import BBBLinear, kl_divergence, parameter_groups
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
-from training import BayesianSettings, State, initial_state, loop, prepare, resume, run, start, train
+from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -248,17 +251,21 @@ def test_rates_are_those_of_the_schedule_and_of_the_epochs_to_come(
 def test_a_checkpoint_of_an_older_version_resumes_to_the_very_same_weights(
     uninterrupted: BayesianSettings, pictures: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has 'optimiser', whose groups hold no 'initial_lr', and no scheduler."""
+    """It has 'optimiser', whose groups hold no 'initial_lr', no scheduler, and no identity of its run and data."""
     broken = bayesian_settings(pictures, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         signal_at_step(patch, steps, signal.SIGTERM)
         run(broken)
     content = read_checkpoint(run_files(broken).last)
-    del content["scheduler"]
+    del content["scheduler"], content["data"], content["progress"]["run"]
     content["optimiser"] = content.pop("optimizer")
     for group in content["optimiser"]["param_groups"]:
         del group["initial_lr"]
     write_checkpoint(run_files(broken).last, content)
+    if run_files(broken).best.exists():
+        best = read_checkpoint(run_files(broken).best)
+        del best["run"], best["data"]
+        write_checkpoint(run_files(broken).best, best)
     run(replace(broken, resume=True))
     assert same(weights(run_files(uninterrupted).last), weights(run_files(broken).last))
     assert same(weights(run_files(uninterrupted).best), weights(run_files(broken).best))
@@ -273,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_network
     before = best.read_bytes()
     with pytest.raises(UserError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
         run(settings)
-    assert best.read_bytes() == before
+    assert (run_files(settings).reports / "earlier" / "1" / best.name).read_bytes() == before and not best.exists()
 
 
 def test_patience_ends_a_run_that_gets_no_better(pictures: Path, tmp_path: Path) -> None:
@@ -291,6 +298,10 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
     assert loop.test(state, setup)["validation"]["valid_nll"] < 0.8
     assert all(p.dtype == torch.float32 for p in state.net.parameters())
     reports = run_files(settings).reports
+    events = EventAccumulator(str(reports / "tensorboard")).Reload()
+    nlls = [row["valid_nll"] for row in rows(reports / "history.csv")]
+    assert [event.step for event in events.Scalars("valid/nll")] == [1, 2]
+    assert [event.value for event in events.Scalars("valid/nll")] == pytest.approx(nlls)
     assert len(list((reports / "tensorboard").glob("events*"))) == 1
     run(replace(settings, n_epochs=1, amp=False))
     assert len(list((reports / "tensorboard").glob("events*"))) == 1  # a curve of its own
@@ -326,10 +337,210 @@ def test_a_new_run_keeps_the_network_of_the_earlier_one(
         kept = folder / "lenet" / "earlier" / str(number)
         assert f"went to {kept}\n" in capsys.readouterr().out
         assert sorted(path.name for path in kept.iterdir()) == [
-            "history.csv", "history.png", "model_lenet.pt", "results.json"
+            "history.csv", "history.png", "last.pt", "model_lenet.pt", "results.json"
         ]  # fmt: skip
     for name, content in before.items():
         assert (folder / "lenet" / "earlier" / "1" / name).read_bytes() == content
+
+
+def test_a_prior_that_leaves_the_weights_no_room_is_told_from_a_learning_rate(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the KL is not finite at epoch 1, step 1 of 3: try a wider prior"):
+        run(bayesian_settings(pictures, tmp_path, priors={"prior_sigma": 1e-300}))
+
+
+def test_means_and_spreads_learn_at_rates_of_their_own() -> None:
+    net = nn.Sequential(BBBLinear(3, 2, priors={"learn_prior_sigma": True}), nn.Linear(2, 2))
+    means, spreads = parameter_groups(net, lr=0.5, lr_spread_factor=4.0, weight_decay=0.1)
+    assert (means["lr"], means["weight_decay"], spreads["lr"], spreads["weight_decay"]) == (0.5, 0.1, 2.0, 0.0)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert [names[id(p)] for p in means["params"]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert sorted(names[id(p)].split(".", 3)[3] for p in spreads["params"]) == 2 * ["prior.log_std"] + 2 * ["rho"]
+    (group,) = parameter_groups(nn.Linear(2, 2), lr=0.5)
+    assert len(group["params"]) == 2
+    assert len(parameter_groups(BBBLinear(3, 2), lr=0.5)[1]["params"]) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"test": {"accuracy": 1}, "settings": {"seed": 0}}', "[", "[" * 100_000, None]
+)
+def test_a_damaged_twin_does_not_end_a_run_that_is_done(
+    content: str | None, finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    settings = replace(finished_run, checkpoint_dir=str(tmp_path), resume=True)
+    twin = tmp_path / "bars" / "frequentist" / "lenet" / "results.json"
+    twin.parent.mkdir(parents=True)
+    twin.write_text(content) if content is not None else twin.mkdir()
+    assert run(settings)["epochs"] == 1
+    message = f"{twin} is not the results of a run: delete it and train again"
+    assert capsys.readouterr().err == f"not compared with the twin: {message}\n"
+    with pytest.raises(UserError, match=message):
+        compare(settings)
+
+
+@pytest.mark.parametrize("place", ["training.state.load_data", "training.loop.scores"])
+def test_ctrl_c_outside_of_training_is_one_line(
+    place: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While data are read, and in the final test."""
+
+    def interrupt(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main_frequentist.main([f"--dataset={pictures}", f"--checkpoint_dir={tmp_path}", "--n_epochs=1"])
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    for name in ("main_bayesian.py", "main_frequentist.py"):
+        answer = subprocess.run(
+            [sys.executable, name], cwd=ROOT, env={**script_environment(), "PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
+def test_a_signal_during_validation_stops_the_run(
+    number: int,
+    signum: int,
+    uninterrupted: BayesianSettings,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path)
+    validate, validations = loop.validate, count(1)
+
+    def validate_with_signal(*arguments: Any) -> dict[str, float]:
+        if next(validations) == number:
+            os.kill(os.getpid(), signum)
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(loop, "validate", validate_with_signal)
+        run(settings)
+    assert stop.value.code == 128 + signum
+    output = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(signum).name} after epoch {number}; " in output and "test " not in output
+    run(replace(settings, resume=True))
+    assert same(weights(run_files(uninterrupted).last), weights(run_files(settings).last))
+
+
+class Killed(BaseException):
+    """As SIGKILL for a run's files: nothing after it is written."""
+
+
+def kill_at_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    step, steps = loop.step, count(1)
+
+    def step_or_die(*arguments: Any) -> torch.Tensor:
+        if next(steps) == number:
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "step", step_or_die)
+
+
+def test_what_a_killed_run_has_not_written_is_not_taken_from_an_earlier_run(
+    finished_run: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    settings = replace(finished_run, checkpoint_dir=str(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_step(patch, 2)
+        run(settings)
+    with pytest.raises(UserError, match=r"there is no checkpoint .*last\.pt"):
+        run(replace(settings, resume=True))
+
+
+def test_a_run_without_a_finite_validation_is_not_tested_on_an_earlier_network(
+    finished_run: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    validate = loop.validate
+    monkeypatch.setattr(loop, "validate", lambda *arguments: validate(*arguments) | {"valid_nll": math.inf})
+    with pytest.raises(UserError, match="the validation NLL is inf after epoch 1: try a smaller lr_start"):
+        run(replace(finished_run, checkpoint_dir=str(tmp_path)))
+
+
+def test_files_of_one_run_have_one_identity_and_the_network_of_another_is_not_tested(
+    finished_run: BayesianSettings, uninterrupted: BayesianSettings, tmp_path: Path
+) -> None:
+    files, other = run_files(finished_run), run_files(uninterrupted)
+    last, best = read_checkpoint(files.last), read_checkpoint(files.best)
+    results = json.loads((files.reports / "results.json").read_text())
+    assert last["progress"]["run"] == best["run"] == results["run"] != read_checkpoint(other.best)["run"]
+    assert last["data"] == best["data"] == results["data"] == read_checkpoint(other.best)["data"]
+
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    settings = replace(finished_run, checkpoint_dir=str(tmp_path), resume=True)
+    shutil.copy(other.best, run_files(settings).best)
+    with pytest.raises(UserError, match=r"model_lenet\.pt is the network of another run than .*last\.pt"):
+        run(settings)
+
+
+@pytest.mark.parametrize("with_identity", [True, False])
+def test_a_run_is_not_resumed_on_other_images(
+    finished_run: BayesianSettings, pictures: Path, tmp_path: Path, with_identity: bool
+) -> None:
+    """With the class that came last renamed, so that it comes first; a file of an older version shows only that."""
+    folder, last, best = (
+        tmp_path / "bars",
+        tmp_path / "bars/bayesian/last.pt",
+        tmp_path / "bars/bayesian/model_lenet.pt",
+    )
+    shutil.copytree(pictures, folder)
+    shutil.copytree(finished_run.checkpoint_dir, tmp_path, dirs_exist_ok=True)
+    for split in ("train", "test"):
+        (folder / split / "upright").rename(folder / split / "a bar")
+    for path in (last, best):
+        content = read_checkpoint(path)
+        content["settings"]["dataset"] = str(folder)
+        if not with_identity:
+            content.pop("run", None), content.pop("data"), content.get("progress", {}).pop("run", None)
+        write_checkpoint(path, content)
+    message = "is of a run on other images" if with_identity else "is the network of another run"
+    with pytest.raises(UserError, match=message):
+        run(replace(finished_run, dataset=str(folder), checkpoint_dir=str(tmp_path), resume=True))
+
+
+@pytest.mark.parametrize(("batches", "epochs"), [(3, 1), (4, 2)])
+def test_fewer_epochs_than_a_run_has_begun_are_refused(
+    pictures: Path, tmp_path: Path, batches: int, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        signal_at_step(patch, batches, signal.SIGTERM)
+        run(settings)
+    if epochs > 1:
+        with pytest.raises(UserError, match=f"in epoch {epochs}, beyond n_epochs {epochs - 1}: give at least {epochs}"):
+            run(replace(settings, n_epochs=epochs - 1, resume=True))
+    assert run(replace(settings, n_epochs=epochs, resume=True))["epochs"] == epochs
+
+
+def test_a_forgotten_resume_loses_no_interrupted_run(
+    uninterrupted: BayesianSettings,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path)
+    files = run_files(settings)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        signal_at_step(patch, 4, signal.SIGTERM)
+        run(settings)
+    run(replace(settings, net_type="3conv3fc", n_epochs=1))  # whose last.pt is in the same place
+    kept = run_files(replace(settings, net_type="3conv3fc")).reports / "earlier" / "1"
+    assert f"last.pt of an earlier run went to {kept}\n" in capsys.readouterr().out
+    (kept / "last.pt").rename(files.last)
+    run(replace(settings, resume=True))
+    assert same(weights(files.last), weights(run_files(uninterrupted).last))
 
 
 def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictures: Path, tmp_path: Path) -> None:
@@ -343,7 +554,7 @@ def test_a_signal_to_the_whole_group_ends_workers_after_the_step_is_saved(pictur
         [sys.executable, "-c", code, *words], cwd=ROOT, env=script_environment(), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout and "epoch   1/500" in process.stdout.readline()
+        assert process.stdout and any("epoch   1/500" in line for line in process.stdout)
         os.killpg(process.pid, signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "stopped by SIGTERM" in output and "Traceback" not in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
 from inference import posterior_predictive
-from models import load_network
+from models import load_network, read_checkpoint, write_checkpoint
 from training import BayesianSettings, Settings, from_config, run
 
 
@@ -157,6 +158,11 @@ def test_every_mistake_is_reported_in_one_line(
     occupied.write_text("a file where a folder should go")
     text = tmp_path / "text.pt"
     text.write_text("no network")
+    content = read_checkpoint(weights)
+    key = next(key for key in content["weights"] if key.endswith("conv1.weight"))
+    content["weights"][key][0] = math.nan
+    diverged = tmp_path / "diverged.pt"
+    write_checkpoint(diverged, content)
     nothing = tmp_path / "nothing"
     (nothing / "A").mkdir(parents=True)
     shutil.copy(text, nothing / "A" / "a.png")
@@ -170,6 +176,7 @@ def test_every_mistake_is_reported_in_one_line(
         (["--weights_path", weights, "--frequentist_weights", weights], "does not hold a frequentist network"),
         ([*quick, "--not_mnist_dir", letters, "--save_dir", occupied], "cannot write"),
         (["--weights_path", text], "is not a readable checkpoint"),
+        (["--weights_path", diverged], f"{diverged} has weights that are not finite ({key})"),
         (["--weights_path", weights, "--net_type", "alexnet"], "holds a lenet, not a alexnet: give --net_type lenet"),
         (["--weights_path", weights, "--net_type", "lennet"], "did you mean 'lenet'"),
         (["--weights_path", weights, "--dataset", "MNIST5k"], "MNIST5k has 10 of 1: give the --dataset"),

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from training.interruption import StopRequest, stop_requests
     from training.loop import compare, run, start, step, test, train, train_epoch, validate
     from training.network import build_network, build_optimizer, build_scheduler, wrap_for_training
-    from training.reports import Row, comparison, read_results
+    from training.reports import Curves, Row, comparison, read_results
     from training.state import Progress, RunFiles, Setup, State, initial_state, prepare, restore, resume, save
 
 __all__ = [
     "SCHEDULES",
     "Alarms",
     "BayesianSettings",
+    "Curves",
     "Progress",
     "Role",
     "Row",
@@ -64,7 +65,7 @@ _LATER = {
     "interruption": ("StopRequest", "stop_requests"),
     "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
     "network": ("build_network", "build_optimizer", "build_scheduler", "wrap_for_training"),
-    "reports": ("Row", "comparison", "read_results"),
+    "reports": ("Curves", "Row", "comparison", "read_results"),
     "state": ("Progress", "RunFiles", "Setup", "State", "initial_state", "prepare", "restore", "resume", "save"),
 }
 

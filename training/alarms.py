@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layers import weight_posteriors
 from training.reports import Row
 
 GROWTH = 5  # epochs in a row in which the KL grows before it is reported
 COLLAPSED, EXPLODED = 1e-8, 1e2  # standard deviations beyond which a weight is deterministic, or noise
+MOVED, STEPS = 0.25, 300  # the median relative change of σ that is expected of a run of at least so many steps
+SAMPLE = 10_000  # weights, about, whose σ is compared with its start
 
 
 class Alarms:
@@ -23,10 +25,14 @@ class Alarms:
         net: the network that is trained.
         classes: the number of classes.
         epochs: the number of epochs of the whole run.
+        batches: the number of batches per epoch, if the network is at the start of its run and σ has to move from
+            there; otherwise 0.
     """
 
-    def __init__(self, net: nn.Module, classes: int, epochs: int) -> None:
+    def __init__(self, net: nn.Module, classes: int, epochs: int, batches: int = 0) -> None:
         self.net, self.classes, self.epochs = net, classes, epochs
+        self.steps = epochs * batches
+        self.first_stds = self._sample_stds() if self.steps >= STEPS else None
         self.reported: set[str] = set()
 
     def check(self, history: Sequence[Row], examples: int) -> list[str]:
@@ -43,6 +49,7 @@ class Alarms:
             "chance": self._at_chance(history[-1], examples),
             "kl": self._kl_grows(history),
             "deviations": self._deviations(),
+            "start": self._stays(history[-1]),
         }
         new = {kind: text for kind, text in warnings.items() if text and kind not in self.reported}
         self.reported |= new.keys()
@@ -50,8 +57,8 @@ class Alarms:
 
     def _at_chance(self, row: Row, examples: int) -> str | None:
         chance = 1 / self.classes
-        noise = math.sqrt(chance * (1 - chance) / examples)
-        if row["epoch"] < self.epochs / 4 or row["valid_accuracy"] > chance + 3 * noise:
+        highest = chance + 3 * math.sqrt(chance * (1 - chance) / examples)  # by luck alone
+        if row["epoch"] < self.epochs / 4 or row["valid_accuracy"] > highest or highest >= 1:
             return None
         return (
             f"after {row['epoch']:.0f} of {self.epochs} epochs validation accuracy is {row['valid_accuracy']:.1%}, "
@@ -79,3 +86,21 @@ class Alarms:
         if smallest > EXPLODED:
             return f"all posterior deviations are above {EXPLODED:g}: the weights are noise, try a smaller prior_sigma"
         return None
+
+    def _stays(self, row: Row) -> str | None:
+        if self.first_stds is None or not len(self.first_stds) or row["epoch"] < self.epochs:
+            return None
+        change = float((self._sample_stds() / self.first_stds - 1).abs().median())
+        if not change < MOVED:
+            return None
+        return (
+            f"in {self.steps:,} steps the median posterior deviation has changed by only {change:.0%}, so the network "
+            f"is about as unsure as it was at its start: try a larger lr_spread_factor, or more epochs"
+        )
+
+    @torch.no_grad()
+    def _sample_stds(self) -> Tensor:
+        """Of evenly spaced weights; empty if the network has no Bayesian ones."""
+        stds = [posterior.std(mean).flatten() for _, mean, posterior in weight_posteriors(self.net)]
+        stride = max(1, sum(map(len, stds)) // SAMPLE)
+        return torch.cat([each[::stride] for each in stds]) if stds else torch.empty(0)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,28 @@ from images import Split, augment, data_name, normalize
 from inference import Classifier, Predictive, accuracy, nll, scores
 from layers import kl_divergence
 from models import read_checkpoint, restore_network, save_network
-from recording import Recorder, recording
-from support import ALONE, UserError, World, archive, locked, process_group, tune_cpu, versions, write_json
+from recording import Recorder, find_recordings, recording
+from support import (
+    ALONE,
+    UserError,
+    World,
+    archive,
+    locked,
+    process_group,
+    remove_temporaries,
+    tune_cpu,
+    versions,
+    write_json,
+)
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import wrap_for_training
 from training.objective import expected_nll, kl_weight, negative_elbo
-from training.reports import Row, comparison, epoch_line, plot_history, read_results, write_history
+from training.reports import Curves, Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
-REPORTS = ("history.csv", "history.png", "results.json")
+REPORTS = ("history.csv", "history.png", "results.json", "tensorboard")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -48,10 +60,16 @@ def run(settings: Settings) -> dict[str, Any]:
     with process_group(settings.device) as world:
         state, setup = start(settings, world)
         with locked(setup.files.last.parent) if world.is_main else nullcontext():
+            if world.is_main:
+                remove_temporaries(setup.files.last.parent, "last.pt", "model_*.pt")
+                remove_temporaries(setup.files.reports, "history.*", "results.json", "*.sqlite")
             train(state, setup)
             results = test(state, setup)
     if world.is_main and all(path.exists() for path in _result_files(settings)):
-        print(f"\n{compare(settings)}", flush=True)
+        try:
+            print(f"\n{compare(settings)}", flush=True)
+        except UserError as error:  # of the twin's file: this run is done
+            print(f"not compared with the twin: {error}", file=sys.stderr, flush=True)
     return results
 
 
@@ -95,33 +113,40 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
     """
     resumed = resume(state, setup)
     settings, world, progress = setup.settings, setup.world, state.progress
+    if world.is_main:
+        print(setup.data.report(), flush=True)
+    if not resumed:
+        progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs)
+    starts_anew = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
+    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if starts_anew else 0)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
             save(state, setup)  # torchrun resumes it if a process is lost before the first epoch ends
         recorder = stack.enter_context(_recording(state, setup, resumed))
-        board = stack.enter_context(_tensorboard(setup, resumed))
+        curves = Curves(setup.files.reports / "tensorboard") if settings.tensorboard and world.is_main else None
         while progress.epoch < settings.n_epochs and not _out_of_patience(progress, settings.patience):
             started = time.perf_counter()
             signum = train_epoch(state, setup, forward, stop, recorder)
             if signum:
                 progress.seconds += time.perf_counter() - started
-                _stop(state, setup, recorder, signum)
+                _check_finite(progress)
+                _save(state, setup, recorder)
+                _exit(setup, progress, signum)
             row = _training_row(progress, setup) | validate(evaluated, setup)
             row["seconds"] = time.perf_counter() - started
             best = _finish_epoch(state, setup, evaluated, row)
             _save(state, setup, recorder)
-            if not world.is_main:
-                continue
-            print(epoch_line(row, settings.n_epochs, best), flush=True)
-            for text in alarms.check(progress.history, len(setup.data.valid)):
-                print(f"warning: {text}", file=sys.stderr, flush=True)
-            if board is not None:
-                for name, value in row.items():
-                    board.add_scalar(name.replace("_", "/", 1), value, int(row["epoch"]))
+            if world.is_main:
+                print(epoch_line(row, settings.n_epochs, best), flush=True)
+                for text in alarms.check(progress.history, len(setup.data.valid)):
+                    print(f"warning: {text}", file=sys.stderr, flush=True)
+                if curves:
+                    curves.add(row)
+            if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
+                _exit(setup, progress, signum)
 
 
 def train_epoch(
@@ -175,9 +200,9 @@ def train_epoch(
         if setup.device.type == "cpu" or progress.batch % 50 == 0 or progress.batch == setup.batches:
             _check_finite(progress)
             bar.set_postfix(_postfix(progress, setup))
-            signum = world.all_reduce_max(stop.signum)
+            signum = world.all_reduce_max(_stop_signal(stop, world))
         elif world.size == 1:
-            signum = stop.signum
+            signum = _stop_signal(stop, world)
         if signum:
             return signum
     return 0
@@ -234,7 +259,7 @@ def validate(net: nn.Module, setup: Setup) -> Row:
     predictive = _predict(net, setup.data.valid, setup.bayesian.valid_ens if setup.bayesian else 1, setup)
     expected = predictive.expected_log_probs.double().gather(1, labels[:, None]).mean()
     return {
-        "valid_nll": nll(predictive.probs, labels),
+        "valid_nll": nll(predictive, labels),
         "valid_accuracy": accuracy(predictive.probs, labels),
         "valid_elbo": float(expected) - float(kl_divergence(net).detach()) / len(setup.data.train),
     }
@@ -252,16 +277,20 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     settings, data, files, progress = setup.settings, setup.data, setup.files, state.progress
     content = setup.world.broadcast_from_main(lambda: read_checkpoint(files.best))
     net = restore_network(content, files.best, setup.device)
+    if content.get("run", "") != progress.run or tuple(content["description"]["classes"]) != data.classes:
+        raise UserError(f"{files.best} is the network of another run than {files.last}: train again without --resume")
     samples = setup.bayesian.test_ens if setup.bayesian else 1
     started = time.perf_counter()
-    probs = _predict(net, data.test, samples, setup).probs
+    predictive = _predict(net, data.test, samples, setup)
     results = {
         "dataset": data.name,
         "net_type": settings.net_type,
         "method": "bayesian" if setup.bayesian else "frequentist",
-        "test": scores(probs, data.test.labels),
+        "test": scores(predictive, data.test.labels),
         "test_samples": samples,
         "test_images": len(data.test),
+        "class_counts": data.counts,
+        "skipped_images": data.skipped,
         "validation": content["validation"],
         "epochs": progress.epoch,
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -270,6 +299,7 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         "seed": settings.seed,
         "processes": setup.world.size,
         "settings": asdict(settings),
+        **_identity(state, setup),
         "versions": versions(),
     }
     if not setup.world.is_main:
@@ -333,10 +363,10 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
     if best:
         progress.best_nll, progress.best_epoch = row["valid_nll"], int(row["epoch"])
         if setup.world.is_main:
-            if not progress.history:
-                _archive_earlier_run(files)
-            report = {"settings": asdict(setup.settings), "validation": row}
+            report = {"settings": asdict(setup.settings), "validation": row, **_identity(state, setup)}
             save_network(files.best, evaluated, setup.description, **report)
+    elif not progress.best_epoch:
+        raise UserError(f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start")
     elif setup.world.is_main and not files.best.exists():
         raise UserError(f"{files.best} is gone: it held the best network so far; train again")
     progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -348,12 +378,23 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
     return best
 
 
-def _archive_earlier_run(files: RunFiles) -> None:
-    """Move the network and the reports of an earlier run in the same folder to a folder of their own."""
-    if files.best.exists():
-        reports = [path for path in map(files.reports.joinpath, REPORTS) if path.exists()]
-        folder = archive([*reports, files.best], files.reports)
-        print(f"the network and the reports of the earlier run went to {folder}", flush=True)
+def _begin(files: RunFiles) -> str:
+    """The identity of a new run, drawn from the system, once the files of earlier runs are out of its way.
+
+    They move to a folder of their own: what stays where it was could be taken for this run's. `last.pt` goes first,
+    because a run could still be resumed from it when the others are gone.
+    """
+    paths = [files.last, files.best, *map(files.reports.joinpath, REPORTS), *find_recordings(files.reports)]
+    earlier = [path for path in paths if path.exists()]
+    if earlier:
+        names = ", ".join(path.name for path in earlier)
+        print(f"{names} of an earlier run went to {archive(earlier, files.reports)}", flush=True)
+    return secrets.token_hex(16)
+
+
+def _identity(state: State, setup: Setup) -> dict[str, Any]:
+    """Of the run and of its data, for the files that it leaves."""
+    return {"run": state.progress.run, "data": setup.data.fingerprint}
 
 
 def _save(state: State, setup: Setup, recorder: Recorder | None) -> None:
@@ -363,17 +404,23 @@ def _save(state: State, setup: Setup, recorder: Recorder | None) -> None:
     save(state, setup)
 
 
-def _stop(state: State, setup: Setup, recorder: Recorder | None, signum: int) -> None:
-    """Save and exit, as the signal asks."""
-    progress = state.progress
-    _check_finite(progress)
-    _save(state, setup, recorder)
+def _stop_signal(stop: StopRequest, world: World) -> int:
+    """The signal that asks this process to stop, or 0; the end of torchrun counts as SIGTERM."""
+    return stop.signum or (int(signal.SIGTERM) if world.is_abandoned else 0)
+
+
+def _exit(setup: Setup, progress: Progress, signum: int) -> NoReturn:
+    """Exit as a signal asks, once everything is saved."""
     if setup.world.is_main:
-        print(
-            f"stopped by {signal.Signals(signum).name} in epoch {progress.epoch + 1} after {progress.batch} of "
-            f"{setup.batches} steps; {setup.files.last} is written: run the same command with --resume to continue",
-            flush=True,
-        )
+        place = f"after epoch {progress.epoch}"
+        if progress.batch:
+            place = f"in epoch {progress.epoch + 1} after {progress.batch} of {setup.batches} steps"
+        with suppress(OSError):  # of a terminal or torchrun that is gone
+            print(
+                f"stopped by {signal.Signals(signum).name} {place}; {setup.files.last} is written: run the same "
+                f"command with --resume to continue",
+                flush=True,
+            )
     raise SystemExit(128 + signum)
 
 
@@ -384,10 +431,13 @@ def _out_of_patience(progress: Progress, patience: int) -> bool:
 def _check_finite(progress: Progress) -> None:
     finite = progress.steps[: progress.batch, :2].isfinite().all(-1)
     if not finite.all():
-        batch = int((~finite).int().argmax()) + 1
+        index = int((~finite).int().argmax())
+        quantity, advice = "loss", "a smaller lr_start, or amp False"
+        if progress.steps[index, 0].isfinite():
+            quantity, advice = "KL", "a wider prior (prior_sigma), or a smaller lr_start"
         raise UserError(
-            f"the loss is not finite at epoch {progress.epoch + 1}, step {batch} of {len(progress.steps)}: try a "
-            f"smaller lr_start, or amp False; the checkpoints of earlier epochs are kept"
+            f"the {quantity} is not finite at epoch {progress.epoch + 1}, step {index + 1} of {len(progress.steps)}: "
+            f"try {advice}; the checkpoints of earlier epochs are kept"
         )
 
 
@@ -437,17 +487,6 @@ def _recording(state: State, setup: Setup, resumed: bool) -> AbstractContextMana
         layers=settings.record_layers,
         frequency=settings.recording_freq_per_epoch,
         resume_at=state.progress.step if resumed else None,
-        settings=asdict(settings),
+        settings=asdict(settings) | _identity(state, setup),
         seed=settings.seed,
     )
-
-
-def _tensorboard(setup: Setup, resumed: bool) -> AbstractContextManager[Any]:
-    if not setup.settings.tensorboard or not setup.world.is_main:
-        return nullcontext()
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and few runs need it
-
-    folder = setup.files.reports
-    if not resumed and (folder / "tensorboard").exists():  # two runs in one folder would be one zigzag curve
-        archive([folder / "tensorboard"], folder)
-    return SummaryWriter(str(folder / "tensorboard"))

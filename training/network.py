@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
-from layers import ModuleWrapper, start_at_means
+from layers import ModuleWrapper, parameter_groups, start_at_means
 from models import IMAGE_SIZE, Description, load_network
 from support import UserError, World, first_line
 from training.settings import BayesianSettings, Settings
@@ -95,15 +95,10 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
 
 
 def build_optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Adam; the ρ and log α of a Bayesian network are a second parameter group with a learning rate of their own."""
-    rate = settings.lr_start
-    spreads = [parameter for name, parameter in net.named_parameters() if ".posterior." in name]
-    others = [parameter for name, parameter in net.named_parameters() if ".posterior." not in name]
-    groups: list[dict[str, Any]] = [{"params": others}]
-    if isinstance(settings, BayesianSettings):
-        groups.append({"params": spreads, "lr": rate * settings.lr_spread_factor})
+    """Adam, with a learning rate of their own for the ρ and log α of a Bayesian network."""
+    factor = settings.lr_spread_factor if isinstance(settings, BayesianSettings) else 1.0
     fused = next(net.parameters()).device.type in ("cpu", "cuda", "mps")
-    return torch.optim.Adam(groups, lr=rate, fused=fused)
+    return torch.optim.Adam(parameter_groups(net, settings.lr_start, factor), lr=settings.lr_start, fused=fused)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, batches: int, steps: int = 0) -> LambdaLR:

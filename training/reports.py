@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from support import BLUE, ORANGE, UserError, figure_style, save_figure, write_text
+from support import BLUE, ORANGE, UserError, figure_style, number, save_figure, write_text
 from training.settings import Role, names_with
 
 Row = dict[str, float]  # the figures of one epoch, by name
+SCORES = {"accuracy": "{:.2%}", "nll": "{:.4f}", "brier": "{:.4f}", "ece": "{:.4f}"}  # that are compared, and how shown
+FIGURES = {"parameters": "{:,}", "epochs": "{}", "training_seconds": "{:,.0f}"}
 
 
 def epoch_line(row: Row, epochs: int, best: bool) -> str:
@@ -73,6 +76,41 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     return save_figure(figure, folder / "history.png")
 
 
+class Curves:
+    """Curves for TensorBoard: a file of events, to which every epoch adds its figures.
+
+    Torch's SummaryWriter writes in a thread, which answers a full disk with a traceback.
+
+    Args:
+        folder: where the file goes.
+
+    Raises:
+        UserError: the file cannot be written; also from `add`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._write(file_version="brain.Event:2")
+
+    def add(self, row: Row) -> None:
+        """Add the figures of an epoch."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name.replace("_", "/", 1), simple_value=value) for name, value in row.items()]
+        self._write(step=int(row["epoch"]), summary=Summary(value=values))
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and few runs need it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as stream:
+                RecordWriter(stream).write(Event(wall_time=time.time(), **event).SerializeToString())
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """The content of a run's `results.json`.
 
@@ -81,10 +119,13 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results["test"]["accuracy"], results["settings"]["seed"]
+        for figures, names in ((results["test"], SCORES), (results, FIGURES)):
+            for name in names:
+                number(0)(figures[name])
+        results["settings"].items()
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}: train that network to its end first") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not the results of a run: delete it and train again") from error
     return results
 
@@ -99,17 +140,16 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
     Returns:
         A table as text, several lines.
     """
-    shown = {"accuracy": "{:.2%}", "nll": "{:.4f}", "brier": "{:.4f}", "ece": "{:.4f}"}
     lines = [f"{'test':<18}{'bayesian':>12}{'frequentist':>14}"]
-    for name, form in shown.items():
+    for name, form in SCORES.items():
         lines.append(f"{name:<18}{form.format(bayesian['test'][name]):>12}{form.format(frequentist['test'][name]):>14}")
-    for name, form in (("parameters", "{:,}"), ("epochs", "{}"), ("training_seconds", "{:,.0f}")):
+    for name, form in FIGURES.items():
         lines.append(
             f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}"
         )
     not_compared = names_with(Role.NOT_COMPARED)
     differences = [
-        f"{name} {bayesian['settings'][name]!r} and {value!r}"
+        f"{name} {bayesian['settings'].get(name)!r} and {value!r}"
         for name, value in frequentist["settings"].items()
         if bayesian["settings"].get(name) != value and name not in not_compared
     ]

@@ -19,6 +19,8 @@ from models import ACTIVATIONS, FACTORIES, IMAGE_SIZE, NETWORKS, check_net_type
 from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
 from training.objective import SCHEDULES
 
+MOST_SAMPLES, MOST_WORKERS = 100_000, 1_000  # far more than is of use, and what a typing error exceeds
+
 
 class Role(Enum):
     """What sets a setting apart from those that define the run; it stands in the metadata of the setting's field."""
@@ -108,10 +110,11 @@ class Settings:
     )
     num_workers: int = _setting(
         "processes that decode images when they do not fit in memory",
-        whole(0),
+        whole(0, MOST_WORKERS),
         Role.MAY_CHANGE_ON_RESUME,
         Role.NOT_COMPARED,
     )
+    skip_broken: bool = _setting("leave out the images of a folder that cannot be read, and count them", flag)
     seed: int = _setting("seed of the split, the weights, the order and the noise", whole(0))
     device: str = _setting(
         "auto (a GPU if there is one), cpu, cuda, cuda:1, mps …", either("auto", _device), Role.MAY_CHANGE_ON_RESUME
@@ -159,9 +162,9 @@ class BayesianSettings(Settings):
     lr_spread_factor: float = _setting(
         "learning rate of ρ and log α, as a multiple of lr_start", number(0, exclusive=True)
     )
-    train_ens: int = _setting("posterior samples per training step", whole(1))
-    valid_ens: int = _setting("posterior samples in validation", whole(1))
-    test_ens: int = _setting("posterior samples in the final test", whole(1))
+    train_ens: int = _setting("posterior samples per training step", whole(1, MOST_SAMPLES))
+    valid_ens: int = _setting("posterior samples in validation", whole(1, MOST_SAMPLES))
+    test_ens: int = _setting("posterior samples in the final test", whole(1, MOST_SAMPLES))
     record_mean_var: bool = _setting("record means and variances of layer outputs during training", flag)
     recording_freq_per_epoch: int = _setting("records per epoch, evenly spaced", whole(1))
     record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))

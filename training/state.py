@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from images import ImageData, load_data
 from models import Description, build, file_name, read_checkpoint, write_checkpoint
 from recording import recorded_layers
-from support import ALONE, UserError, World
+from support import ALONE, UserError, World, first_line
 from training.network import architecture, build_network, build_optimizer, build_scheduler, describe
 from training.reports import Row
+from training.restoring import check_optimizer_state, check_progress
 from training.settings import BayesianSettings, Role, Settings, names_with
 
 
@@ -93,6 +94,8 @@ class Progress:
         best_nll: the best validation NLL so far.
         best_epoch: the epoch of the best validation NLL.
         seconds: time spent in training and validation.
+        run: the identity of the run, which every file that it leaves holds; '' before its start, and in files of
+            versions that had none.
     """
 
     steps: Tensor
@@ -102,6 +105,7 @@ class Progress:
     best_nll: float = math.inf
     best_epoch: int = 0
     seconds: float = 0.0
+    run: str = ""
 
     @property
     def step(self) -> int:
@@ -143,7 +147,12 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             recorded_layers(build(settings.net_type, True, 1, 1, **architecture(settings)), settings.record_layers)
     with world.local_main_first():  # the data may have to be downloaded
         data = load_data(
-            settings.dataset, settings.data_dir, settings.valid_size, settings.seed, batch_size=settings.batch_size
+            settings.dataset,
+            settings.data_dir,
+            settings.valid_size,
+            settings.seed,
+            batch_size=settings.batch_size,
+            skip_broken=settings.skip_broken,
         )
     if min(settings.batch_size, len(data.valid), len(data.test)) < world.size:
         raise UserError(
@@ -190,6 +199,7 @@ def save(state: State, setup: Setup) -> None:
         "progress": vars(state.progress),
         "random": setup.world.all_gather(_random_state(setup.device)),
         "launch": setup.world.launch,
+        "data": setup.data.fingerprint,
     }
     if setup.world.is_main:
         write_checkpoint(setup.files.last, content)
@@ -229,12 +239,16 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
         content: of `last.pt`, as `read_checkpoint` returns it.
 
     Raises:
-        UserError: the content is of a run with other settings, or damaged.
+        UserError: the content is of a run with other settings or other data, of more epochs than the settings say,
+            or damaged.
     """
     path, settings = setup.files.last, setup.settings
     try:
         _refuse_other_settings(setup, content["settings"])
+        _refuse_other_data(setup, content.get("data", setup.data.fingerprint))
         content = _with_scheduler(content, state)
+        check_optimizer_state(state.optimizer, content["optimizer"])
+        check_progress(content["progress"], content["scheduler"]["last_epoch"], state.progress.steps)
         state.net.load_state_dict(content["weights"])
         state.optimizer.load_state_dict(content["optimizer"])
         # A new scheduler instead of load_state_dict: the rates of the next step are those of the present n_epochs.
@@ -242,10 +256,13 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
             state.optimizer, settings, setup.batches, steps=content["scheduler"]["last_epoch"]
         )
         state.progress = Progress(**content["progress"])
+        _refuse_other_length(setup, state.progress)
         state.progress.steps = state.progress.steps.to(setup.device)
         _restore_random_state(setup, state.progress, content["random"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be resumed: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # what a foreign file says can fail in any way
+        raise UserError(f"{path} cannot be resumed: {first_line(error)}") from error
     if setup.world.is_main:
         print(f"resuming {path} at epoch {state.progress.epoch + 1}, step {state.progress.batch + 1}", flush=True)
 
@@ -258,6 +275,28 @@ def _refuse_other_settings(setup: Setup, saved: dict[str, Any]) -> None:
                 f"{setup.files.last} is of a run with {name} {saved[name]!r}, not {value!r}: resume with the "
                 f"settings of that run, or start a new one without --resume"
             )
+
+
+def _refuse_other_data(setup: Setup, saved: Any) -> None:
+    if saved != setup.data.fingerprint:
+        raise UserError(
+            f"{setup.files.last} is of a run on other images than those of {setup.settings.dataset} now: resume with "
+            f"the images of that run, or start a new one without --resume"
+        )
+
+
+def _refuse_other_length(setup: Setup, progress: Progress) -> None:
+    """Refuse a run with other batches per epoch, or more steps than the settings have."""
+    if progress.steps.shape != (setup.batches, 4):
+        raise UserError(
+            f"{setup.files.last} is of a run with {len(progress.steps)} batches per epoch, not {setup.batches}"
+        )
+    epochs = math.ceil(progress.step / setup.batches)
+    if epochs > setup.settings.n_epochs:
+        raise UserError(
+            f"{setup.files.last} is of a run in epoch {epochs}, beyond n_epochs {setup.settings.n_epochs}: give at "
+            f"least {epochs}"
+        )
 
 
 def _with_scheduler(content: dict[str, Any], state: State) -> dict[str, Any]:

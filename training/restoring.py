@@ -1,0 +1,86 @@
+"""What `last.pt` says of a run, checked before it is used: whoever makes a file can write anything into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.checks import LARGEST, number, whole
+
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Refuse a state that is not of this optimizer's parameters: its fused kernels do not check shapes themselves.
+
+    Args:
+        optimizer: Adam, without `amsgrad`.
+        saved: what its `state_dict` was.
+
+    Raises:
+        ValueError: groups, names, shapes or types differ; the message says where.
+    """
+    expected = optimizer.state_dict()["param_groups"]
+    groups, states = saved["param_groups"], saved["state"]
+    if [[*group["params"]] for group in groups] != [group["params"] for group in expected]:
+        raise ValueError("its optimizer has other parameters")
+    for group, ours in zip(groups, expected, strict=True):
+        for name in ("lr", "initial_lr", "eps", "weight_decay"):
+            number(0)(group[name])
+        if len(group["betas"]) != 2 or any(number(0, 1)(beta) == 1 for beta in group["betas"]):
+            raise ValueError(f"its optimizer has the betas {group['betas']!r}")
+        for name, value in group.items():  # an older torch has fewer of them
+            if isinstance(ours.get(name), bool) and type(value) is not bool and value is not None:
+                raise ValueError(f"its optimizer has the {name} {value!r}")
+        if group["amsgrad"]:
+            raise ValueError("its optimizer is not Adam without amsgrad")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not states.keys() <= set(range(len(parameters))):
+        raise ValueError("its optimizer has the state of parameters that the network does not have")
+    for index, state in states.items():
+        if state.keys() != ADAM:
+            raise ValueError(f"the optimizer's state of parameter {index} holds {', '.join(map(str, state))}")
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else parameters[index].shape
+            kind = torch.float32 if name == "step" else parameters[index].dtype
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != kind:
+                raise ValueError(f"the optimizer's {name} of parameter {index} is not a {kind} tensor {tuple(shape)}")
+
+
+def check_progress(saved: Mapping[str, Any], last_epoch: Any, steps: Tensor) -> None:
+    """Refuse progress that a run with these steps per epoch cannot have made.
+
+    Args:
+        saved: the fields of `Progress`.
+        last_epoch: the scheduler's number of steps.
+        steps: those of a run that has not begun, [batches, 4].
+
+    Raises:
+        ValueError: a field has a type, a shape or a value that it cannot have; the message names it.
+    """
+    theirs, history = saved["steps"], saved["history"]
+    if not isinstance(theirs, Tensor) or theirs.shape != steps.shape or theirs.dtype != steps.dtype:
+        count = len(theirs) if isinstance(theirs, Tensor) and theirs.dim() else 0
+        raise ValueError(f"it is of a run with {count} batches per epoch, not {len(steps)}")
+    bounds = {"epoch": whole(0), "batch": whole(0, len(steps)), "best_epoch": whole(0), "seconds": number(0)}
+    for name, check in bounds.items():
+        try:
+            check(saved[name])
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"its {name} is {saved[name]!r}: expected {error}") from error
+    if type(saved["best_nll"]) is not float:
+        raise ValueError(f"its best_nll is {saved['best_nll']!r}: expected a number")
+    if not isinstance(history, list) or len(history) != saved["epoch"] or saved["best_epoch"] > len(history):
+        raise ValueError(f"its history is not of {saved['epoch']} epochs")
+    if last_epoch != saved["epoch"] * len(steps) + saved["batch"]:
+        raise ValueError(f"its scheduler is at step {last_epoch!r}, its progress at another one")
+    for row in history:
+        if not isinstance(row, dict) or row.keys() != history[0].keys() or not all(map(_is_figure, row.values())):
+            raise ValueError("its history has a row that is not of figures")
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
