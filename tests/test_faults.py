@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -23,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Script, bayesian_settings, run_files, same, script_environment
+from kills import kill_runs
 from torch import nn
 
 from models import load_network, read_checkpoint
@@ -69,54 +68,9 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
         load_network(path)
 
 
-def run_with_output(settings: BayesianSettings, output: Path) -> None:
-    with output.open("w") as sys.stdout:
-        sys.stderr = sys.stdout
-        run(settings)
-
-
-def test_thirty_kills_at_random_moments_lose_nothing(settings: BayesianSettings, tmp_path: Path) -> None:
+def test_thirty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL, SIGTERM and SIGINT in turn: the resumed run ends with the weights of one that was left alone."""
-    alone = replace(
-        settings, checkpoint_dir=str(tmp_path / "alone"), n_epochs=60, record_mean_var=True, record_layers=["fc3"]
-    )
-    killed = replace(alone, checkpoint_dir=str(tmp_path / "killed"))
-    last, output = run_files(killed).last, tmp_path / "output"
-    run(alone)
-
-    def check() -> None:
-        one, other = (read_checkpoint(run_files(each).best) for each in (alone, killed))
-        assert same(one["weights"], other["weights"])
-        history, other_history = ((run_files(each).reports / "history.csv").read_text() for each in (alone, killed))
-        for row, other_row in zip(history.splitlines(), other_history.splitlines(), strict=True):
-            assert row.rpartition(",")[0] == other_row.rpartition(",")[0]  # all but the seconds
-        log, other_log = (vars(read_recording(run_files(each).reports / "fc3.sqlite")) for each in (alone, killed))
-        assert len(log["epoch"]) == 60 * 9
-        for name in ("epoch", "batch", "mean", "variance", "posterior_epoch"):
-            np.testing.assert_array_equal(log[name], other_log[name])
-
-    context, chance, kills = multiprocessing.get_context("forkserver"), random.Random(1), 0
-    context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
-    while kills < 30:
-        process = context.Process(target=run_with_output, args=(replace(killed, resume=last.exists()), output))
-        output.write_text("")
-        process.start()
-        while process.is_alive() and not output.stat().st_size:  # until it resumes or ends its first epoch
-            process.join(0.01)
-        process.join(chance.random() * 0.6)
-        if process.exitcode == 0:  # on a fast machine: once more from the beginning
-            check()
-            shutil.rmtree(folder(killed))
-            continue
-        assert process.exitcode is None and process.pid is not None, output.read_text()
-        os.kill(process.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[kills % 3])
-        process.join(60)
-        assert process.exitcode is not None, output.read_text()
-        kills += 1
-        if last.exists():
-            read_checkpoint(last)
-    run(replace(killed, resume=last.exists()))
-    check()
+    kill_runs(30, 1, tmp_path, cases=[(True, 1)], epochs=60)
 
 
 def test_the_same_seed_gives_the_same_results(settings: BayesianSettings, tmp_path: Path) -> None:
