@@ -34,11 +34,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         UserError: the disk or the folder cannot be written to.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it exists and is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
         os.close(handle)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     temporary = Path(name)
     try:
         yield temporary

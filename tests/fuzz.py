@@ -59,6 +59,7 @@ from tests.conftest import ROOT, bayesian_settings, draw_pictures, run_files
 from training import comparison, read_results, resume, run, start
 
 SECONDS, GIBIBYTES = 10, 2
+SCRIPT_SECONDS = 120  # of a command line, which may be one that trains and draws
 Outcomes = Iterator[str]  # one per case; a fault begins with 'FAULT'
 Alter = Callable[[random.Random, Path, Path], None]  # chance, a good file, where a bad one goes
 
@@ -313,7 +314,7 @@ def fuzz_files(folder: Path, seed: int) -> Outcomes:
         yield f"{outcome[:5]} {name}, {alter.__name__}, case {number} of seed {seed}: {outcome}"
 
 
-def _outcome(read: Callable[[Any], object], case: Any) -> str:
+def _outcome(read: Callable[[Any], object], case: Any, seconds: float = SECONDS) -> str:
     """'read', 'refused', or what is at fault."""
     clear_peak = Path("/proc/self/clear_refs")
     if clear_peak.exists():
@@ -323,7 +324,7 @@ def _outcome(read: Callable[[Any], object], case: Any) -> str:
         raise Hang
 
     handler = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             read(case)
@@ -332,7 +333,7 @@ def _outcome(read: Callable[[Any], object], case: Any) -> str:
             return f"FAULT not one line: {error}"
         return "refused"
     except Hang:
-        return f"FAULT more than {SECONDS} s"
+        return f"FAULT more than {seconds} s"
     except BaseException:
         return f"FAULT {traceback.format_exc()}"
     finally:
@@ -426,7 +427,7 @@ def fuzz_flags(folder: Path, seed: int) -> Outcomes:
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcome = _outcome(partial(_main, command.main), words)
+            outcome = _outcome(partial(_main, command.main), words, SCRIPT_SECONDS)
         seconds = f"{time.perf_counter() - started:.1f} s"
         yield f"{outcome[:5]} {name}, case {number} of seed {seed}, {seconds}: {outcome} {words}"
 
@@ -472,6 +473,7 @@ def main() -> None:
     for what in args.what:
         outcomes: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # where a script writes if a flag names no other place
             end = time.monotonic() + args.seconds
             for text in FUZZERS[what](Path(folder), args.seed):
                 outcomes[text[:5]] += 1
@@ -479,6 +481,7 @@ def main() -> None:
                     print(text, flush=True)
                 if time.monotonic() > end:
                     break
+            os.chdir(ROOT)
         faults += outcomes["FAULT"]
         print(f"{what}: {outcomes.total()} cases, {outcomes['read ']} read, {outcomes['refus']} refused, "
               f"{outcomes['FAULT']} faults", flush=True)  # fmt: skip

@@ -13,8 +13,9 @@ from tests.fuzz import Outcomes, fuzz_files, fuzz_flags
 
 @pytest.mark.parametrize(("fuzz", "cases"), [(fuzz_files, 96), (fuzz_flags, 120)])
 def test_bad_files_and_flags_are_refused_in_one_line(
-    fuzz: Callable[[Path, int], Outcomes], cases: int, tmp_path: Path
+    fuzz: Callable[[Path, int], Outcomes], cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     outcomes = list(islice(fuzz(tmp_path, 1), cases))
     assert not [outcome for outcome in outcomes if outcome.startswith("FAULT")]
     assert sum(outcome.startswith("refus") for outcome in outcomes) > cases / 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +26,7 @@ import main_bayesian
 import main_frequentist
 import uncertainty_estimation
 import visualize_mean_var
-from support import LockedError, OneLineParser, figure_style, locked, report_user_errors
+from support import LockedError, OneLineParser, UserError, figure_style, locked, report_user_errors, write_text
 
 
 def test_a_lock_keeps_others_out_until_its_block_ends(tmp_path: Path) -> None:
@@ -67,6 +69,14 @@ def test_the_style_is_that_of_the_axes_made_within_it() -> None:
         assert {name for name, spine in ax.spines.items() if spine.get_visible()} == {"bottom", "left"}
         gridlines = [*ax.get_xgridlines(), *ax.get_ygridlines()]
         assert gridlines and all(line.get_visible() and line.get_alpha() == 0.3 for line in gridlines)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0", "\ud800", "pipe"])
+def test_what_no_file_can_be_written_to_is_one_line(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="^cannot write "):
+        write_text(tmp_path / name, "")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def outcome(work: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
