@@ -34,9 +34,9 @@ def read_batches(images: Dataset[Tensor], batches: Sequence[Tensor], workers: in
             worker_init_fn=_ignore_group_signals,
             generator=torch.Generator(),  # by default it draws from the global generator, that of the network's noise
         )
-    except UserError as error:  # a worker's error comes with its traceback in the message
-        message = str(error).strip().splitlines()[-1]
-        raise UserError(message.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from error
+    except UserError as error:  # a worker's error comes with its traceback in the message, its line breaks escaped
+        message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+        raise UserError(message.removesuffix("\\n")) from error
 
 
 def _ignore_group_signals(worker: int) -> None:

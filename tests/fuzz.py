@@ -1,6 +1,6 @@
-"""Damaged and forged files, and random command lines: each is read, or refused in one line.
+"""Damaged and forged files and random command lines are read, or refused in one line; killed runs lose nothing.
 
-    python -m tests.fuzz --seconds 600 --what files flags
+    python -m tests.fuzz --seconds 600 --what files flags kills
 
 A fault is a traceback, more than 10 seconds for a file, or more than 2 GiB of memory. The exit code is 1 if there was
 one. Cases are drawn by the seed; the suite runs the first few of them.
@@ -56,6 +56,7 @@ from models import load_network, read_checkpoint, write_checkpoint
 from recording import read_recording
 from support import UserError
 from tests.conftest import ROOT, bayesian_settings, draw_pictures, run_files
+from tests.kills import kill_runs
 from training import comparison, read_results, resume, run, start
 
 SECONDS, GIBIBYTES = 10, 2
@@ -459,7 +460,17 @@ def _main(main: Callable[[list[str]], object], words: list[str]) -> None:
         assert end.code in (None, 0), f"exit code {end.code}: {errors.getvalue()}"
 
 
-FUZZERS = {"files": fuzz_files, "flags": fuzz_flags}
+def fuzz_kills(folder: Path, seed: int) -> Outcomes:
+    """Whole runs, killed at random moments and resumed: four kills per case, one for each kind of run."""
+    for index in itertools.count(seed):
+        try:
+            kill_runs(4, index, folder / str(index))
+            yield f"read after four kills, seed {index}"
+        except AssertionError as error:
+            yield f"FAULT {error}"
+
+
+FUZZERS = {"files": fuzz_files, "flags": fuzz_flags, "kills": fuzz_kills}
 
 
 def main() -> None:
@@ -467,7 +478,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="for each of the fuzzers (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the cases (%(default)s)")
-    parser.add_argument("--what", nargs="+", choices=FUZZERS, default=list(FUZZERS), help="(%(default)s)")
+    parser.add_argument("--what", nargs="+", choices=FUZZERS, default=["files", "flags"], help="(%(default)s)")
     args = parser.parse_args()
     faults = 0
     for what in args.what:

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from conftest import bayesian_settings, draw_pictures, run_files, same
 
 import images
 from models import read_checkpoint
 from recording import read_recording
+from tests.conftest import bayesian_settings, draw_pictures, run_files, same
 from training import BayesianSettings, RunFiles, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

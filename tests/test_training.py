@@ -426,7 +426,7 @@ def test_a_signal_during_validation_stops_the_run(
         run(settings)
     assert stop.value.code == 128 + signum
     output = capsys.readouterr().out
-    assert f"stopped by {signal.Signals(signum).name} after epoch {number}; " in output and "test " not in output
+    assert f"stopped by {signal.Signals(signum).name} after epoch {number}; " in output and "\ntest " not in output
     run(replace(settings, resume=True))
     assert same(weights(run_files(uninterrupted).last), weights(run_files(settings).last))
 
