@@ -326,12 +326,12 @@ def maximum_moments(
 
     With d = m₁ − m₂, t² = v₁ + v₂ − 2 cov and a = d/t: m₂ + dΦ + tφ, and v₁Φ + v₂Φ̄ + t²h, see `_normal_parts`.
     """
-    spread = variance1 + variance2 - 2 * correlation * (variance1 * variance2).sqrt()
-    std = spread.clamp_min(TINY).sqrt()
+    total = variance1 + variance2 - 2 * correlation * (variance1 * variance2).sqrt()
+    std = total.clamp_min(TINY).sqrt()
     difference = mean1 - mean2
     upper, density, rest = _normal_parts((difference / std).clamp(-30, 30))
     mean = mean2 + difference * upper + std * density
-    return mean, (variance2 + (variance1 - variance2) * upper + spread * rest).clamp_min(0)
+    return mean, (variance2 + (variance1 - variance2) * upper + total * rest).clamp_min(0)
 
 
 @rule(torch.maximum, torch.max, Tensor.maximum)
@@ -545,8 +545,8 @@ def _normalize(input: Moments, axes: tuple[int, ...], eps: float) -> Moments:
     """(x − m̄) / √(Var(m) + mean(v) + ε) over the axes: what the mean example has for its scale."""
     mean, variance = input.mean_value, _variance_of(input)
     center = mean.mean(axes, keepdim=True)
-    spread = (mean - center).square().mean(axes, keepdim=True) + variance.mean(axes, keepdim=True)
-    scale = (spread + eps).rsqrt()
+    total = (mean - center).square().mean(axes, keepdim=True) + variance.mean(axes, keepdim=True)
+    scale = (total + eps).rsqrt()
     return Moments((mean - center) * scale, None if input.variance is None else variance * scale.square())
 
 

@@ -149,7 +149,7 @@ def posterior_predictive(
     method: str = "draws",
     likelihood: str | None = None,
 ) -> Predictive:
-    """The summaries of `predict`'s samples, without keeping these: memory does not grow with their number.
+    """The summaries of the posterior predictive: mean probabilities and uncertainties.
 
     Args:
         net: a Bayesian or deterministic network; a deterministic one gives a single sample.

@@ -295,7 +295,7 @@ def kl_divergence(module: nn.Module) -> Tensor:
 def parameter_groups(
     net: nn.Module, lr: float, lr_spread_factor: float = 10.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """The parameters of a network for an optimizer: those of its posteriors' spread learn faster, and do not decay.
+    """The parameters of a network for an optimizer: ρ and log α learn faster than the means, and do not decay.
 
     ρ starts at about −5 and has units to go, where a mean moves by hundredths: at one learning rate for both, σ stays
     near its start, and with it the network's uncertainty.
@@ -312,12 +312,16 @@ def parameter_groups(
     Returns:
         One group of the means and the others, and a second one where the network has Bayesian layers.
     """
-    spreads = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
+    deviations = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
     groups = [
-        {"params": [p for p in net.parameters() if id(p) not in spreads], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in net.parameters() if id(p) in spreads], "lr": lr * lr_spread_factor, "weight_decay": 0.0},
+        {"params": [p for p in net.parameters() if id(p) not in deviations], "lr": lr, "weight_decay": weight_decay},
+        {
+            "params": [p for p in net.parameters() if id(p) in deviations],
+            "lr": lr * lr_spread_factor,
+            "weight_decay": 0.0,
+        },
     ]
-    return groups if spreads else groups[:1]
+    return groups if deviations else groups[:1]
 
 
 @contextmanager

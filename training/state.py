@@ -256,7 +256,7 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
             state.optimizer, settings, setup.batches, steps=content["scheduler"]["last_epoch"]
         )
         state.progress = Progress(**content["progress"])
-        _refuse_other_length(setup, state.progress)
+        _refuse_fewer_epochs(setup, state.progress)
         state.progress.steps = state.progress.steps.to(setup.device)
         _restore_random_state(setup, state.progress, content["random"])
     except UserError:
@@ -285,12 +285,8 @@ def _refuse_other_data(setup: Setup, saved: Any) -> None:
         )
 
 
-def _refuse_other_length(setup: Setup, progress: Progress) -> None:
-    """Refuse a run with other batches per epoch, or more steps than the settings have."""
-    if progress.steps.shape != (setup.batches, 4):
-        raise UserError(
-            f"{setup.files.last} is of a run with {len(progress.steps)} batches per epoch, not {setup.batches}"
-        )
+def _refuse_fewer_epochs(setup: Setup, progress: Progress) -> None:
+    """Refuse a run with more steps than the settings have."""
     epochs = math.ceil(progress.step / setup.batches)
     if epochs > setup.settings.n_epochs:
         raise UserError(
