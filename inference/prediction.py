@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
-from inference.moments import moment_samples
 from layers import to_deterministic, weight_posteriors
+from moments import moment_samples
 from support import UserError, World
 
 METHODS = ("draws", "moments")  # of `posterior_predictive`
@@ -158,7 +158,7 @@ def posterior_predictive(
         batch_size: images per forward pass.
         seed: of the draws.
         method: 'draws' for samples of the network, whose number does not add to memory; 'moments' for a single pass
-            that carries means and variances instead (`inference.moments`), where `num_samples` and `seed` do nothing.
+            that carries means and variances instead (the room `moments`), where `num_samples` and `seed` do nothing.
         likelihood: what the outputs are, as for `summarize`.
 
     Raises:

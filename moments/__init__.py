@@ -1,0 +1,38 @@
+"""Prediction in one pass: every activation is a mean and a variance, which the operations of the network carry along.
+
+A `Moments` is a mean and a variance that stand for a tensor. It goes through any `forward`: torch hands each operation
+that it meets to the rule registered for it, so branches, sums and reshapes need nothing special, and the network is
+the user's own. The weights of Bayesian layers are random as well: for independent inputs of mean m and variance v,
+
+    mean = op(m, μ, b)        variance = op(m², σ², σ_b²) + op(v, μ² + σ²)
+
+which is exact. Activations treat their input as normal, and keep two moments of it.
+
+The units of the last hidden layers are correlated, because they share uncertain inputs; their variances alone
+understate that of the logits. So from the first fully connected layer on, each operation notes how its output depends
+on its input (`Link`), and a backward pass over the links gives the covariance of the logits.
+"""
+
+from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
+from moments.logits import cholesky, fixed_normals, logit_covariance, logit_draws, moment_samples, propagate
+from moments.pair import RULES, Link, Moments, Rule, rule
+from moments.rules import known_weights
+
+__all__ = [
+    "RULES",
+    "Link",
+    "Moments",
+    "Rule",
+    "cholesky",
+    "fixed_normals",
+    "known_weights",
+    "leaky_relu_moments",
+    "logit_covariance",
+    "logit_draws",
+    "maximum_moments",
+    "moment_samples",
+    "propagate",
+    "relu_moments",
+    "rule",
+    "scalar_moments",
+]

@@ -1,0 +1,77 @@
+"""Mean and variance of functions of normal variables, with the slope that ties the output to the input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # the least variance that is divided by
+NODES, WEIGHTS = (  # of 5-point Gauss–Hermite quadrature of a standard normal
+    (-2.8569700138728056, -1.355626179974266, 0.0, 1.355626179974266, 2.8569700138728056),
+    (0.011257411327720691, 0.2220759220056126, 8 / 15, 0.2220759220056126, 0.011257411327720691),
+)
+
+
+def _normal_parts(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Φ(a), φ(a), and h(a) = a²ΦΦ̄ − aφ(Φ − Φ̄) − φ² with Φ̄ = 1 − Φ.
+
+    The variances of a rectified normal, v(Φ + h), and of the maximum of two, v₁Φ + v₂Φ̄ + t²h, are those of the
+    textbook without the difference of squares, which cancels at large |a|.
+    """
+    half = 0.5 * torch.erf(a / math.sqrt(2))  # Φ − ½, so that ΦΦ̄ = ¼ − half²
+    square = a.square()
+    density = torch.exp(-0.5 * square) / math.sqrt(2 * math.pi)
+    return half + 0.5, density, square * (0.25 - half.square()) - density * (2 * a * half + density)
+
+
+def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of max(x, 0) for x ~ N(m, v), and the slope cov(relu(x), x) / v = Φ(a) of its linear part.
+
+    With a = m/√v the mean is mΦ + √v φ and the variance v (Φ + h), see `_normal_parts`.
+    """
+    std = variance.clamp_min(TINY).sqrt()
+    upper, density, rest = _normal_parts((mean / std).clamp(-30, 30))
+    return (mean * upper + std * density).clamp_min(0), variance * (upper + rest).clamp(0, 1), upper
+
+
+def leaky_relu_moments(mean: Tensor, variance: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for leaky ReLU, c·x + (1 − c)·relu(x), from cov(relu(x), x) = vΦ(a)."""
+    first, second, gate = relu_moments(mean, variance)
+    c, d = slope, 1 - slope
+    out_variance = c * c * variance + d * d * second + 2 * c * d * variance * gate
+    return c * mean + d * first, out_variance, c + d * gate
+
+
+def _weighted(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight * value for weight, value in zip(WEIGHTS, values, strict=True)]).sum(0)
+
+
+def scalar_moments(
+    function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for any scalar function, by 5-point Gauss–Hermite quadrature (about 1e-3 of the standard deviation)."""
+    std = variance.sqrt()
+    values = [function(mean + node * std) for node in NODES]
+    first = _weighted(values)
+    centered = [value - first for value in values]
+    out_variance = _weighted([value.square() for value in centered])
+    covariance = _weighted([node * value for node, value in zip(NODES, centered, strict=True)])
+    return first, out_variance, covariance / std.clamp_min(TINY)
+
+
+def maximum_moments(
+    mean1: Tensor, variance1: Tensor, mean2: Tensor, variance2: Tensor, correlation: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the larger of two normal variables (Clark 1961).
+
+    With d = m₁ − m₂, t² = v₁ + v₂ − 2 cov and a = d/t: m₂ + dΦ + tφ, and v₁Φ + v₂Φ̄ + t²h, see `_normal_parts`.
+    """
+    total = variance1 + variance2 - 2 * correlation * (variance1 * variance2).sqrt()
+    std = total.clamp_min(TINY).sqrt()
+    difference = mean1 - mean2
+    upper, density, rest = _normal_parts((difference / std).clamp(-30, 30))
+    mean = mean2 + difference * upper + std * density
+    return mean, (variance2 + (variance1 - variance2) * upper + total * rest).clamp_min(0)

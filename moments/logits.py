@@ -1,0 +1,121 @@
+"""From the moments of the logits to a prediction: their covariance, and fixed draws that have both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from moments.functions import TINY
+from moments.pair import Moments, variance_of
+from moments.rules import known_weights
+
+JITTER = 1e-6  # the least pivot of a covariance, relative to the variance
+DRAWS = 64  # of the logits, which cost nothing: no pass of the network is behind them
+
+
+def logit_covariance(logits: Moments) -> Tensor:
+    """The covariance [n, classes, classes] of logits [n, classes], by a backward pass over the links of the head.
+
+    With J = dlogits / dx, each link x → y adds J diag(noise) Jᵀ, and the input of the head J diag(v) Jᵀ.
+    """
+    link, variance = logits.link, variance_of(logits)
+    if link is None:
+        return variance.diag_embed()
+    jacobian = torch.eye(variance.shape[1], dtype=variance.dtype, device=variance.device).expand(
+        variance.shape[0], -1, -1
+    )
+    covariance = torch.zeros_like(jacobian)
+    while link is not None:
+        covariance = covariance + (jacobian * link.noise[:, None]) @ jacobian.mT
+        jacobian = jacobian * link.weight[:, None] if link.is_diagonal else jacobian @ link.weight
+        if link.variance is not None:
+            covariance = covariance + (jacobian * link.variance[:, None]) @ jacobian.mT
+        link = link.before
+    return covariance
+
+
+def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [n, classes] and covariance [n, classes, classes] of a network's logits under its posterior, in one pass.
+
+    Args:
+        net: a Bayesian network in evaluation.
+        images: [n, channels, height, width], normalized as in training.
+
+    Raises:
+        NotImplementedError: the network has an operation without a rule; the message names it.
+    """
+    with known_weights(net):
+        return _propagate(net, images)
+
+
+def _propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    output = net(Moments(images))
+    logits = output[0] if isinstance(output, tuple) else output
+    if not isinstance(logits, Moments):
+        raise NotImplementedError("moments were lost on the way: the network's output is an ordinary tensor")
+    logits = logits.settled()
+    return logits.mean_value, logit_covariance(logits)
+
+
+def moment_samples(net: nn.Module, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+    """Batch by batch, `DRAWS` fixed draws [draws, n, classes] of logits with the moments that the posterior gives them.
+
+    Args:
+        net: a Bayesian or deterministic network; a copy of it predicts, in evaluation mode.
+        images: [n, channels, height, width], normalized as in training.
+        batch_size: images per pass.
+
+    Raises:
+        NotImplementedError: as `propagate`.
+    """
+    net = copy.deepcopy(net).eval()
+    device = next(net.parameters()).device
+    with known_weights(net):
+        for batch in images.split(batch_size):
+            yield logit_draws(*_propagate(net, batch.to(device, non_blocking=True)))
+
+
+@cache
+def fixed_normals(count: int, size: int) -> Tensor:
+    """[count, size] antithetic draws of a standard normal, always the same, of variance 1 in every direction."""
+    half = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(count // 2, dtype=torch.float64)
+    half = torch.special.ndtri(half.clamp(1e-6, 1 - 1e-6))
+    if len(half) > size:
+        root = torch.linalg.cholesky(half.mT @ half / len(half))
+        half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT
+    return torch.cat([half, -half]).float()
+
+
+def logit_draws(mean: Tensor, covariance: Tensor, count: int = DRAWS) -> Tensor:
+    """`count` fixed draws [count, n, classes] of normal logits.
+
+    Args:
+        mean: [n, classes].
+        covariance: [n, classes, classes].
+        count: an even number.
+    """
+    noise = fixed_normals(count, mean.shape[-1]).to(mean)
+    return mean + torch.einsum("nij,tj->tni", cholesky(covariance), noise)
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """The lower root L of covariances [n, k, k] = L Lᵀ, also of semidefinite ones, in operations that export knows.
+
+    A pivot below 1e-6 of its variance is taken for that much: the jitter that keeps rounding from making it negative.
+    """
+    columns: list[Tensor] = []
+    for index in range(covariance.shape[-1]):
+        column = covariance[:, :, index]
+        if columns:
+            root = torch.stack(columns, -1)
+            column = column - (root * root[:, index : index + 1]).sum(-1)
+        pivot = torch.maximum(column[:, index], JITTER * covariance[:, index, index]).clamp_min(TINY).sqrt()
+        below = torch.arange(covariance.shape[-1], device=column.device) > index
+        column = torch.where(below, column / pivot[:, None], 0.0)
+        at_index = torch.arange(covariance.shape[-1], device=column.device) == index
+        columns.append(torch.where(at_index, pivot[:, None], column))
+    return torch.stack(columns, -1)

@@ -1,0 +1,143 @@
+"""A mean and a variance that stand for a tensor in the `forward` of a network, and the rules that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[..., Any]  # takes what the operation takes, with `Moments` among it
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*operations: Any) -> Callable[[Rule], Rule]:
+    """Register how operations carry moments along.
+
+    Example:
+        >>> @rule(torch.neg)
+        ... def _negate(input: Moments) -> Moments:
+        ...     return Moments(-input.mean_value, input.variance)
+
+    Args:
+        operations: functions or methods of torch, as `F.relu` or `torch.Tensor.relu`. The rule takes their arguments.
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operations, function))
+        return function
+
+    return register
+
+
+def register_each(maker: Callable[[Any], Rule], *operations: Any) -> None:
+    """Register for each operation the rule that `maker` makes of it."""
+    RULES.update({operation: maker(operation) for operation in operations})
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """How a vector depends on the one before it: y = J x + noise, with independent noise.
+
+    Attributes:
+        before: the link of x; None where x is taken as independent.
+        variance: [n, inputs], of x, where `before` is None.
+        weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
+        noise: [n, outputs], the variance that is not inherited from x.
+        is_diagonal: whether `weight` is the diagonal of J.
+    """
+
+    before: Link | None
+    variance: Tensor | None
+    weight: Tensor
+    noise: Tensor
+    is_diagonal: bool = False
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation that waits, since a maximum after a monotone function is the function of the maximum."""
+
+    moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """A random tensor that stands for a tensor in the `forward` of a network.
+
+    Attributes:
+        mean_value: its mean.
+        variance: of every element, of the mean's shape; None where it is 0 everywhere.
+        link: how it depends on earlier tensors, in the fully connected head.
+        waiting: an activation that is still to be applied.
+    """
+
+    mean_value: Tensor
+    variance: Tensor | None = None
+    link: Link | None = None
+    waiting: Activation | None = None
+
+    def settled(self) -> Moments:
+        """The same with an activation that waited applied."""
+        if self.waiting is None:
+            return self
+        mean, variance, gate = self.waiting.moments(self.mean_value, variance_of(self))
+        return Moments(mean, variance, diagonal_link(self, gate, variance))
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func not in RULES:
+            name = getattr(func, "__name__", repr(func))
+            raise NotImplementedError(
+                f"moments cannot pass through {name}: register a rule by moments.rule, or predict by draws"
+            )
+        if func not in WAITING:
+            args = tuple(a.settled() if isinstance(a, Moments) else a for a in args)
+        return RULES[func](*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(Tensor, name)
+        if name in _PLAIN:
+            return getattr(self.mean_value, name)
+        return lambda *args, **kwargs: self.__torch_function__(attribute, (Moments,), (self, *args), kwargs)
+
+
+_PLAIN = {  # what asks about a tensor and not about its values
+    "shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "dim", "size", "numel", "stride",
+    "is_floating_point", "is_complex", "is_contiguous",
+}  # fmt: skip
+_OPERATORS = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "neg", "getitem")
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def apply(self: Moments, *others: Any) -> Any:
+        return self.__torch_function__(getattr(Tensor, name), (Moments,), (self, *others))
+
+    return apply
+
+
+for _name in _OPERATORS:  # Python looks them up in the class, past `__getattr__`
+    setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
+WAITING: set[Any] = set()  # operations whose rules handle an activation that waits
+
+
+def variance_of(moments: Moments) -> Tensor:
+    """The variance as a tensor, also where it is 0 everywhere."""
+    return torch.zeros_like(moments.mean_value) if moments.variance is None else moments.variance
+
+
+def parts_of(value: Any) -> tuple[Any, Any]:
+    """Mean and variance (None for 0) of a random tensor, a tensor or a number."""
+    return (value.mean_value, value.variance) if isinstance(value, Moments) else (value, None)
+
+
+def diagonal_link(input: Moments, slope: Tensor, variance: Tensor | None) -> Link | None:
+    """The link of an operation that acts on every element by itself, in the head."""
+    if input.link is None or variance is None:
+        return None
+    noise = (variance - slope.square() * variance_of(input)).clamp_min(0)
+    return Link(input.link, None, slope, noise, is_diagonal=True)

@@ -1,0 +1,378 @@
+"""How each operation of torch carries moments along. To add one, see `moments.rule`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import sampling, weight_posteriors
+from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
+from moments.pair import (
+    RULES,
+    WAITING,
+    Activation,
+    Link,
+    Moments,
+    Rule,
+    diagonal_link,
+    parts_of,
+    register_each,
+    rule,
+    variance_of,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightMoments:
+    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two."""
+
+    variance: Tensor
+    second: Tensor
+    joint: Tensor
+
+
+_WEIGHTS: ContextVar[Mapping[int, _WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
+
+
+@contextmanager
+def known_weights(net: nn.Module) -> Iterator[None]:
+    """Within it, the operations know the variances of the Bayesian weights of `net`, which are computed once."""
+    weights = {}
+    for _, mean, posterior in weight_posteriors(net):
+        variance = posterior.variance(mean)
+        second = mean.square() + variance
+        joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
+        weights[id(mean)] = _WeightMoments(variance, second, joint)
+    token = _WEIGHTS.set(weights)
+    try:
+        with sampling(net, False):
+            yield
+    finally:
+        _WEIGHTS.reset(token)
+
+
+def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
+    """The rule of a linear layer or convolution, whose weight and bias may be Bayesian."""
+
+    def affine(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+        mean, variance = parts_of(input)
+        known = _WEIGHTS.get() or {}
+        of_weight, of_bias = known.get(id(weight)), known.get(id(bias))
+        bias_variance = None if of_bias is None else of_bias.variance
+        groups = kwargs.get("groups", args[4 if transposed else 3] if len(args) > (4 if transposed else 3) else 1)
+        out = operation(mean, weight, bias, *args, **kwargs)
+        noise = None
+        if of_weight is None:
+            out_variance = (
+                None if variance is None else operation(variance, weight.square(), bias_variance, *args, **kwargs)
+            )
+        elif variance is None:
+            out_variance = noise = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
+        elif operation is F.linear:
+            noise = operation(mean.square() + variance, of_weight.variance, bias_variance)
+            out_variance = noise + operation(variance, weight.square())
+        elif groups == 1 and not transposed:
+            both = torch.cat([mean.square(), variance], 1 if mean.dim() == weight.dim() else 0)
+            out_variance = operation(both, of_weight.joint, bias_variance, *args, **kwargs)
+        else:
+            out_variance = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
+            out_variance = out_variance + operation(variance, of_weight.second, None, *args, **kwargs)
+        link = None
+        if operation is F.linear and mean.dim() == 2 and out_variance is not None:
+            before = input.link if isinstance(input, Moments) else None
+            leaf = None if before is not None or variance is None else variance
+            noise = torch.zeros_like(out) if noise is None else noise
+            link = Link(before, leaf, weight, noise)
+        return Moments(out, out_variance, link)
+
+    return affine
+
+
+register_each(_affine, F.linear, F.conv1d, F.conv2d, F.conv3d)
+register_each(partial(_affine, transposed=True), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:
+    return Moments(input.mean_value, input.variance, input.link, Activation(moments))
+
+
+@rule(F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
+def _relu(input: Moments, inplace: bool = False) -> Moments:
+    return _waiting(input, relu_moments)
+
+
+@rule(F.leaky_relu)
+def _leaky_relu(input: Moments, negative_slope: float = 0.01, inplace: bool = False) -> Moments:
+    return _waiting(input, lambda mean, variance: leaky_relu_moments(mean, variance, negative_slope))
+
+
+def _scalar(function: Callable[..., Tensor], monotone: bool) -> Rule:
+    def scalar(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+        def moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return scalar_moments(lambda x: function(x, *args, **kwargs), mean, variance)
+
+        waiting = _waiting(input, moments)
+        return waiting if monotone else waiting.settled()
+
+    return scalar
+
+
+_MONOTONE = (
+    F.softplus, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid, F.elu, F.selu, F.celu, F.relu6, F.hardtanh,
+    F.hardsigmoid, F.softsign, F.logsigmoid,
+)  # fmt: skip
+register_each(partial(_scalar, monotone=True), *_MONOTONE)
+register_each(partial(_scalar, monotone=False), F.silu, F.gelu, F.hardswish, F.mish)
+
+
+@rule(torch.maximum, torch.max, Tensor.maximum)
+def _maximum(one: Any, other: Any) -> Moments:
+    """The larger of two, taken as independent."""
+    (mean1, variance1), (mean2, variance2) = parts_of(one), parts_of(other)
+    variance1, variance2 = (torch.zeros_like(mean1) if v is None else v for v in (variance1, variance2))
+    return Moments(*maximum_moments(mean1, variance1, torch.as_tensor(mean2).expand_as(mean1), variance2))
+
+
+def _max_pool(operation: Callable[..., Any]) -> Rule:
+    """The moments of the unit with the largest mean of each window.
+
+    The units of a window share their weights and nearly all of their pixels, so they move together. Clark's maximum
+    with the correlation of .9 that is found there costs twice as much as all the rest, and is no better.
+    """
+
+    def max_pool(
+        input: Moments,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Moments:
+        if return_indices:
+            raise NotImplementedError("moments cannot pass through max pooling with return_indices")
+        mean, variance = parts_of(input)
+        out, indices = operation(mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+        if variance is not None:
+            spatial = indices.dim() - 2 if indices.dim() > 2 else 1
+            chosen = variance.flatten(-spatial).gather(-1, indices.flatten(-spatial))
+            variance = chosen.view(out.shape)
+        return Moments(out, variance, waiting=input.waiting)
+
+    return max_pool
+
+
+_POOLS = {
+    F.max_pool1d: F.max_pool1d_with_indices,
+    F.max_pool2d: F.max_pool2d_with_indices,
+    F.max_pool3d: F.max_pool3d_with_indices,
+    torch.max_pool1d: F.max_pool1d_with_indices,
+    torch.max_pool2d: F.max_pool2d_with_indices,
+    torch.max_pool3d: F.max_pool3d_with_indices,
+}
+for _pool, _with_indices in _POOLS.items():
+    RULES[_pool] = _max_pool(_with_indices)
+WAITING |= set(_POOLS)
+
+
+def _average(operation: Callable[..., Tensor]) -> Rule:
+    """The mean of k independent elements has their mean variance, divided by k."""
+
+    def average(input: Moments, kernel_size: Any, *args: Any, **kwargs: Any) -> Moments:
+        mean, variance = parts_of(input)
+        axes = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[operation]
+        count = kernel_size**axes if isinstance(kernel_size, int) else math.prod(kernel_size)
+        out = operation(mean, kernel_size, *args, **kwargs)
+        return Moments(out, None if variance is None else operation(variance, kernel_size, *args, **kwargs) / count)
+
+    return average
+
+
+register_each(_average, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+
+@rule(F.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
+    mean, variance = parts_of(input)
+    out = F.adaptive_avg_pool2d(mean, output_size)
+    count = mean.shape[-2] * mean.shape[-1] / (out.shape[-2] * out.shape[-1])
+    return Moments(out, None if variance is None else F.adaptive_avg_pool2d(variance, output_size) / count)
+
+
+@rule(torch.mean, Tensor.mean)
+def _mean(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    mean, variance = parts_of(input)
+    out = torch.mean(mean, *args, **kwargs)
+    count = mean.numel() / out.numel()
+    return Moments(out, None if variance is None else torch.mean(variance, *args, **kwargs) / count)
+
+
+@rule(torch.sum, Tensor.sum)
+def _sum(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    mean, variance = parts_of(input)
+    return Moments(torch.sum(mean, *args, **kwargs), None if variance is None else torch.sum(variance, *args, **kwargs))
+
+
+def _rearranging(operation: Callable[..., Any]) -> Rule:
+    """An operation that moves elements and computes nothing: it does the same to means and variances."""
+
+    def rearrange(input: Moments, *args: Any, **kwargs: Any) -> Any:
+        mean, variance = operation(input.mean_value, *args, **kwargs), None
+        if input.variance is not None:
+            variance = operation(input.variance, *args, **kwargs)
+        if not isinstance(mean, Tensor):  # chunk, split, unbind
+            variances = [None] * len(mean) if variance is None else variance
+            return tuple(Moments(m, v, waiting=input.waiting) for m, v in zip(mean, variances, strict=True))
+        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting)
+
+    return rearrange
+
+
+_REARRANGING = (
+    torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute,
+    Tensor.contiguous, torch.transpose, Tensor.transpose, torch.squeeze, Tensor.squeeze, torch.unsqueeze,
+    Tensor.unsqueeze, Tensor.__getitem__,
+    torch.chunk, Tensor.chunk, torch.split, Tensor.split, Tensor.unbind, torch.unbind, Tensor.expand, Tensor.expand_as,
+    Tensor.clone, torch.clone, Tensor.detach, Tensor.to, Tensor.float, Tensor.double, F.pixel_shuffle, Tensor.narrow,
+)  # fmt: skip
+register_each(_rearranging, *_REARRANGING)
+WAITING |= set(_REARRANGING)
+
+
+def _joining(operation: Callable[..., Tensor]) -> Rule:
+    def join(tensors: Any, dim: int = 0) -> Moments:
+        settled = [tensor.settled() if isinstance(tensor, Moments) else tensor for tensor in tensors]
+        pairs = [parts_of(tensor) for tensor in settled]
+        variance = None
+        if any(variance is not None for _, variance in pairs):
+            variance = operation([torch.zeros_like(m) if v is None else v for m, v in pairs], dim)
+        return Moments(operation([m for m, _ in pairs], dim), variance)
+
+    return join
+
+
+register_each(_joining, torch.cat, torch.concat, torch.stack)
+
+
+@rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+def _dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    if training:
+        raise NotImplementedError("moments cannot pass through dropout in training: call net.eval() first")
+    return input
+
+
+WAITING |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
+
+
+def _plus(one: Any, other: Any, *, alpha: float = 1.0) -> Moments:
+    """A sum, its parts taken as independent."""
+    (mean1, variance1), (mean2, variance2) = parts_of(one), parts_of(other)
+    mean = torch.add(torch.as_tensor(mean1), mean2, alpha=alpha)
+    variances = [v for v in (variance1, None if variance2 is None else alpha**2 * variance2) if v is not None]
+    variance = sum(variances[1:], start=variances[0]).expand(mean.shape) if variances else None
+    constant = variance1 is None or variance2 is None
+    random = one if isinstance(one, Moments) and one.variance is not None else other
+    link = random.link if constant and isinstance(random, Moments) and mean.shape == random.shape else None
+    return Moments(mean, variance, link)
+
+
+def _minus(one: Any, other: Any, *, alpha: float = 1.0) -> Moments:
+    return _plus(one, other, alpha=-alpha)
+
+
+def _times(one: Any, other: Any) -> Moments:
+    """A product, its factors taken as independent: Var(xy) = v₁v₂ + v₁m₂² + v₂m₁²."""
+    (mean1, variance1), (mean2, variance2) = parts_of(one), parts_of(other)
+    mean = mean1 * mean2
+    if variance1 is None and variance2 is None:
+        return Moments(mean)
+    if variance1 is not None and variance2 is not None:
+        return Moments(mean, variance1 * variance2 + variance1 * mean2**2 + variance2 * mean1**2)
+    random, factor = (one, mean2) if variance1 is not None else (other, mean1)
+    variance = random.variance * torch.as_tensor(factor) ** 2
+    slope = (torch.ones_like(random.mean_value) * factor).expand(mean.shape)
+    return Moments(mean, variance, diagonal_link(random, slope, variance) if mean.shape == random.shape else None)
+
+
+rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_)(_plus)
+rule(torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__isub__, Tensor.sub_)(_minus)
+rule(Tensor.__rsub__)(lambda one, other: _minus(other, one))
+rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Tensor.mul_)(_times)
+
+
+@rule(torch.div, Tensor.div, Tensor.__truediv__)
+def _divide(one: Moments, other: Any) -> Moments:
+    if isinstance(other, Moments):
+        raise NotImplementedError("moments cannot pass through a division by a random tensor")
+    return _times(one, 1 / other)
+
+
+@rule(torch.neg, Tensor.neg, Tensor.__neg__)
+def _negate(input: Moments) -> Moments:
+    return _times(input, -1.0)
+
+
+@rule(F.batch_norm)
+def _batch_norm(
+    input: Moments,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Moments:
+    """An affine map by channel, in evaluation."""
+    if training or running_mean is None or running_var is None:
+        raise NotImplementedError("moments cannot pass through batch norm in training: call net.eval() first")
+    scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
+    shift = (0.0 if bias is None else bias) - running_mean * scale
+    shape = (-1,) + (1,) * (input.dim() - 2)
+    return _plus(_times(input, scale.view(shape)), shift.view(shape))
+
+
+def _normalize(input: Moments, axes: tuple[int, ...], eps: float) -> Moments:
+    """(x − m̄) / √(Var(m) + mean(v) + ε) over the axes: what the mean example has for its scale."""
+    mean, variance = input.mean_value, variance_of(input)
+    center = mean.mean(axes, keepdim=True)
+    total = (mean - center).square().mean(axes, keepdim=True) + variance.mean(axes, keepdim=True)
+    scale = (total + eps).rsqrt()
+    return Moments((mean - center) * scale, None if input.variance is None else variance * scale.square())
+
+
+@rule(F.layer_norm)
+def _layer_norm(
+    input: Moments, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Moments:
+    output = _normalize(input, tuple(range(-len(normalized_shape), 0)), eps)
+    output = output if weight is None else _times(output, weight)
+    return output if bias is None else _plus(output, bias)
+
+
+@rule(F.group_norm)
+def _group_norm(
+    input: Moments, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Moments:
+    shape, grouped = input.shape, (input.shape[0], num_groups, -1)
+    variance = None if input.variance is None else input.variance.reshape(grouped)
+    output = _normalize(Moments(input.mean_value.reshape(grouped), variance), (-1,), eps)
+    output = Moments(output.mean_value.view(shape), None if output.variance is None else output.variance.view(shape))
+    by_channel = (-1,) + (1,) * (input.dim() - 2)
+    output = output if weight is None else _times(output, weight.view(by_channel))
+    return output if bias is None else _plus(output, bias.view(by_channel))
+
+
+@rule(F.pad)
+def _pad(input: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
+    mean, variance = parts_of(input)
+    return Moments(F.pad(mean, pad, mode, value), None if variance is None else F.pad(variance, pad, mode))
