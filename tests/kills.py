@@ -109,7 +109,7 @@ class _Group:
 
     def wait_for_output(self) -> None:
         """Until it resumes or ends its first epoch."""
-        while not self.ended() and not self._output.stat().st_size:
+        while not self.ended() and not {"resuming", "epoch"} & set(self._output.read_text().split()):
             self.wait(0.01)
 
     def wait(self, seconds: float) -> None:
