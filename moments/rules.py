@@ -68,7 +68,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
         known = _WEIGHTS.get() or {}
         of_weight, of_bias = known.get(id(weight)), known.get(id(bias))
         bias_variance = None if of_bias is None else of_bias.variance
-        groups = kwargs.get("groups", args[4 if transposed else 3] if len(args) > (4 if transposed else 3) else 1)
+        grouped = transposed or kwargs.get("groups", args[3] if len(args) > 3 else 1) != 1
         out = operation(mean, weight, bias, *args, **kwargs)
         noise = None
         if of_weight is None:
@@ -80,7 +80,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
         elif operation is F.linear:
             noise = operation(mean.square() + variance, of_weight.variance, bias_variance)
             out_variance = noise + operation(variance, weight.square())
-        elif groups == 1 and not transposed:
+        elif not grouped:
             both = torch.cat([mean.square(), variance], 1 if mean.dim() == weight.dim() else 0)
             out_variance = operation(both, of_weight.joint, bias_variance, *args, **kwargs)
         else:
