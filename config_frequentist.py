@@ -16,8 +16,12 @@ activation_type = "relu"  # relu, softplus
 # Optimization
 n_epochs = 30
 batch_size = 128
-lr_start = 1e-3
+optimizer = "adam"  # adam or sgd
+momentum = 0.9  # of sgd
+weight_decay = 0.0  # of all weights; decoupled from Adam's scaling, as in AdamW
+lr_start = 1e-3  # for sgd, 0.05 or so
 lr_schedule = "linear"  # linear or cosine: the learning rate falls to 0; or constant
+warmup_epochs = 0  # epochs in which the learning rate first rises from near 0
 patience = 0  # epochs without a better validation NLL before training stops; 0: never
 
 # Running

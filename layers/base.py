@@ -298,7 +298,8 @@ def parameter_groups(
     """The parameters of a network for an optimizer: ρ and log α learn faster than the means, and do not decay.
 
     ρ starts at about −5 and has units to go, where a mean moves by hundredths: at one learning rate for both, σ stays
-    near its start, and with it the network's uncertainty.
+    near its start, and with it the network's uncertainty. A mean decays only if its prior does not pull on it already:
+    the automatic-relevance prior of the alpha posterior does not.
 
     Example:
         >>> optimizer = torch.optim.Adam(parameter_groups(net, lr=1e-3))
@@ -307,21 +308,22 @@ def parameter_groups(
         net: any network with Bayesian layers, or without.
         lr: the learning rate of the posterior means and of all other parameters.
         lr_spread_factor: the learning rate of ρ, log α and learnt prior deviations, as a multiple of `lr`.
-        weight_decay: of the means and of all other parameters.
+        weight_decay: of the parameters that no prior pulls on: those without a posterior, and the means of alpha
+            posteriors.
 
     Returns:
-        One group of the means and the others, and a second one where the network has Bayesian layers.
+        One group of the means and the others, in two where only the latter decay; then, where the network has
+        Bayesian layers, one of ρ and log α.
     """
     deviations = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
-    groups = [
-        {"params": [p for p in net.parameters() if id(p) not in deviations], "lr": lr, "weight_decay": weight_decay},
-        {
-            "params": [p for p in net.parameters() if id(p) in deviations],
-            "lr": lr * lr_spread_factor,
-            "weight_decay": 0.0,
-        },
-    ]
-    return groups if deviations else groups[:1]
+    pulled = {id(mean) for _, mean, p in weight_posteriors(net) if weight_decay and not isinstance(p, AlphaPosterior)}
+    parameters = list(net.parameters())
+    members = (
+        ([p for p in parameters if id(p) in pulled], lr, 0.0),
+        ([p for p in parameters if id(p) not in pulled | deviations], lr, weight_decay),
+        ([p for p in parameters if id(p) in deviations], lr * lr_spread_factor, 0.0),
+    )
+    return [{"params": params, "lr": rate, "weight_decay": decay} for params, rate, decay in members if params]
 
 
 @contextmanager

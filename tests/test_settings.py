@@ -37,7 +37,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "layer_type": "flipout", "alpha_shape": (1, 1), "priors": {"prior_sigma": 0.5}, "beta_type": "Blundell",
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
-        "prior_at_means": True,
+        "prior_at_means": True, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-4, "warmup_epochs": 2.0,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
@@ -113,6 +113,12 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"lr_start": True}, "lr_start: expected a number > 0, got True"),
         ({"lr_schedule": "step"}, "lr_schedule: expected one of constant, linear, cosine"),
         ({"lr_schedule": None}, "lr_schedule: expected one of constant, linear, cosine"),
+        ({"optimizer": "sdg"}, "optimizer: expected one of adam, sgd"),
+        ({"momentum": 1}, "momentum: expected a number ≥ 0 and < 1, got 1"),
+        ({"momentum": -0.1}, "momentum: expected a number ≥ 0"),
+        ({"weight_decay": -1e-4}, "weight_decay: expected a number ≥ 0, got -0.0001"),
+        ({"warmup_epochs": "five"}, "warmup_epochs: expected a number ≥ 0, got 'five'"),
+        ({"warmup_epochs": 3, "n_epochs": 3}, "warmup_epochs 3 leaves none of n_epochs 3: give fewer"),
         ({"batch_size": 0}, "batch_size: expected an integer ≥ 1, got 0"),
         ({"batch_size": "64"}, "batch_size: expected an integer ≥ 1, got '64'"),
         ({"valid_size": 0}, "valid_size: expected a number > 0 and < 1, got 0"),

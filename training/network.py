@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
-from layers import ModuleWrapper, parameter_groups, start_at_means
+from layers import ModuleWrapper, Posterior, parameter_groups, start_at_means
 from models import IMAGE_SIZE, Description, load_network
 from support import UserError, World, first_line
+from training.optimizers import JointOptimizer
 from training.settings import BayesianSettings, Settings
 
 
@@ -95,10 +96,20 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
 
 
 def build_optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Adam, with a learning rate of their own for the ρ and log α of a Bayesian network."""
+    """The optimizer that the settings name; the ρ and log α of a Bayesian network have a learning rate of their own.
+
+    With "sgd", SGD with momentum moves the posterior means and all other parameters, and Adam ρ and log α, whose
+    gradients differ by orders of magnitude from weight to weight.
+    """
     factor = settings.lr_spread_factor if isinstance(settings, BayesianSettings) else 1.0
     fused = next(net.parameters()).device.type in ("cpu", "cuda", "mps")
-    return torch.optim.Adam(parameter_groups(net, settings.lr_start, factor), lr=settings.lr_start, fused=fused)
+    groups = parameter_groups(net, settings.lr_start, factor, settings.weight_decay)
+    if settings.optimizer == "adam":
+        adam = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+        return adam(groups, lr=settings.lr_start, fused=fused)
+    count = len(groups) - any(isinstance(module, Posterior) for module in net.modules())
+    sgd = torch.optim.SGD(groups[:count], lr=settings.lr_start, momentum=settings.momentum, fused=fused)
+    return JointOptimizer(sgd, torch.optim.Adam(groups[count:], fused=fused)) if groups[count:] else sgd
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, batches: int, steps: int = 0) -> LambdaLR:
@@ -110,13 +121,16 @@ def build_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, batche
         batches: the number of batches per epoch.
         steps: the number of steps taken so far.
     """
-    total = batches * settings.n_epochs
+    warmup = int(batches * settings.warmup_epochs)
+    total = batches * settings.n_epochs - warmup  # steps over which the rates fall
 
     def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
         if settings.lr_schedule == "linear":
-            return 1 - step / total
+            return 1 - (step - warmup) / total
         if settings.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step / total)))
+            return 0.5 * (1 + math.cos(math.pi * ((step - warmup) / total)))
         return 1.0
 
     return LambdaLR(optimizer, factor, last_epoch=steps - 1)

@@ -8,46 +8,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.checks import LARGEST, number, whole
+from support.checks import LARGEST, either, flag, number, whole
+from training.optimizers import JointOptimizer
 
+IMPLEMENTATION = {"foreach", "fused"}  # options that change no result, and depend on the device
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
+STATES: dict[type[torch.optim.Optimizer], set[str]] = {  # what an optimizer keeps per parameter
+    torch.optim.Adam: ADAM,
+    torch.optim.AdamW: ADAM,
+    torch.optim.SGD: {"momentum_buffer"},
+}
+SCALARS = {"step"}  # the other tensors have the shape of the parameter
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Refuse a state that is not of this optimizer's parameters: its fused kernels do not check shapes themselves.
+    """Refuse a state that is not of this optimizer's parameters: fused kernels do not check shapes themselves.
 
     Args:
-        optimizer: Adam, without `amsgrad`.
+        optimizer: one of `STATES`, or several of them in a `JointOptimizer`.
         saved: what its `state_dict` was.
 
     Raises:
-        ValueError: groups, names, shapes or types differ; the message says where.
+        ValueError: groups, options, names, shapes or types differ; the message says where.
     """
     expected = optimizer.state_dict()["param_groups"]
     groups, states = saved["param_groups"], saved["state"]
     if [[*group["params"]] for group in groups] != [group["params"] for group in expected]:
         raise ValueError("its optimizer has other parameters")
     for group, ours in zip(groups, expected, strict=True):
-        for name in ("lr", "initial_lr", "eps", "weight_decay"):
-            number(0)(group[name])
-        if len(group["betas"]) != 2 or any(number(0, 1)(beta) == 1 for beta in group["betas"]):
-            raise ValueError(f"its optimizer has the betas {group['betas']!r}")
-        for name, value in group.items():  # an older torch has fewer of them
-            if isinstance(ours.get(name), bool) and type(value) is not bool and value is not None:
-                raise ValueError(f"its optimizer has the {name} {value!r}")
-        if group["amsgrad"]:
-            raise ValueError("its optimizer is not Adam without amsgrad")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for name, value in group.items():
+            try:
+                _check_option(name, value, ours)
+            except ValueError as error:
+                raise ValueError(f"its optimizer has the {name} {value!r}: expected {error}") from error
+    members = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else [optimizer]
+    parameters = [
+        (parameter, STATES[type(member)])
+        for member in members
+        for group in member.param_groups
+        for parameter in group["params"]
+    ]
     if not states.keys() <= set(range(len(parameters))):
         raise ValueError("its optimizer has the state of parameters that the network does not have")
     for index, state in states.items():
-        if state.keys() != ADAM:
+        parameter, names = parameters[index]
+        if state.keys() != names:
             raise ValueError(f"the optimizer's state of parameter {index} holds {', '.join(map(str, state))}")
         for name, value in state.items():
-            shape = torch.Size() if name == "step" else parameters[index].shape
-            kind = torch.float32 if name == "step" else parameters[index].dtype
+            shape, kind = (torch.Size(), torch.float32) if name in SCALARS else (parameter.shape, parameter.dtype)
             if not isinstance(value, Tensor) or value.shape != shape or value.dtype != kind:
                 raise ValueError(f"the optimizer's {name} of parameter {index} is not a {kind} tensor {tuple(shape)}")
+
+
+def _check_option(name: str, value: Any, ours: Mapping[str, Any]) -> None:
+    if name == "lr":
+        number(0)(value)
+    elif name in IMPLEMENTATION:
+        either(None, flag)(value)
+    elif value != ours.get(name, value):  # which an older torch may not have
+        raise ValueError(repr(ours[name]))
 
 
 def check_progress(saved: Mapping[str, Any], last_epoch: Any, steps: Tensor) -> None:

@@ -37,6 +37,12 @@ def _beta(value: Any) -> str | float:
     return value if isinstance(value, str) else cast(float, number(0)(value))
 
 
+def _below_one(value: Any) -> float:
+    if number(0, 1)(value) == 1:
+        raise ValueError("a number ≥ 0 and < 1")
+    return float(value)
+
+
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or not value or not all(type(n) is int and n > 0 for n in value):
         raise ValueError("a shape such as (1, 1)")
@@ -97,8 +103,19 @@ class Settings:
         "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)
     )
     lr_schedule: str = _setting(
-        "how learning rates fall to 0 over the run: constant (they do not), linear or cosine",
+        "how learning rates fall to 0 over the run, after the warm-up: constant (they do not), linear or cosine",
         one_of("constant", "linear", "cosine"),
+    )
+    warmup_epochs: float = _setting("epochs in which learning rates rise to their start from near 0", number(0))
+    optimizer: str = _setting(
+        "adam, or sgd with momentum; in a Bayesian network, sgd is for the means, and ρ and log α learn by Adam",
+        one_of("adam", "sgd"),
+    )
+    momentum: float = _setting("momentum of sgd", _below_one)
+    weight_decay: float = _setting(
+        "decay of the weights (as in AdamW with adam, L2 with sgd); of a Bayesian network, only of the parameters that "
+        "no prior pulls on, and never of ρ and log α",
+        number(0),
     )
     batch_size: int = _setting("images per training step", whole(1))
     valid_size: float = _setting(
@@ -137,6 +154,11 @@ class Settings:
         for setting in fields(self):
             value = _checked(setting, getattr(self, setting.name), setting.name)
             object.__setattr__(self, setting.name, value)  # the way to set a field of a frozen dataclass
+        if self.warmup_epochs and self.warmup_epochs >= self.n_epochs:
+            raise UserError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves none of n_epochs {self.n_epochs}: give fewer, or more "
+                f"n_epochs"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +182,9 @@ class BayesianSettings(Settings):
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
     lr_spread_factor: float = _setting(
-        "learning rate of ρ and log α, as a multiple of lr_start", number(0, exclusive=True)
+        "learning rate of ρ and log α, as a multiple of lr_start; with optimizer sgd and its larger lr_start, such as "
+        "0.05, give about 0.2",
+        number(0, exclusive=True),
     )
     train_ens: int = _setting("posterior samples per training step", whole(1, MOST_SAMPLES))
     valid_ens: int = _setting("posterior samples in validation", whole(1, MOST_SAMPLES))

@@ -20,6 +20,8 @@ from training.reports import Row
 from training.restoring import check_optimizer_state, check_progress
 from training.settings import BayesianSettings, Role, Settings, names_with
 
+EARLIER = {"optimizer": "adam", "weight_decay": 0.0, "warmup_epochs": 0.0}  # what runs were before these were settings
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -250,7 +252,8 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
         check_optimizer_state(state.optimizer, content["optimizer"])
         check_progress(content["progress"], content["scheduler"]["last_epoch"], state.progress.steps)
         state.net.load_state_dict(content["weights"])
-        state.optimizer.load_state_dict(content["optimizer"])
+        groups = state.optimizer.state_dict()["param_groups"]  # whose options follow from the settings and the device
+        state.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
         # A new scheduler instead of load_state_dict: the rates of the next step are those of the present n_epochs.
         state.scheduler = build_scheduler(
             state.optimizer, settings, setup.batches, steps=content["scheduler"]["last_epoch"]
@@ -269,6 +272,7 @@ def restore(state: State, setup: Setup, content: dict[str, Any]) -> None:
 
 def _refuse_other_settings(setup: Setup, saved: dict[str, Any]) -> None:
     may_change = names_with(Role.MAY_CHANGE_ON_RESUME)
+    saved = {**EARLIER, **saved}
     for name, value in asdict(setup.settings).items():
         if saved.get(name, value) != value and name not in may_change:
             raise UserError(
