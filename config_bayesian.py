@@ -33,8 +33,10 @@ test_ens = 25  # posterior samples in the final test
 # Optimization
 n_epochs = 30
 batch_size = 128
-optimizer = "adam"  # adam, or sgd: the means by SGD (with a larger lr_start, such as 0.05), ρ and log α by Adam
-momentum = 0.9  # of sgd
+optimizer = "adam"  # adam, or sgd: the means by SGD (with a larger lr_start, such as 0.05), ρ and log α by Adam;
+# or ivon: natural-gradient steps of means and σ (with an lr_start such as 0.3)
+momentum = 0.9  # of sgd and ivon
+curvature_decay = 0.999  # of ivon: the share of σ's running curvature that a step keeps
 weight_decay = 0.0  # of what no prior pulls on, such as batch norm; never of ρ and log α
 lr_start = 1e-3  # LeNet tolerates 3e-3 and benefits from it; 3conv3fc stays at chance with it
 lr_spread_factor = 10.0  # learning rate of ρ and log α relative to lr_start: they have far to go; for sgd, 0.2 or so

@@ -38,6 +38,18 @@ class Prior(nn.Module):
         """
         raise NotImplementedError
 
+    def pull(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The expected derivatives of −log p under N(mean, std²): the gradient, and the diagonal of the Hessian.
+
+        Of a Gaussian prior with precision matrix P they are P(μ − μ_p) and diag P. The IVON optimizer takes them; a
+        prior without them trains by gradients of the KL.
+
+        Args:
+            mean: posterior means, of the weight's shape.
+            std: posterior standard deviations, of the weight's shape.
+        """
+        raise NotImplementedError
+
     @property
     def shape(self) -> torch.Size:
         """The shape of the prior's own tensors, which broadcasts to that of the weight."""
@@ -96,6 +108,11 @@ class GaussianPrior(Prior):
         squares, logs = gaussian_sums(mean.flatten(), std.flatten(), prior_mean)
         log_prior_std = prior_std.log() if isinstance(prior_std, Tensor) else math.log(prior_std)
         return squares / (2 * prior_std**2) - logs + mean.numel() * (log_prior_std - 0.5)
+
+    def pull(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(μ − μ_p)/σ_p² and 1/σ_p²."""
+        precision = (self.std if self.log_std is None else at_least_float32(self.log_std).exp()) ** -2
+        return (mean - self.mean) * precision, precision
 
     @property
     def shape(self) -> torch.Size:

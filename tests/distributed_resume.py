@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import same
 from test_optimizers import DISTRIBUTED, settings_of
 
 from support import World, process_group
@@ -35,7 +36,10 @@ def stop_and_resume(settings: Settings, world: World) -> None:
         raise AssertionError("the signal did not stop the run")
     finally:
         loop.step = step
-    train(*start(replace(settings, resume=True), world))
+    state, setup = start(replace(settings, resume=True), world)
+    train(state, setup)
+    one, other = world.all_gather(state.net.state_dict())
+    assert same(one, other), "the processes have different weights"
 
 
 if __name__ == "__main__":

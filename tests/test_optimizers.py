@@ -25,6 +25,7 @@ from training import Settings, build_optimizer, build_scheduler, initial_state, 
 
 KINDS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "lr_start": 0.05, "lr_spread_factor": 0.2, "weight_decay": 1e-3},
+    "ivon": {"optimizer": "ivon", "lr_start": 0.2, "curvature_decay": 0.9},
     "adam": {"weight_decay": 1e-2, "alpha_shape": (1, 1)},
 }
 TWINS: dict[str, dict[str, Any]] = {
@@ -32,7 +33,7 @@ TWINS: dict[str, dict[str, Any]] = {
     "twin by adam": {"weight_decay": 1e-2},
 }
 
-DISTRIBUTED = ("sgd",)
+DISTRIBUTED = ("sgd", "ivon")
 
 
 def settings_of(kind: str, pictures: Path, folder: Path, **changes: Any) -> Settings:
@@ -58,7 +59,7 @@ def test_sgd_moves_means_and_adam_moves_deviations_as_the_two_do_alone(pictures:
         pictures, tmp_path, optimizer="sgd", lr_start=0.5, lr_spread_factor=0.02, momentum=0.8, weight_decay=0.1
     )
     net = small_net().double()
-    optimizer = build_optimizer(net, settings)
+    optimizer = build_optimizer(net, settings, 100)
     expected = {name: p.detach().clone() for name, p in net.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in expected.items()}
     second = copy.deepcopy(first)
@@ -84,7 +85,7 @@ def test_weight_decay_with_adam_is_decoupled_from_its_scaling(pictures: Path, tm
     """Loshchilov & Hutter 2019: with a gradient of 0, w ← (1 − lr · decay) w, which Adam's scaling would make lr."""
     net = nn.Linear(3, 2)
     before = net.weight.detach().clone()
-    optimizer = build_optimizer(net, frequentist_settings(pictures, tmp_path, lr_start=0.1, weight_decay=0.2))
+    optimizer = build_optimizer(net, frequentist_settings(pictures, tmp_path, lr_start=0.1, weight_decay=0.2), 100)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -95,7 +96,8 @@ def test_weight_decay_with_adam_is_decoupled_from_its_scaling(pictures: Path, tm
 def test_rates_of_every_group_warm_up_and_fall(kind: str, pictures: Path, tmp_path: Path) -> None:
     """With 4 steps per epoch, 1.5 of 6 epochs are 6 steps to rise and 18 to fall."""
     settings = settings_of(kind, pictures, tmp_path, warmup_epochs=1.5, n_epochs=6, lr_schedule="linear")
-    optimizer = build_optimizer(small_net(), settings)
+    net = small_net() if kind != "ivon" else nn.Sequential(BBBLinear(2, 2))
+    optimizer = build_optimizer(net, settings, 100)
     scheduler = build_scheduler(optimizer, settings, batches=4)
     rates = []
     for _ in range(24):
@@ -180,6 +182,12 @@ FORGED: list[tuple[str, Callable[[Content], object], str]] = [
     ("sgd", lambda content: content["optimizer"]["param_groups"].reverse(), "its optimizer has other parameters"),
     ("twin by sgd", _group(0, weight_decay=9.0), "its optimizer has the weight_decay 9.0"),
     ("twin by sgd", _state(9, step=torch.tensor(1.0)), "state of parameter 9 holds momentum_buffer, step"),
+    ("ivon", _state(0, momentum=torch.zeros(6, 1, 5)), "momentum of parameter 0 is not a torch.float32 tensor"),
+    ("ivon", _state(0, start=torch.ones(6)), r"start of parameter 0 is not a torch.float32 tensor \(\)"),
+    ("ivon", _state(0, step=5), "step of parameter 0 is not a torch.float32 tensor"),
+    ("ivon", lambda content: content["optimizer"]["state"].update({RHO: {"step": torch.zeros(())}}), "10 holds step"),
+    ("ivon", _group(0, curvature_decay=1.5), "its optimizer has the curvature_decay 1.5: expected 0.9"),
+    ("ivon", _group(0, train_size=1), "its optimizer has the train_size 1: expected 180"),
     ("adam", _state(0, exp_avg=torch.zeros(6, 1, 5, 50)), "exp_avg of parameter 0 is not a torch.float32 tensor"),
 ]
 

@@ -38,6 +38,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
         "prior_at_means": True, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-4, "warmup_epochs": 2.0,
+        "curvature_decay": 0.9,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
@@ -113,7 +114,13 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"lr_start": True}, "lr_start: expected a number > 0, got True"),
         ({"lr_schedule": "step"}, "lr_schedule: expected one of constant, linear, cosine"),
         ({"lr_schedule": None}, "lr_schedule: expected one of constant, linear, cosine"),
-        ({"optimizer": "sdg"}, "optimizer: expected one of adam, sgd"),
+        ({"optimizer": "sdg"}, "optimizer: expected one of adam, sgd, ivon"),
+        (
+            {"optimizer": "ivon", "beta_type": "Blundell"},
+            "optimizer 'ivon' needs a β that .*: give Standard or a number",
+        ),
+        ({"optimizer": "ivon", "beta_type": 0}, "optimizer 'ivon' needs a β that is above 0"),
+        ({"curvature_decay": 1.0}, "curvature_decay: expected a number ≥ 0 and < 1, got 1.0"),
         ({"momentum": 1}, "momentum: expected a number ≥ 0 and < 1, got 1"),
         ({"momentum": -0.1}, "momentum: expected a number ≥ 0"),
         ({"weight_decay": -1e-4}, "weight_decay: expected a number ≥ 0, got -0.0001"),
@@ -264,6 +271,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (main_bayesian.main, ["--resume", "--checkpoint_dir", str(tmp_path)]),
         (main_frequentist.main, ["--layer_type", "bbb"]),
         (main_frequentist.main, ["--compare"]),
+        (main_frequentist.main, ["--optimizer", "ivon"]),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -15,12 +15,14 @@ from training.settings import BayesianSettings, Role, Settings, from_config, nam
 if TYPE_CHECKING:
     from training.alarms import Alarms
     from training.interruption import StopRequest, stop_requests
+    from training.ivon import IVON
     from training.loop import compare, run, start, step, test, train, train_epoch, validate
     from training.network import build_network, build_optimizer, build_scheduler, wrap_for_training
     from training.reports import Curves, Row, comparison, read_results
     from training.state import Progress, RunFiles, Setup, State, initial_state, prepare, restore, resume, save
 
 __all__ = [
+    "IVON",
     "SCHEDULES",
     "Alarms",
     "BayesianSettings",
@@ -63,6 +65,7 @@ __all__ = [
 _LATER = {
     "alarms": ("Alarms",),
     "interruption": ("StopRequest", "stop_requests"),
+    "ivon": ("IVON",),
     "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
     "network": ("build_network", "build_optimizer", "build_scheduler", "wrap_for_training"),
     "reports": ("Curves", "Row", "comparison", "read_results"),

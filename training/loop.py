@@ -238,7 +238,10 @@ def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: T
         else:
             logits, kl, weight = [forward(images).float()], torch.zeros((), device=setup.device), 0.0
     nll = expected_nll(logits, labels)
-    negative_elbo(nll * (share * setup.world.size / count), kl, weight, train_size).backward()
+    loss = nll * (share * setup.world.size / count)
+    if settings.optimizer != "ivon":  # which has a part of its own for the KL
+        loss = negative_elbo(loss, kl, weight, train_size)
+    loss.backward()
     state.optimizer.step()
     state.scheduler.step()
     with torch.no_grad():

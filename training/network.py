@@ -16,6 +16,8 @@ from images import ImageData
 from layers import ModuleWrapper, Posterior, parameter_groups, start_at_means
 from models import IMAGE_SIZE, Description, load_network
 from support import UserError, World, first_line
+from training.ivon import IVON
+from training.objective import kl_weight
 from training.optimizers import JointOptimizer
 from training.settings import BayesianSettings, Settings
 
@@ -95,12 +97,33 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
         raise UserError(str(error)) from error
 
 
-def build_optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, settings: Settings, train_size: int) -> torch.optim.Optimizer:
     """The optimizer that the settings name; the ρ and log α of a Bayesian network have a learning rate of their own.
 
     With "sgd", SGD with momentum moves the posterior means and all other parameters, and Adam ρ and log α, whose
-    gradients differ by orders of magnitude from weight to weight.
+    gradients differ by orders of magnitude from weight to weight. "ivon" moves ρ by its own rule (see `training.ivon`).
+
+    Args:
+        net: the network, on the device where it trains.
+        settings: of the run.
+        train_size: N, the number of training examples.
+
+    Raises:
+        UserError: the optimizer cannot train a posterior or prior of the network.
     """
+    if isinstance(settings, BayesianSettings) and settings.optimizer == "ivon":
+        try:
+            return IVON(
+                net,
+                settings.lr_start,
+                train_size,
+                beta=kl_weight(settings.beta_type, 0, 1, settings.n_epochs),
+                momentum=settings.momentum,
+                curvature_decay=settings.curvature_decay,
+                weight_decay=settings.weight_decay,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
     factor = settings.lr_spread_factor if isinstance(settings, BayesianSettings) else 1.0
     fused = next(net.parameters()).device.type in ("cpu", "cuda", "mps")
     groups = parameter_groups(net, settings.lr_start, factor, settings.weight_decay)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from support.checks import LARGEST, either, flag, number, whole
+from training.ivon import IVON
 from training.optimizers import JointOptimizer
 
 IMPLEMENTATION = {"foreach", "fused"}  # options that change no result, and depend on the device
@@ -18,14 +19,14 @@ STATES: dict[type[torch.optim.Optimizer], set[str]] = {  # what an optimizer kee
     torch.optim.AdamW: ADAM,
     torch.optim.SGD: {"momentum_buffer"},
 }
-SCALARS = {"step"}  # the other tensors have the shape of the parameter
+SCALARS = {"step", "start"}  # the other tensors have the shape of the parameter
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Refuse a state that is not of this optimizer's parameters: fused kernels do not check shapes themselves.
 
     Args:
-        optimizer: one of `STATES`, or several of them in a `JointOptimizer`.
+        optimizer: one of `STATES`, several of them in a `JointOptimizer`, or `IVON`.
         saved: what its `state_dict` was.
 
     Raises:
@@ -43,7 +44,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, 
                 raise ValueError(f"its optimizer has the {name} {value!r}: expected {error}") from error
     members = optimizer.optimizers if isinstance(optimizer, JointOptimizer) else [optimizer]
     parameters = [
-        (parameter, STATES[type(member)])
+        (parameter, member.state_names(parameter) if isinstance(member, IVON) else STATES[type(member)])
         for member in members
         for group in member.param_groups
         for parameter in group["params"]

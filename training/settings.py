@@ -108,10 +108,11 @@ class Settings:
     )
     warmup_epochs: float = _setting("epochs in which learning rates rise to their start from near 0", number(0))
     optimizer: str = _setting(
-        "adam, or sgd with momentum; in a Bayesian network, sgd is for the means, and ρ and log α learn by Adam",
-        one_of("adam", "sgd"),
+        "adam, or sgd with momentum; in a Bayesian network, sgd is for the means, and ρ and log α learn by Adam; or "
+        "ivon, for Bayesian networks alone: natural-gradient steps of means and σ",
+        one_of("adam", "sgd", "ivon"),
     )
-    momentum: float = _setting("momentum of sgd", _below_one)
+    momentum: float = _setting("momentum of sgd and ivon", _below_one)
     weight_decay: float = _setting(
         "decay of the weights (as in AdamW with adam, L2 with sgd); of a Bayesian network, only of the parameters that "
         "no prior pulls on, and never of ρ and log α",
@@ -159,6 +160,8 @@ class Settings:
                 f"warmup_epochs {self.warmup_epochs:g} leaves none of n_epochs {self.n_epochs}: give fewer, or more "
                 f"n_epochs"
             )
+        if self.optimizer == "ivon" and not isinstance(self, BayesianSettings):
+            raise UserError("optimizer 'ivon' is for the posterior of a Bayesian network: give adam or sgd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,10 @@ class BayesianSettings(Settings):
         "0.05, give about 0.2",
         number(0, exclusive=True),
     )
+    curvature_decay: float = _setting(
+        "ivon: the share of the running curvature, and so of σ, that a step keeps; the larger, the slower and smoother",
+        _below_one,
+    )
     train_ens: int = _setting("posterior samples per training step", whole(1, MOST_SAMPLES))
     valid_ens: int = _setting("posterior samples in validation", whole(1, MOST_SAMPLES))
     test_ens: int = _setting("posterior samples in the final test", whole(1, MOST_SAMPLES))
@@ -202,6 +209,11 @@ class BayesianSettings(Settings):
             raise UserError(
                 "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give "
                 "more of them, or another beta_type"
+            )
+        if self.optimizer == "ivon" and self.beta_type in ("Blundell", "Soenderby", 0.0):
+            raise UserError(
+                f"optimizer 'ivon' needs a β that is above 0 and stays the same, and beta_type is {self.beta_type!r}: "
+                f"give Standard or a number above 0"
             )
 
 

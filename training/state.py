@@ -169,10 +169,10 @@ def initial_state(setup: Setup) -> State:
     """The state before the first step; torch's global generators are left as they are.
 
     Raises:
-        UserError: as `build_network`.
+        UserError: as `build_network` and `build_optimizer`.
     """
     net = build_network(setup.settings, setup.description).to(setup.device)
-    optimizer = build_optimizer(net, setup.settings)
+    optimizer = build_optimizer(net, setup.settings, len(setup.data.train))
     scheduler = build_scheduler(optimizer, setup.settings, setup.batches)
     return State(net, optimizer, scheduler, Progress(torch.zeros(setup.batches, 4, device=setup.device)))
 
