@@ -26,6 +26,9 @@ prior_at_means = False  # with init_from: center the prior at these weights
 
 # Objective
 beta_type = 0.03  # the KL's weight β (1: true posterior; below 1: cold posterior), or Standard, Blundell, Soenderby
+temperature = (
+    1.0  # T, of the posterior's entropy alone; below 1 (with beta_type 1) the prior keeps its pull on the means
+)
 train_ens = 1  # posterior samples per training step
 valid_ens = 5  # posterior samples in validation
 test_ens = 25  # posterior samples in the final test

@@ -3,7 +3,7 @@
 The folder imports nothing else of the project: copied into another one, under any name, it works there.
 """
 
-from .base import BayesianLayer, kl_divergence, parameter_groups, sampling, share_draws, weight_posteriors
+from .base import BayesianLayer, entropy, kl_divergence, parameter_groups, sampling, share_draws, weight_posteriors
 from .BBBConv import (
     BBBConv1d,
     BBBConv2d,
@@ -42,6 +42,7 @@ __all__ = [
     "Prior",
     "Priors",
     "deterministic_layers",
+    "entropy",
     "kl_divergence",
     "parameter_groups",
     "sampling",

@@ -292,6 +292,15 @@ def kl_divergence(module: nn.Module) -> Tensor:
     return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
 
 
+def entropy(module: nn.Module) -> Tensor:
+    """H(q) in nats, summed over every Bayesian weight anywhere in `module`; a shared weight counts once.
+
+    A scalar; 0 for a module without Bayesian layers. It is a differential entropy, below 0 where σ < 0.24.
+    """
+    terms = [posterior.entropy(mean) for _, mean, posterior in weight_posteriors(module)]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
 def parameter_groups(
     net: nn.Module, lr: float, lr_spread_factor: float = 10.0, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:

@@ -224,12 +224,12 @@ def test_a_run_of_before_there_was_a_choice_resumes_by_adam_alone(
         stop_at_step(patch, 4)
         run(broken)
     content = read_checkpoint(run_files(broken).last)
-    for name in ("optimizer", "momentum", "weight_decay", "warmup_epochs"):
+    for name in ("optimizer", "momentum", "weight_decay", "warmup_epochs", "temperature"):
         del content["settings"][name]
     write_checkpoint(run_files(broken).last, content)
-    for changes in ({"optimizer": "sgd"}, {"weight_decay": 0.1}, {"warmup_epochs": 1}):
+    for changes in ({"optimizer": "sgd"}, {"weight_decay": 0.1}, {"warmup_epochs": 1}, {"temperature": 0.5}):
         ((name, value),) = changes.items()
-        with pytest.raises(UserError, match=rf"is of a run with {name} ('adam'|0\.0), not {value!r}"):
+        with pytest.raises(UserError, match=rf"is of a run with {name} ('adam'|0\.0|1\.0), not {value!r}"):
             run(replace(broken, resume=True, **changes))
     run(replace(broken, resume=True))
     assert same(weights(run_files(whole).last), weights(run_files(broken).last))

@@ -38,7 +38,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
         "prior_at_means": True, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-4, "warmup_epochs": 2.0,
-        "curvature_decay": 0.9,
+        "curvature_decay": 0.9, "temperature": 0.5,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
@@ -120,6 +120,7 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
             "optimizer 'ivon' needs a β that .*: give Standard or a number",
         ),
         ({"optimizer": "ivon", "beta_type": 0}, "optimizer 'ivon' needs a β that is above 0"),
+        ({"temperature": 0}, "temperature: expected a number > 0, got 0"),
         ({"curvature_decay": 1.0}, "curvature_decay: expected a number ≥ 0 and < 1, got 1.0"),
         ({"momentum": 1}, "momentum: expected a number ≥ 0 and < 1, got 1"),
         ({"momentum": -0.1}, "momentum: expected a number ≥ 0"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from training.objective import SCHEDULES, expected_nll, kl_weight, negative_elbo
+from training.objective import SCHEDULES, expected_nll, kl_weight, negative_elbo, tempered_kl
 from training.settings import BayesianSettings, Role, Settings, from_config, names_with
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "start",
     "step",
     "stop_requests",
+    "tempered_kl",
     "test",
     "train",
     "train_epoch",

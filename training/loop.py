@@ -37,7 +37,7 @@ from support import (
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import wrap_for_training
-from training.objective import expected_nll, kl_weight, negative_elbo
+from training.objective import expected_nll, kl_weight, negative_elbo, tempered_kl
 from training.reports import Curves, Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
@@ -239,8 +239,8 @@ def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: T
             logits, kl, weight = [forward(images).float()], torch.zeros((), device=setup.device), 0.0
     nll = expected_nll(logits, labels)
     loss = nll * (share * setup.world.size / count)
-    if settings.optimizer != "ivon":  # which has a part of its own for the KL
-        loss = negative_elbo(loss, kl, weight, train_size)
+    if setup.bayesian and settings.optimizer != "ivon":  # which has a part of its own for the KL
+        loss = negative_elbo(loss, tempered_kl(kl, state.net, setup.bayesian.temperature), weight, train_size)
     loss.backward()
     state.optimizer.step()
     state.scheduler.step()

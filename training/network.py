@@ -13,7 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
-from layers import ModuleWrapper, Posterior, parameter_groups, start_at_means
+from layers import (
+    AlphaPosterior,
+    GaussianPrior,
+    ModuleWrapper,
+    Posterior,
+    parameter_groups,
+    start_at_means,
+    weight_posteriors,
+)
 from models import IMAGE_SIZE, Description, load_network
 from support import UserError, World, first_line
 from training.ivon import IVON
@@ -46,8 +54,8 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
         description: of the network.
 
     Raises:
-        UserError: a network of your own that does not map images to logits, or a checkpoint `init_from` that
-            does not fit.
+        UserError: a network of your own that does not map images to logits, a checkpoint `init_from` that does not
+            fit, or a temperature with a prior that follows the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
@@ -55,7 +63,20 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
         _try_out(net, description)
         if isinstance(settings, BayesianSettings) and settings.init_from:
             _start_from(settings.init_from, net, settings, description)
+        if isinstance(settings, BayesianSettings) and settings.temperature != 1:
+            _refuse_prior_that_follows(net)
     return net
+
+
+def _refuse_prior_that_follows(net: nn.Module) -> None:
+    """Refuse a temperature where it gives the objective no least value: see `tempered_kl`."""
+    for name, _, posterior in weight_posteriors(net):
+        prior = getattr(posterior, "prior", None)
+        if isinstance(posterior, AlphaPosterior) or (isinstance(prior, GaussianPrior) and prior.log_std is not None):
+            raise UserError(
+                f"a temperature other than 1 needs a fixed prior, and that of {name} follows the weight: leave out "
+                f"alpha_shape and learn_prior_sigma, or give beta_type instead"
+            )
 
 
 def _try_out(net: nn.Module, description: Description) -> None:
@@ -118,6 +139,7 @@ def build_optimizer(net: nn.Module, settings: Settings, train_size: int) -> torc
                 settings.lr_start,
                 train_size,
                 beta=kl_weight(settings.beta_type, 0, 1, settings.n_epochs),
+                temperature=settings.temperature,
                 momentum=settings.momentum,
                 curvature_decay=settings.curvature_decay,
                 weight_decay=settings.weight_decay,

@@ -2,8 +2,13 @@
 
     loss = mean over batch and samples of −log p(y|x,w)  +  β · κ_i · KL(q‖p) / N        (nats)
 
-N is the number of *training* examples. β is the temperature of the KL: 1 is the true posterior, below 1 a
-cold one. κ_i weighs the KL of batch i of an epoch.
+N is the number of *training* examples. κ_i weighs the KL of batch i of an epoch. β = 1 is the true posterior. There are
+two ways to a cold one:
+
+- β < 1 shrinks the whole KL, and so the prior's pull on the means along with the reward for a wide posterior.
+- A temperature T < 1 shrinks that reward, the entropy H(q), alone (Wenzel et al. 2020, section 2.3): in place of the
+  KL, −E_q[log p(w)] − T·H(q) = KL(q‖p) + (1 − T)·H(q). For a Gaussian prior this is β = T with σ_p² scaled by T,
+  because T·KL(q‖N(μ_p, Tσ_p²)) = E_q[(w − μ_p)²]/(2σ_p²) − T·H(q) + a constant: the means decay as at β = 1.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from layers import entropy
 from support import UserError, nearest
 
 Schedule = Callable[[int, int, int], float]  # steps taken so far, batches per epoch M, epochs of the training -> κ
@@ -85,12 +91,30 @@ def expected_nll(logits: list[Tensor], labels: Tensor) -> Tensor:
     return total / len(logits)
 
 
+def tempered_kl(kl: Tensor, net: nn.Module, temperature: float) -> Tensor:
+    """−E_q[log p(w)] − T·H(q) = KL(q‖p) + (1 − T)·H(q), which takes the place of the KL in the loss.
+
+    It is exact for every posterior and every fixed prior. A prior that follows the posterior, learnt or that of the
+    alpha posterior, has a cross-entropy of ½ log(μ² + σ²) per weight, so that μ and σ scaled by c add (1 − T) log c,
+    which has no least value.
+
+    Args:
+        kl: KL(q‖p) of the network, in nats.
+        net: the network.
+        temperature: T; with 1, `kl` itself is returned.
+
+    Returns:
+        A scalar, in nats.
+    """
+    return kl if temperature == 1 else kl + (1 - temperature) * entropy(net)
+
+
 def negative_elbo(nll: Tensor, kl: Tensor, weight: float, train_size: int) -> Tensor:
     """The loss: `nll + weight · kl / train_size`.
 
     Args:
         nll: the mean negative log-likelihood, in nats per example.
-        kl: KL(q‖p) of the whole network, in nats.
+        kl: KL(q‖p) of the whole network, in nats, or what `tempered_kl` makes of it.
         weight: β · κ, from `kl_weight`.
         train_size: N, the number of training examples.
 

@@ -184,6 +184,11 @@ class BayesianSettings(Settings):
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
+    temperature: float = _setting(
+        "T, which scales the posterior's entropy alone, where beta_type scales the whole KL: below 1 for a cold "
+        "posterior whose means decay as under the full prior (then give beta_type 1)",
+        number(0, exclusive=True),
+    )
     lr_spread_factor: float = _setting(
         "learning rate of ρ and log α, as a multiple of lr_start; with optimizer sgd and its larger lr_start, such as "
         "0.05, give about 0.2",

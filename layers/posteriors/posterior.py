@@ -8,13 +8,14 @@ passed to each of its methods.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import normal_like
+from ..kernels import at_least_float32, normal_like
 
 
 class Posterior(nn.Module):
@@ -39,6 +40,10 @@ class Posterior(nn.Module):
     def kl(self, mean: Tensor) -> Tensor:
         """KL(q‖p) in nats, summed over the weights: a scalar."""
         return self.joint_kl([self], [mean])
+
+    def entropy(self, mean: Tensor) -> Tensor:
+        """H(q) = Σ ½ log(2πeσ²) in nats, summed over the weights: a scalar."""
+        return at_least_float32(self.std(mean)).log().sum() + 0.5 * math.log(2 * math.pi * math.e) * mean.numel()
 
     def variance(self, mean: Tensor) -> Tensor:
         """Variance of every weight."""
