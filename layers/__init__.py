@@ -17,7 +17,7 @@ from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
 from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
-from .priors import DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
+from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
 __all__ = [
     "AlphaPosterior",
@@ -33,6 +33,7 @@ __all__ = [
     "BBBLinear",
     "BBBMultiheadAttention",
     "BayesianLayer",
+    "CorrelatedGaussianPrior",
     "DistributionPrior",
     "FlattenLayer",
     "GaussianPosterior",

@@ -50,6 +50,10 @@ class Prior(nn.Module):
         """
         raise NotImplementedError
 
+    def for_shape(self, shape: Sequence[int]) -> Prior:
+        """The prior for a weight tensor of this shape: by default itself."""
+        return self
+
     @property
     def shape(self) -> torch.Size:
         """The shape of the prior's own tensors, which broadcasts to that of the weight."""
@@ -157,6 +161,78 @@ class GaussianPrior(Prior):
         return ", ".join(texts) + (", learnt" if self.log_std is not None else "")
 
 
+class CorrelatedGaussianPrior(Prior):
+    """N(mean, covariance) over the positions of a kernel, independent over (output, input) pairs.
+
+    For a convolution, kernels under it are as smooth as the covariance says (Fortuin et al. 2022); with that of the
+    inputs' patches or pixels it is the empirical-covariance prior of Izmailov et al. 2021. A bias,
+    which has no positions, has an independent N(mean, variance), at the mean's and the variances' averages.
+
+    Args:
+        covariance: [d, d], positive definite, d the number of positions: 25 for a kernel of 5×5.
+        kernel_size: the last axes of the weight, d positions in all; None for a square kernel.
+        mean: a number, or a tensor of the kernel's shape.
+
+    Raises:
+        ValueError: a covariance that is not symmetric and positive definite, or of another size than the kernel.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    precision: Tensor
+    log_det: Tensor
+
+    def __init__(
+        self, covariance: Tensor, kernel_size: Sequence[int] | None = None, mean: float | Tensor = 0.0
+    ) -> None:
+        super().__init__()
+        side = math.isqrt(len(covariance)) if covariance.dim() else 0
+        kernel = (side, side) if kernel_size is None else tuple(kernel_size)
+        if covariance.shape != 2 * (math.prod(kernel),):
+            raise ValueError(f"a covariance of shape {tuple(covariance.shape)} does not fit a kernel {kernel}")
+        wide = covariance.detach().double()
+        factor, failed = torch.linalg.cholesky_ex(wide)
+        if failed or not torch.allclose(wide, wide.mT) or not factor.isfinite().all():
+            raise ValueError("the covariance of a correlated prior must be symmetric and positive definite")
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=covariance.dtype).expand(kernel).clone())
+        self.register_buffer("covariance", covariance.detach().clone())
+        self.register_buffer("precision", torch.cholesky_inverse(factor), persistent=False)
+        self.register_buffer("log_det", 2 * factor.diagonal().log().sum(), persistent=False)
+
+    def kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        """½ Σ (P_ii σ_i² + (μ − m)ᵀP(μ − m) − d + log|Σ|) − Σ log σ in nats, P = Σ⁻¹, summed over the kernels."""
+        pull, precision = self.pull(mean, std)
+        squares = (precision * std.square()).sum() + (pull * (mean - self.mean)).sum()
+        constant = mean.numel() * (self.log_det / len(self.covariance) - 1)
+        return 0.5 * (squares + constant) - std.log().sum()
+
+    def pull(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
+        """P(μ − m), and diag P."""
+        distance = (mean - self.mean).reshape(-1, len(self.covariance))
+        precision = self.precision.to(mean.dtype)
+        return (distance @ precision).view(mean.shape), precision.diagonal().view(self.mean.shape)
+
+    def for_shape(self, shape: Sequence[int]) -> Prior:
+        """This prior; for a bias the independent one."""
+        if len(shape) > 1:
+            return self
+        return GaussianPrior(float(self.mean.mean()), float(self.covariance.diagonal().mean().sqrt()))
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the kernel."""
+        return self.mean.shape
+
+    @property
+    def description(self) -> PlainDistribution:
+        """The family."""
+        return {"family": "CorrelatedGaussian"}
+
+    def extra_repr(self) -> str:
+        """The kernel, as `print` shows it."""
+        return f"kernel_size={tuple(self.mean.shape)}"
+
+
 class DistributionPrior(Prior):
     """Any distribution of `torch.distributions` over the real numbers.
 
@@ -216,8 +292,8 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     """The prior that a part of a `state_dict` describes, its tensors' values still to be loaded.
 
     Args:
-        state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, or the
-            description of another distribution as `_extra_state`.
+        state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, `mean` and
+            `covariance` of a correlated one, or the description of another distribution as `_extra_state`.
 
     Returns:
         The prior, or None where the state does not say: of a plain network, or of a prior of your own.
@@ -227,6 +303,8 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     """
     if "_extra_state" in state:
         return DistributionPrior(state["_extra_state"])
+    if {"mean", "covariance"} <= state.keys():
+        return CorrelatedGaussianPrior(state["covariance"], state["mean"].shape, state["mean"])
     if not {"mean", "std"} <= state.keys():
         return None
     mean, std = (value.clone() if value.dim() else value.item() for value in (state["mean"], state["std"]))

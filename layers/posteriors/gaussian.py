@@ -32,7 +32,7 @@ class GaussianPosterior(Posterior):
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(mean), *priors.posterior_rho_initial))
-        self._set_prior(priors.make_prior())
+        self._set_prior(priors.make_prior().for_shape(mean.shape))
 
     def _set_prior(self, prior: Prior) -> None:
         if not broadcasts(prior.shape, self.rho.shape):
