@@ -30,7 +30,7 @@ from inference.metrics import (
     risk_coverage_area,
     scores,
 )
-from inference.prediction import posterior_draws, posterior_predictive, predict, summarize
+from inference.prediction import Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from inference.tables import print_batches, print_summary
@@ -44,6 +44,7 @@ __all__ = [
     "MeanNetwork",
     "Predictive",
     "PredictiveNetwork",
+    "Predictor",
     "RegressionPredictive",
     "Shift",
     "Uncertainty",

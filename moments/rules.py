@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import sampling, weight_posteriors
+from layers import weight_posteriors
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
 from moments.pair import (
     RULES,
@@ -32,7 +32,7 @@ from moments.pair import (
 
 
 @dataclass(frozen=True, eq=False)
-class _WeightMoments:
+class WeightMoments:
     """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two."""
 
     variance: Tensor
@@ -40,22 +40,26 @@ class _WeightMoments:
     joint: Tensor
 
 
-_WEIGHTS: ContextVar[Mapping[int, _WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
-
-
-@contextmanager
-def known_weights(net: nn.Module) -> Iterator[None]:
-    """Within it, the operations know the variances of the Bayesian weights of `net`, which are computed once."""
+def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
+    """The moments of every Bayesian weight in a network, by the identity of its mean."""
     weights = {}
     for _, mean, posterior in weight_posteriors(net):
         variance = posterior.variance(mean)
         second = mean.square() + variance
         joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
-        weights[id(mean)] = _WeightMoments(variance, second, joint)
+        weights[id(mean)] = WeightMoments(variance, second, joint)
+    return weights
+
+
+_WEIGHTS: ContextVar[Mapping[int, WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
+
+
+@contextmanager
+def known_weights(weights: Mapping[int, WeightMoments]) -> Iterator[None]:
+    """Within it, the rules know these moments of weights."""
     token = _WEIGHTS.set(weights)
     try:
-        with sampling(net, False):
-            yield
+        yield
     finally:
         _WEIGHTS.reset(token)
 
