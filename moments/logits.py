@@ -31,8 +31,9 @@ def logit_covariance(logits: Moments) -> Tensor:
     while link is not None:
         covariance = covariance + (jacobian * link.noise[:, None]) @ jacobian.mT
         jacobian = jacobian * link.weight[:, None] if link.is_diagonal else jacobian @ link.weight
-        if link.variance is not None:
-            covariance = covariance + (jacobian * link.variance[:, None]) @ jacobian.mT
+        if link.std is not None:
+            by_channel = (jacobian * link.std[:, None]).unflatten(-1, (link.channels, -1)).sum(-1)
+            covariance = covariance + by_channel @ by_channel.mT
         link = link.before
     return covariance
 

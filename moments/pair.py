@@ -43,17 +43,19 @@ class Link:
 
     Attributes:
         before: the link of x; None where x is taken as independent.
-        variance: [n, inputs], of x, where `before` is None.
+        std: [n, inputs], of x, where `before` is None; a standard deviation, since the units of a channel move together.
+        channels: how many channels x has, in equal runs of units.
         weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
         noise: [n, outputs], the variance that is not inherited from x.
         is_diagonal: whether `weight` is the diagonal of J.
     """
 
     before: Link | None
-    variance: Tensor | None
+    std: Tensor | None
     weight: Tensor
     noise: Tensor
     is_diagonal: bool = False
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,21 @@ class Moments:
         variance: of every element, of the mean's shape; None where it is 0 everywhere.
         link: how it depends on earlier tensors, in the fully connected head.
         waiting: an activation that is still to be applied.
+        channels: of a vector that was a map, [n, channels, …], how many channels it had.
     """
 
     mean_value: Tensor
     variance: Tensor | None = None
     link: Link | None = None
     waiting: Activation | None = None
+    channels: int | None = None
 
     def settled(self) -> Moments:
         """The same with an activation that waited applied."""
         if self.waiting is None:
             return self
         mean, variance, gate = self.waiting.moments(self.mean_value, variance_of(self))
-        return Moments(mean, variance, diagonal_link(self, gate, variance))
+        return Moments(mean, variance, diagonal_link(self, gate, variance), channels=self.channels)
 
     @classmethod
     def __torch_function__(

@@ -83,7 +83,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
             out_variance = noise = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
         elif operation is F.linear:
             noise = operation(mean.square() + variance, of_weight.variance, bias_variance)
-            out_variance = noise + operation(variance, weight.square())
+            out_variance = noise + _linear_variance(variance, weight, input.channels)
         elif not grouped:
             both = torch.cat([mean.square(), variance], 1 if mean.dim() == weight.dim() else 0)
             out_variance = operation(both, of_weight.joint, bias_variance, *args, **kwargs)
@@ -93,12 +93,23 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
         link = None
         if operation is F.linear and mean.dim() == 2 and out_variance is not None:
             before = input.link if isinstance(input, Moments) else None
-            leaf = None if before is not None or variance is None else variance
+            leaf = None if before is not None or variance is None else variance.sqrt()
             noise = torch.zeros_like(out) if noise is None else noise
-            link = Link(before, leaf, weight, noise)
+            channels = input.channels if leaf is not None and input.channels else mean.shape[1]
+            link = Link(before, leaf, weight, noise, channels=channels)
         return Moments(out, out_variance, link)
 
     return affine
+
+
+def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> Tensor:
+    """What a fully connected layer inherits from its inputs, of which the units of one channel move together."""
+    if channels in (None, variance.shape[1]):
+        return F.linear(variance, weight.square())
+    total = torch.zeros_like(variance[:, :1])
+    for std, part in zip(variance.sqrt().chunk(channels, 1), weight.chunk(channels, 1), strict=True):
+        total = total + F.linear(std, part).square()
+    return total
 
 
 register_each(_affine, F.linear, F.conv1d, F.conv2d, F.conv3d)
@@ -236,7 +247,9 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
         if not isinstance(mean, Tensor):  # chunk, split, unbind
             variances = [None] * len(mean) if variance is None else variance
             return tuple(Moments(m, v, waiting=input.waiting) for m, v in zip(mean, variances, strict=True))
-        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting)
+        is_vector = mean.dim() == 2 < input.dim()
+        channels = input.shape[1] if is_vector else None
+        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting, channels)
 
     return rearrange
 
