@@ -43,8 +43,8 @@ class Link:
 
     Attributes:
         before: the link of x; None where x is taken as independent.
-        std: [n, inputs], of x, where `before` is None; a standard deviation, since the units of a channel move together.
-        channels: how many channels x has, in equal runs of units.
+        std: [n, inputs], of x, where `before` is None.
+        channels: how many channels x then has, in equal runs of units that move together.
         weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
         noise: [n, outputs], the variance that is not inherited from x.
         is_diagonal: whether `weight` is the diagonal of J.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import weight_posteriors
-from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
+from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
     RULES,
     WAITING,
@@ -93,7 +93,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
         link = None
         if operation is F.linear and mean.dim() == 2 and out_variance is not None:
             before = input.link if isinstance(input, Moments) else None
-            leaf = None if before is not None or variance is None else variance.sqrt()
+            leaf = None if before is not None or variance is None else std_of(variance)
             noise = torch.zeros_like(out) if noise is None else noise
             channels = input.channels if leaf is not None and input.channels else mean.shape[1]
             link = Link(before, leaf, weight, noise, channels=channels)
@@ -107,7 +107,7 @@ def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> 
     if channels in (None, variance.shape[1]):
         return F.linear(variance, weight.square())
     total = torch.zeros_like(variance[:, :1])
-    for std, part in zip(variance.sqrt().chunk(channels, 1), weight.chunk(channels, 1), strict=True):
+    for std, part in zip(std_of(variance).chunk(channels, 1), weight.chunk(channels, 1), strict=True):
         total = total + F.linear(std, part).square()
     return total
 
