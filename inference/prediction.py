@@ -197,7 +197,7 @@ def posterior_predictive(
     Raises:
         ValueError: `num_samples` is below 1, the method or the likelihood is unknown, or the outputs are not what the
             likelihood reads.
-        NotImplementedError: by moments, the network has an operation without a rule.
+        MissingRuleError: by moments, the network has an operation without a rule.
     """
     _check_method(method)
     if method == "moments":
@@ -260,7 +260,7 @@ class Predictor:
 
         Raises:
             ValueError: the outputs are not what the likelihood reads.
-            NotImplementedError: by moments, the network has an operation without a rule.
+            MissingRuleError: by moments, the network has an operation without a rule.
         """
         if self._propagation is None:
             return _summarize_blocks(self._outputs(images, batch_size), self.likelihood)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from layers import sampling
 from moments.functions import TINY
-from moments.pair import Moments, variance_of
+from moments.pair import MissingRuleError, Moments, variance_of
 from moments.rules import known_weights, weight_moments
 
 JITTER = 1e-5  # of a covariance, relative to the variances
@@ -48,7 +48,7 @@ def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         images: [n, channels, height, width], normalized as in training.
 
     Raises:
-        NotImplementedError: the network has an operation without a rule; the message names it.
+        MissingRuleError: the network has an operation without a rule; the message names it.
     """
     return Propagation(net)(images)
 
@@ -70,7 +70,7 @@ class Propagation:
             output = self.net(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
-            raise NotImplementedError("moments were lost on the way: the network's output is an ordinary tensor")
+            raise MissingRuleError("moments were lost on the way: the network's output is an ordinary tensor")
         logits = logits.settled()
         return logits.mean_value, logit_covariance(logits)
 

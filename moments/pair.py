@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from support import UserError
+
+
+class MissingRuleError(UserError, NotImplementedError):
+    """A network does something that moments cannot pass through."""
+
+
 Rule = Callable[..., Any]  # takes what the operation takes, with `Moments` among it
 RULES: dict[Any, Rule] = {}
 
@@ -96,7 +103,7 @@ class Moments:
     ) -> Any:
         if func not in RULES:
             name = getattr(func, "__name__", repr(func))
-            raise NotImplementedError(
+            raise MissingRuleError(
                 f"moments cannot pass through {name}: register a rule by moments.rule, or predict by draws"
             )
         if func not in WAITING:

@@ -21,6 +21,7 @@ from moments.pair import (
     WAITING,
     Activation,
     Link,
+    MissingRuleError,
     Moments,
     Rule,
     diagonal_link,
@@ -174,7 +175,7 @@ def _max_pool(operation: Callable[..., Any]) -> Rule:
         return_indices: bool = False,
     ) -> Moments:
         if return_indices:
-            raise NotImplementedError("moments cannot pass through max pooling with return_indices")
+            raise MissingRuleError("moments cannot pass through max pooling with return_indices")
         mean, variance = parts_of(input)
         out, indices = operation(mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
         if variance is not None:
@@ -283,7 +284,7 @@ register_each(_joining, torch.cat, torch.concat, torch.stack)
 @rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 def _dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     if training:
-        raise NotImplementedError("moments cannot pass through dropout in training: call net.eval() first")
+        raise MissingRuleError("moments cannot pass through dropout in training: call net.eval() first")
     return input
 
 
@@ -329,7 +330,7 @@ rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Te
 @rule(torch.div, Tensor.div, Tensor.__truediv__)
 def _divide(one: Moments, other: Any) -> Moments:
     if isinstance(other, Moments):
-        raise NotImplementedError("moments cannot pass through a division by a random tensor")
+        raise MissingRuleError("moments cannot pass through a division by a random tensor")
     return _times(one, 1 / other)
 
 
@@ -351,7 +352,7 @@ def _batch_norm(
 ) -> Moments:
     """An affine map by channel, in evaluation."""
     if training or running_mean is None or running_var is None:
-        raise NotImplementedError("moments cannot pass through batch norm in training: call net.eval() first")
+        raise MissingRuleError("moments cannot pass through batch norm in training: call net.eval() first")
     scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - running_mean * scale
     shape = (-1,) + (1,) * (input.dim() - 2)

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from images import ImageData
 from layers import ModuleWrapper, parameter_groups, start_at_means
 from models import IMAGE_SIZE, Description, load_network
+from moments import propagate
 from support import UserError, World, first_line
 from training.settings import BayesianSettings, Settings
 
@@ -43,21 +44,25 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
         description: of the network.
 
     Raises:
-        UserError: a network of your own that does not map images to logits, or a checkpoint `init_from` that
-            does not fit.
+        UserError: a network of your own that does not map images to logits, or that moments cannot pass through if
+            it is to be evaluated by them, or a checkpoint `init_from` that does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
         net = description.build()
-        _try_out(net, description)
-        if isinstance(settings, BayesianSettings) and settings.init_from:
-            _start_from(settings.init_from, net, settings, description)
+        images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+        _try_out(net, description, images)
+        if isinstance(settings, BayesianSettings):
+            if settings.init_from:
+                _start_from(settings.init_from, net, settings, description)
+            if "moments" in (settings.valid_ens, settings.test_ens):
+                with torch.no_grad():
+                    propagate(net, images)
     return net
 
 
-def _try_out(net: nn.Module, description: Description) -> None:
-    """Refuse a network that does not map images to [n, classes], by its output for two black ones."""
-    images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
+    """Refuse a network that does not map images to [n, classes]."""
     expected = (len(images), len(description.classes))
     try:
         with torch.no_grad():

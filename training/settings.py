@@ -163,8 +163,13 @@ class BayesianSettings(Settings):
         "learning rate of ρ and log α, as a multiple of lr_start", number(0, exclusive=True)
     )
     train_ens: int = _setting("posterior samples per training step", whole(1, MOST_SAMPLES))
-    valid_ens: int = _setting("posterior samples in validation", whole(1, MOST_SAMPLES))
-    test_ens: int = _setting("posterior samples in the final test", whole(1, MOST_SAMPLES))
+    valid_ens: int | str = _setting(
+        "posterior samples in validation; or moments, for a single pass that carries means and variances",
+        either("moments", whole(1, MOST_SAMPLES)),
+    )
+    test_ens: int | str = _setting(
+        "posterior samples in the final test, or moments", either("moments", whole(1, MOST_SAMPLES))
+    )
     record_mean_var: bool = _setting("record means and variances of layer outputs during training", flag)
     recording_freq_per_epoch: int = _setting("records per epoch, evenly spaced", whole(1))
     record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))
