@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from images import load_data, read_images
-from inference import SHIFTS, Classifier, evaluate, load_finite_network, plots, print_batches, print_summary
+from inference import METHODS, SHIFTS, Classifier, evaluate, load_finite_network, plots, print_batches, print_summary
 from models import check_net_type, file_name
 from support import (
     ALONE,
@@ -46,6 +46,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
     add("--num_batches", type=count, help="mini-batches of each set (default: all)")
     add("--num_samples", type=count, default=25, help="posterior samples (%(default)s)")
+    add("--prediction", choices=METHODS, default="draws", help="by posterior samples, or by moments in one pass")
     add("--batch_size", type=count, default=1000, help="images per mini-batch (%(default)s)")
     add("--seed", type=seed, default=0, help="of the samples and of the order of unknown images (%(default)s)")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps …")
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     names = (f"{data.name} test", folder.resolve().name)
     predictives, report = evaluate(
         classifiers, known, labels, unknown, names, num_samples=args.num_samples, seed=args.seed,
-        batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)], world=world,
+        method=args.prediction, batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
+        world=world,
     )  # fmt: skip
     if not world.is_main:
         return

@@ -1,4 +1,4 @@
-"""Prediction with T posterior samples compared with T passes of the frequentist twin, and its peak memory."""
+"""Prediction by T posterior samples or by moments, compared with passes of the frequentist twin, and peak memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.measure import (
     table,
     time_interleaved,
 )
-from inference import posterior_predictive
+from inference import Predictor, posterior_predictive
 from models import NETWORKS, build
 from support import tune_cpu
 
@@ -43,6 +43,54 @@ def measure(rounds: int = 15) -> dict[str, Any]:
             networks[net_type][f"{samples},{images},{batch}"] = rows
             print(f"{net_type} T={samples} n={images} batch={batch}: {rows['bayesian']['ratio']:.2f}", flush=True)
     return {"rounds": rounds, "networks": networks, "conditions": conditions()}
+
+
+def measure_moments(rounds: int = 15) -> dict[str, Any]:
+    """Seconds of predictions by 1, 25 and 100 samples and by moments, and their ratios to one pass of the twin.
+
+    Of 256 images in one batch, with a `Predictor`, whose draws or moments of weights are made before.
+    """
+    tune_cpu()
+    networks: dict[str, Any] = {}
+    for net_type in NETWORKS:
+        net, twin = (build(net_type, bayesian, CLASSES, CHANNELS).eval() for bayesian in (True, False))
+        data = torch.randn(256, CHANNELS, 32, 32)
+        actions: dict[str, Callable[[], object]] = {"twin": partial(_passes, twin, data, 1, 256)}
+        actions |= {f"{count} samples": partial(Predictor(net, count), data) for count in (1, 25, 100)}
+        actions["moments"] = partial(Predictor(net, method="moments"), data)
+        networks[net_type] = ratios_to_baseline(time_interleaved(actions, rounds), "twin")
+        print(net_type, {name: round(row["ratio"], 2) for name, row in networks[net_type].items()}, flush=True)
+    memory = {
+        net_type: {method: run_in_fresh_process(pass_memory, net_type, method) for method in ("twin", "moments")}
+        for net_type in NETWORKS
+    }
+    return {"rounds": rounds, "networks": networks, "memory_mib": memory, "conditions": conditions()}
+
+
+def pass_memory(net_type: str, method: str) -> float:
+    """MiB that the prediction of 256 images adds to the peak memory of a process that holds network and images."""
+    return_freed_memory()
+    torch.set_num_threads(1)
+    data = torch.randn(256, CHANNELS, 32, 32)
+    net = build(net_type, method == "moments", CLASSES, CHANNELS).eval()
+    action = Predictor(net, method="moments") if method == "moments" else partial(_passes, net, passes=1, batch=256)
+    action(data[:1])
+    before = peak_mib()
+    action(data)
+    return peak_mib() - before
+
+
+def render_moments(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    rows = [
+        [
+            net_type,
+            *(f"{row['ratio']:.2f}" for name, row in measured.items() if name != "twin"),
+            f"{result['memory_mib'][net_type]['moments'] / result['memory_mib'][net_type]['twin']:.2f}",
+        ]
+        for net_type, measured in result["networks"].items()
+    ]
+    return table(["network", "1 sample", "25 samples", "100 samples", "moments", "memory of moments"], rows)
 
 
 def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:

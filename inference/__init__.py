@@ -30,13 +30,14 @@ from inference.metrics import (
     risk_coverage_area,
     scores,
 )
-from inference.prediction import posterior_draws, posterior_predictive, predict, summarize
+from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
 from inference.tables import print_batches, print_summary
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
+    "METHODS",
     "SHIFTS",
     "BernoulliPredictive",
     "Classifier",
@@ -44,6 +45,7 @@ __all__ = [
     "MeanNetwork",
     "Predictive",
     "PredictiveNetwork",
+    "Predictor",
     "RegressionPredictive",
     "Shift",
     "Uncertainty",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize, to_pixels
 from inference.likelihoods import Predictive
-from inference.prediction import check_finite, posterior_predictive, predict_together
+from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
 from models import IMAGE_SIZE, Description, SavedNetwork, load_network
 from support import ALONE, UserError, World
 
@@ -88,19 +89,45 @@ class Classifier:
             TypeError: `images` is none of these.
             ValueError: a tensor is not uint8, or images are of another shape; `num_samples` is below 1; the outputs
                 are not one per class, or not what the likelihood reads.
-            UserError: an image file cannot be read; there are fewer images than processes.
+            UserError: an image file cannot be read; there are fewer images than processes; by moments, the network has
+                an operation without a rule.
         """
+        predictive = partial(
+            posterior_predictive,
+            self.net,
+            num_samples=num_samples,
+            seed=seed,
+            method=method,
+            likelihood=self.likelihood,
+        )
+        return self._predict(predictive, images, workers, world)
 
+    def predictor(
+        self, num_samples: int = 25, seed: int = 0, *, method: str = "draws"
+    ) -> Callable[[Images], Predictive]:
+        """`predict` for images that come again and again: the draws, or the moments of the weights, are made once.
+
+        Args:
+            num_samples: draws from the posterior, each of which takes as much memory as the network.
+            seed: of the draws.
+            method: as for `predict`.
+
+        Returns:
+            A function of images, as `predict` takes them.
+
+        Raises:
+            ValueError: `num_samples` is below 1, or the method is unknown.
+        """
+        return partial(self._predict, Predictor(self.net, num_samples, seed, method=method, likelihood=self.likelihood))
+
+    def _predict(
+        self, predictive: Callable[[Tensor], Predictive], images: Images, workers: int = 0, world: World = ALONE
+    ) -> Predictive:
         def predict_chunk(pixels: Tensor) -> Predictive:
-            inputs = self.normalize(pixels)
-            predictive = posterior_predictive(
-                self.net, inputs, num_samples, seed=seed, method=method, likelihood=self.likelihood
-            )
-            if predictive.probs.shape[1] != len(self.classes):
-                raise ValueError(
-                    f"expected {len(self.classes)} outputs, one per class, got {predictive.probs.shape[1]}"
-                )
-            return predictive
+            result = predictive(self.normalize(pixels))
+            if result.probs.shape[1] != len(self.classes):
+                raise ValueError(f"expected {len(self.classes)} outputs, one per class, got {result.probs.shape[1]}")
+            return result
 
         return predict_chunks(self.read(images), predict_chunk, workers, world)
 

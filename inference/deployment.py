@@ -1,4 +1,4 @@
-"""Networks for other machines: one of the posterior means, and one that samples and returns its uncertainty.
+"""Networks for other machines: one of the posterior means, and two that return their uncertainty, by draws or moments.
 
 Both take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inference.classifier import Classifier
 from inference.metrics import accuracy
 from layers import BayesianLayer, to_deterministic
+from moments import logit_draws, propagate
 from support import UserError, atomic_write
 
 
@@ -41,13 +42,17 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """The network's inputs for images with pixels in [0, 1]."""
+        return (images - self.mean) / self.std
+
     def probs(self, images: Tensor) -> Tensor:
         """Class probabilities [n, classes] of one forward pass.
 
         Raises:
             ValueError: the network's outputs are not the logits [n, classes] of at least 2 classes.
         """
-        output = self.net((images - self.mean) / self.std)
+        output = self.net(self.normalized(images))
         logits = output[0] if isinstance(output, tuple) else output
         if logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(f"expected logits [n, classes] of at least 2 classes, got {list(logits.shape)}")
@@ -73,7 +78,54 @@ class MeanNetwork(DeployedNetwork):
         return self.probs(images)
 
 
-class PredictiveNetwork(DeployedNetwork):
+class UncertainNetwork(DeployedNetwork):
+    """A network that returns its uncertainty: a subclass defines its draws.
+
+    Args:
+        net: a Bayesian network.
+        mean: per channel, what is subtracted from pixels in [0, 1].
+        std: per channel, what they are then divided by.
+    """
+
+    outputs = ("probs", "epistemic", "aleatoric")
+
+    def draws(self, images: Tensor) -> Tensor:
+        """Class probabilities [draws, n, classes] for images in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict images [n, channels, height, width] in [0, 1].
+
+        Returns:
+            Probabilities [n, classes]; the mutual information [n] (epistemic) and the mean entropy of a draw [n]
+            (aleatoric), in nats, which add up to the entropy of the probabilities.
+        """
+        draws = self.draws(images)
+        probs, aleatoric = draws.mean(0), _entropy(draws).mean(0)
+        return probs, (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
+
+
+class MomentNetwork(UncertainNetwork):
+    """The posterior predictive by moments, in one pass and without random numbers.
+
+    Args:
+        net: a Bayesian network; it is not modified.
+        mean: per channel, what is subtracted from pixels in [0, 1].
+        std: per channel, what they are then divided by.
+
+    Raises:
+        MissingRuleError: in a call, the network has an operation without a rule.
+    """
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(copy.deepcopy(net), mean, std)
+
+    def draws(self, images: Tensor) -> Tensor:
+        """Class probabilities [64, n, classes] of fixed draws of the logits."""
+        return logit_draws(*propagate(self.net, self.normalized(images))).softmax(-1)
+
+
+class PredictiveNetwork(UncertainNetwork):
     """The posterior predictive, with fresh draws in every call that all images of the call share.
 
     Args:
@@ -83,8 +135,6 @@ class PredictiveNetwork(DeployedNetwork):
         std: per channel, what they are then divided by.
     """
 
-    outputs = ("probs", "epistemic", "aleatoric")
-
     def __init__(self, net: nn.Module, num_samples: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(copy.deepcopy(net), mean, std)
         self.num_samples = num_samples
@@ -92,16 +142,9 @@ class PredictiveNetwork(DeployedNetwork):
             if isinstance(layer, BayesianLayer):
                 layer.layer_type, layer.sampling = "bbb", True
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict images [n, channels, height, width] in [0, 1].
-
-        Returns:
-            Probabilities [n, classes]; the mutual information [n] (epistemic) and the mean entropy of a draw [n]
-            (aleatoric), in nats, which add up to the entropy of the probabilities.
-        """
-        draws = torch.stack([self.probs(images) for _ in range(self.num_samples)])
-        probs, aleatoric = draws.mean(0), _entropy(draws).mean(0)
-        return probs, (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
+    def draws(self, images: Tensor) -> Tensor:
+        """Class probabilities [num_samples, n, classes], one pass per draw."""
+        return torch.stack([self.probs(images) for _ in range(self.num_samples)])
 
 
 def export_network(network: DeployedNetwork, channels: int, size: int, path: Path) -> Path:
@@ -204,6 +247,21 @@ def compare_predictive_network(
         "epistemic, correlation with the library's": [_correlation(each, epistemics[1]) for each in epistemics],
     }
     return {name: (values[0], values[1], values[2]) for name, values in rows.items()}
+
+
+def largest_difference(classifier: Classifier, path: Path, images: Tensor) -> float:
+    """Between the probabilities of an exported `MomentNetwork` and of the library by moments.
+
+    Args:
+        classifier: the network that was exported.
+        path: the ONNX file.
+        images: uint8 [n, channels, height, width].
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    probs = _run_onnx(path, images.float() / 255)[0]
+    return float((probs - classifier.predict(images, method="moments").probs).abs().max())
 
 
 def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:

@@ -38,7 +38,7 @@ def ensemble_predictive(
         raise ValueError("expected at least one classifier, and all with the same classes, image shape and likelihood")
 
     def predict_chunk(pixels: Tensor) -> Predictive:
-        with torch.inference_mode():
+        with torch.no_grad():
             samples = (
                 outputs
                 for member, classifier in enumerate(classifiers)

@@ -132,6 +132,7 @@ def evaluate(
     *,
     num_samples: int = 25,
     seed: int = 0,
+    method: str = "draws",
     batch_size: int = 1000,
     shifts: Iterable[str] = (),
     world: World = ALONE,
@@ -146,6 +147,7 @@ def evaluate(
         names: of the two sets of images.
         num_samples: draws from each posterior.
         seed: of the draws.
+        method: 'draws', or 'moments' for a single pass without draws.
         batch_size: images per mini-batch of the report's `batches`.
         shifts: which of `SHIFTS` the first 2,000 known images undergo.
         world: the processes that predict together.
@@ -156,7 +158,7 @@ def evaluate(
         `novelty` (`novelties`), and for each shift and network the rows of `under_shift`.
     """
     predictors = {
-        network: partial(classifier.predict, num_samples=num_samples, seed=seed, world=world)
+        network: partial(classifier.predict, num_samples=num_samples, seed=seed, method=method, world=world)
         for network, classifier in classifiers.items()
     }
     started = time.perf_counter()
@@ -167,6 +169,7 @@ def evaluate(
         "unknown": names[1],
         "known_images": len(known),
         "unknown_images": len(unknown),
+        "prediction": method,
         "samples": num_samples,
         "seed": seed,
         "prediction_seconds": round(seconds, 2),

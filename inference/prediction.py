@@ -7,18 +7,25 @@ network. Draw t depends on the seed and t alone, not on how the images are split
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from inference.likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
+from inference.prefix import Prefix
 from layers import to_deterministic, weight_posteriors
-from moments import moment_samples
+from moments import Propagation, logit_draws
 from support import UserError, World
 
 METHODS = ("draws", "moments")  # of `posterior_predictive`
+PREFIX_BYTES = 2**28  # that may be kept of what comes before the first random weight
 
 
 @torch.no_grad()  # of a generator: only while it makes a draw, not in the code that uses the draws
@@ -75,35 +82,61 @@ def check_finite(net: nn.Module, source: object) -> None:
             )
 
 
-def batched_outputs(net: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+def batched_outputs(
+    net: nn.Module, inputs: Tensor, batch_size: int, prefixes: Sequence[Prefix] | None = None
+) -> Tensor:
     """The network's outputs without the KL, computed batch by batch, in float32 or wider.
+
+    Args:
+        net: any network.
+        inputs: [n, ...].
+        batch_size: inputs per pass.
+        prefixes: for each batch, what earlier passes of the same network over it have kept.
 
     Raises:
         ValueError: they are no floating-point tensor [n, outputs, ...].
     """
     device = next(net.parameters()).device
-    batches = []
-    for batch in inputs.split(batch_size):
-        output = net(batch.to(device, non_blocking=True))
-        output = output[0] if isinstance(output, tuple) else output
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"expected a network that returns a tensor, or a tuple with it, got {type(output).__name__}"
-            )
-        if not output.is_floating_point() or output.dim() < 2 or len(output) != len(batch):
-            raise ValueError(
-                f"expected floating-point outputs [{len(batch)}, outputs, ...] for {len(batch)} inputs, got "
-                f"{list(output.shape)} of {output.dtype}"
-            )
-        batches.append(output)
-    outputs = torch.cat(batches)
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    outputs = []
+    for index, batch in enumerate(inputs.split(batch_size)):
+        with nullcontext() if prefixes is None else prefixes[index]:
+            outputs.append(_checked(net(batch.to(device, non_blocking=True)), len(batch)))
+    return torch.cat(outputs)
+
+
+def _checked(output: Any, count: int) -> Tensor:
+    output = output[0] if isinstance(output, tuple) else output
+    if not isinstance(output, Tensor):
+        raise ValueError(f"expected a network that returns a tensor, or a tuple with it, got {type(output).__name__}")
+    if not output.is_floating_point() or output.dim() < 2 or len(output) != count:
+        raise ValueError(
+            f"expected floating-point outputs [{count}, outputs, ...] for {count} inputs, got "
+            f"{list(output.shape)} of {output.dtype}"
+        )
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def posterior_outputs(net: nn.Module, inputs: Tensor, num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """The outputs (logits [n, classes] of a classifier) of one draw from the posterior after the other."""
-    for draw in posterior_draws(net, effective_samples(net, num_samples), seed):
-        yield batched_outputs(draw, inputs, batch_size)
+    draws = posterior_draws(net, effective_samples(net, num_samples), seed)
+    return _outputs_of_draws(draws, [name for name, _, _ in weight_posteriors(net)], inputs, batch_size)
+
+
+@torch.no_grad()
+def _outputs_of_draws(
+    draws: Iterable[nn.Module], names: Sequence[str], inputs: Tensor, batch_size: int
+) -> Iterator[Tensor]:
+    """The outputs of one network whose weights of these names change between draws.
+
+    What it computes before the first of these weights, it computes for the first draw alone.
+    """
+    prefixes: list[Prefix] = []
+    for draw in draws:
+        prefixes = prefixes or [Prefix(map(draw.get_parameter, names)) for _ in inputs.split(batch_size)]
+        yield batched_outputs(draw, inputs, batch_size, prefixes)
+        for prefix, total in zip(prefixes, accumulate(prefix.nbytes for prefix in prefixes), strict=True):
+            if total > PREFIX_BYTES:
+                prefix.forget()
 
 
 def predict(
@@ -134,8 +167,8 @@ def predict(
         ValueError: `num_samples` is below 1, the likelihood is unknown, or the outputs are not what it reads.
     """
     reading = get_likelihood(likelihood)
-    with torch.inference_mode():
-        outputs = posterior_outputs(net, images, num_samples, batch_size, seed)
+    outputs = posterior_outputs(net, images, num_samples, batch_size, seed)
+    with torch.no_grad():
         return torch.stack([reading.probs(output, link).cpu() for output in outputs])
 
 
@@ -164,16 +197,94 @@ def posterior_predictive(
     Raises:
         ValueError: `num_samples` is below 1, the method or the likelihood is unknown, or the outputs are not what the
             likelihood reads.
-        NotImplementedError: by moments, the network has an operation without a rule.
+        MissingRuleError: by moments, the network has an operation without a rule.
     """
+    _check_method(method)
+    if method == "moments":
+        return Predictor(net, method=method, likelihood=likelihood)(images, batch_size)
+    return summarize(posterior_outputs(net, images, num_samples, batch_size, seed), likelihood=likelihood)
+
+
+def _check_method(method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected {' or '.join(map(repr, METHODS))}")
-    with torch.inference_mode():
-        if method == "draws":
-            samples = posterior_outputs(net, images, num_samples, batch_size, seed)
-            return summarize(samples, likelihood=likelihood)
-        batches = moment_samples(net, images, batch_size)
-        return Predictive.concatenate([summarize(samples, likelihood=likelihood) for samples in batches])
+
+
+class Predictor:
+    """The posterior predictive of one network, again and again: draws, or the moments of its weights, are kept.
+
+    A call gives what `posterior_predictive` gives, to rounding. By draws, a few images go through all draws at once.
+
+    Args:
+        net: a Bayesian or deterministic network, of which a copy is kept.
+        num_samples: draws from the posterior, each the size of the network.
+        seed: of the draws.
+        method: 'draws' or 'moments', as for `posterior_predictive`.
+        likelihood: what the outputs are, as for `summarize`.
+
+    Raises:
+        ValueError: `num_samples` is below 1, or the method or the likelihood is unknown.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        net: nn.Module,
+        num_samples: int = 25,
+        seed: int = 0,
+        *,
+        method: str = "draws",
+        likelihood: str | None = None,
+    ) -> None:
+        _check_method(method)
+        get_likelihood(likelihood)
+        self.likelihood = likelihood
+        self._propagation: Propagation | None = None
+        if method == "moments":
+            self._net = copy.deepcopy(net).eval()
+            self._propagation = Propagation(self._net)
+            return
+        self._net = to_deterministic(net).eval()
+        self._names = [name for name, _, _ in weight_posteriors(net)]
+        self._count = effective_samples(net, num_samples)
+        self._draws = {
+            name: torch.stack([torch.empty_like(mean)] * self._count) for name, mean, _ in weight_posteriors(net)
+        }
+        for sample, draw in enumerate(posterior_draws(net, self._count, seed)):
+            for name, draws in self._draws.items():
+                draws[sample] = draw.get_parameter(name)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch_size: int = 256) -> Predictive:
+        """The predictive for images [n, channels, height, width], normalized as in training.
+
+        Raises:
+            ValueError: the outputs are not what the likelihood reads.
+            MissingRuleError: by moments, the network has an operation without a rule.
+        """
+        if self._propagation is None:
+            return _summarize_blocks(self._outputs(images, batch_size), self.likelihood)
+        device = next(self._net.parameters()).device
+        return Predictive.concatenate(
+            [
+                _summarize_blocks([logit_draws(*self._propagation(batch.to(device)))], self.likelihood)
+                for batch in images.split(batch_size)
+            ]
+        )
+
+    def _outputs(self, images: Tensor, batch_size: int) -> Iterable[Tensor]:
+        """Blocks [k, n, outputs, ...] of outputs."""
+        if 1 < self._count * len(images) <= batch_size:
+            batch = images.to(next(self._net.parameters()).device)
+            with suppress(RuntimeError):  # an operation that cannot take all draws at once
+                return [vmap(lambda draw: _checked(functional_call(self._net, draw, batch), len(batch)))(self._draws)]
+        return (each[None] for each in _outputs_of_draws(self._each_draw(), self._names, images, batch_size))
+
+    def _each_draw(self) -> Iterator[nn.Module]:
+        for sample in range(self._count):
+            for name, draws in self._draws.items():
+                self._net.get_parameter(name).copy_(draws[sample])
+            yield self._net
 
 
 def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None) -> Predictive:
@@ -188,18 +299,23 @@ def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None) -> Pr
     Raises:
         ValueError: there is no sample, the likelihood is unknown, or the samples are not what it reads.
     """
+    return _summarize_blocks((sample[None] for sample in samples), likelihood)
+
+
+def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None) -> Predictive:
+    """`summarize`, of blocks of samples [k, n, outputs, ...] instead of one sample after the other."""
     reading = get_likelihood(likelihood)
     softmax_traces, normalized_traces = _CovarianceTraces(reading.total), _CovarianceTraces(reading.total)
     log_sums = log_totals = entropies = None  # Σ log p̂, log Σ p̂ and Σ H(p̂) over the samples
-    for output in samples:
-        logits = reading.logits(output)
+    for block in blocks:
+        logits = reading.logits(block.flatten(0, 1)).unflatten(0, block.shape[:2])
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
         softmax_traces.add(p)
         normalized_traces.add(normalized_softplus(logits))
-        log_totals = log_p.clone() if log_totals is None else torch.logaddexp(log_totals, log_p, out=log_totals)
-        log_sums = log_p if log_sums is None else log_sums.add_(log_p)
-        h = entropy(p)
+        log_total, log_sum, h = log_p.logsumexp(0), log_p.sum(0), entropy(p).sum(0)
+        log_totals = log_total if log_totals is None else torch.logaddexp(log_totals, log_total, out=log_totals)
+        log_sums = log_sum if log_sums is None else log_sums.add_(log_sum)
         entropies = h if entropies is None else entropies.add_(h)
     if log_totals is None or log_sums is None or entropies is None:
         raise ValueError("there is no sample to summarize")
@@ -231,7 +347,10 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
 
 
 class _CovarianceTraces:
-    """Running mean of probabilities and of their squared distance from it (Welford 1962), one sample at a time.
+    """Running mean of probabilities and of their squared distance from it, one block of samples at a time.
+
+    Two sets of k and N samples, of means m and M, have together the sum of squared distances of the first, that of the
+    second, and kN/(k + N) · (m − M)² (Chan et al. 1979).
 
     Args:
         total: from a variance per choice, on the last axis, to that of the prediction.
@@ -242,16 +361,18 @@ class _CovarianceTraces:
         self.count = 0
 
     def add(self, probs: Tensor) -> None:
-        self.count += 1
-        one_hot_variance = self.total(probs * (1 - probs))
-        if self.count == 1:
-            self.mean, self.scatter = probs.clone(), torch.zeros_like(one_hot_variance)
-            self.aleatoric = one_hot_variance.clone()
+        """Add samples [k, ..., choices]."""
+        size, mean = len(probs), probs.mean(0)
+        aleatoric = self.total((probs * (1 - probs)).sum(0))
+        scatter = self.total((probs - mean).square().sum(0))
+        if self.count == 0:
+            self.count, self.mean, self.scatter, self.aleatoric = size, mean, scatter, aleatoric
             return
-        delta = probs - self.mean
-        self.mean.add_(delta, alpha=1 / self.count)
-        self.scatter.add_(self.total(delta * (probs - self.mean)))
-        self.aleatoric.add_(one_hot_variance)
+        delta = mean - self.mean
+        self.scatter.add_(scatter).add_(self.total(delta.square()), alpha=size * self.count / (size + self.count))
+        self.aleatoric.add_(aleatoric)
+        self.count += size
+        self.mean.add_(delta, alpha=size / self.count)
 
     def traces(self) -> tuple[Tensor, Tensor]:
         """Traces of the epistemic and the aleatoric covariance (Kwon et al. 2018, eq. 4)."""

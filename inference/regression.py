@@ -109,7 +109,7 @@ def regression_predictive(
     Raises:
         ValueError: `num_samples` is below 1.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         outputs = posterior_outputs(net, inputs, num_samples, batch_size, seed)
         moments = [likelihood.moments(output) for output in outputs]
         means, variances = (torch.stack(samples).cpu() for samples in zip(*moments, strict=True))

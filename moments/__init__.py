@@ -14,15 +14,18 @@ on its input (`Link`), and a backward pass over the links gives the covariance o
 """
 
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
-from moments.logits import cholesky, fixed_normals, logit_covariance, logit_draws, moment_samples, propagate
-from moments.pair import RULES, Link, Moments, Rule, rule
-from moments.rules import known_weights
+from moments.logits import Propagation, cholesky, fixed_normals, logit_covariance, logit_draws, propagate
+from moments.pair import RULES, Link, MissingRuleError, Moments, Rule, rule
+from moments.rules import WeightMoments, known_weights, weight_moments
 
 __all__ = [
     "RULES",
     "Link",
+    "MissingRuleError",
     "Moments",
+    "Propagation",
     "Rule",
+    "WeightMoments",
     "cholesky",
     "fixed_normals",
     "known_weights",
@@ -30,9 +33,9 @@ __all__ = [
     "logit_covariance",
     "logit_draws",
     "maximum_moments",
-    "moment_samples",
     "propagate",
     "relu_moments",
     "rule",
     "scalar_moments",
+    "weight_moments",
 ]

@@ -15,6 +15,11 @@ NODES, WEIGHTS = (  # of 5-point Gauss–Hermite quadrature of a standard normal
 )
 
 
+def std_of(variance: Tensor) -> Tensor:
+    """√v, whose gradient is 0 where v is."""
+    return variance.clamp_min(TINY).sqrt()
+
+
 def _normal_parts(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Φ(a), φ(a), and h(a) = a²ΦΦ̄ − aφ(Φ − Φ̄) − φ² with Φ̄ = 1 − Φ.
 
@@ -32,7 +37,7 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     With a = m/√v the mean is mΦ + √v φ and the variance v (Φ + h), see `_normal_parts`.
     """
-    std = variance.clamp_min(TINY).sqrt()
+    std = std_of(variance)
     upper, density, rest = _normal_parts((mean / std).clamp(-30, 30))
     return (mean * upper + std * density).clamp_min(0), variance * (upper + rest).clamp(0, 1), upper
 
@@ -53,13 +58,13 @@ def scalar_moments(
     function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for any scalar function, by 5-point Gauss–Hermite quadrature (about 1e-3 of the standard deviation)."""
-    std = variance.sqrt()
+    std = std_of(variance)
     values = [function(mean + node * std) for node in NODES]
     first = _weighted(values)
     centered = [value - first for value in values]
     out_variance = _weighted([value.square() for value in centered])
     covariance = _weighted([node * value for node, value in zip(NODES, centered, strict=True)])
-    return first, out_variance, covariance / std.clamp_min(TINY)
+    return first, out_variance, covariance / std
 
 
 def maximum_moments(
@@ -70,7 +75,7 @@ def maximum_moments(
     With d = m₁ − m₂, t² = v₁ + v₂ − 2 cov and a = d/t: m₂ + dΦ + tφ, and v₁Φ + v₂Φ̄ + t²h, see `_normal_parts`.
     """
     total = variance1 + variance2 - 2 * correlation * (variance1 * variance2).sqrt()
-    std = total.clamp_min(TINY).sqrt()
+    std = std_of(total)
     difference = mean1 - mean2
     upper, density, rest = _normal_parts((difference / std).clamp(-30, 30))
     mean = mean2 + difference * upper + std * density

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from layers import sampling
 from moments.functions import TINY
-from moments.pair import Moments, variance_of
-from moments.rules import known_weights
+from moments.pair import MissingRuleError, Moments, variance_of
+from moments.rules import known_weights, weight_moments
 
-JITTER = 1e-6  # the least pivot of a covariance, relative to the variance
+JITTER = 1e-5  # of a covariance, relative to the variances
 DRAWS = 64  # of the logits, which cost nothing: no pass of the network is behind them
 
 
@@ -32,8 +31,9 @@ def logit_covariance(logits: Moments) -> Tensor:
     while link is not None:
         covariance = covariance + (jacobian * link.noise[:, None]) @ jacobian.mT
         jacobian = jacobian * link.weight[:, None] if link.is_diagonal else jacobian @ link.weight
-        if link.variance is not None:
-            covariance = covariance + (jacobian * link.variance[:, None]) @ jacobian.mT
+        if link.std is not None:
+            by_channel = (jacobian * link.std[:, None]).unflatten(-1, (link.channels, -1)).sum(-1)
+            covariance = covariance + by_channel @ by_channel.mT
         link = link.before
     return covariance
 
@@ -41,42 +41,38 @@ def logit_covariance(logits: Moments) -> Tensor:
 def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [n, classes] and covariance [n, classes, classes] of a network's logits under its posterior, in one pass.
 
+    Differentiable in the weights and in the images.
+
     Args:
-        net: a Bayesian network in evaluation.
+        net: a Bayesian or deterministic network in evaluation mode.
         images: [n, channels, height, width], normalized as in training.
 
     Raises:
-        NotImplementedError: the network has an operation without a rule; the message names it.
+        MissingRuleError: the network has an operation without a rule; the message names it.
     """
-    with known_weights(net):
-        return _propagate(net, images)
+    return Propagation(net)(images)
 
 
-def _propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    output = net(Moments(images))
-    logits = output[0] if isinstance(output, tuple) else output
-    if not isinstance(logits, Moments):
-        raise NotImplementedError("moments were lost on the way: the network's output is an ordinary tensor")
-    logits = logits.settled()
-    return logits.mean_value, logit_covariance(logits)
-
-
-def moment_samples(net: nn.Module, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
-    """Batch by batch, `DRAWS` fixed draws [draws, n, classes] of logits with the moments that the posterior gives them.
+class Propagation:
+    """`propagate` for one network again and again: the variances of its weights are computed once.
 
     Args:
-        net: a Bayesian or deterministic network; a copy of it predicts, in evaluation mode.
-        images: [n, channels, height, width], normalized as in training.
-        batch_size: images per pass.
-
-    Raises:
-        NotImplementedError: as `propagate`.
+        net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are.
     """
-    net = copy.deepcopy(net).eval()
-    device = next(net.parameters()).device
-    with known_weights(net):
-        for batch in images.split(batch_size):
-            yield logit_draws(*_propagate(net, batch.to(device, non_blocking=True)))
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._weights = weight_moments(net)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
+        with sampling(self.net, False), known_weights(self._weights):
+            output = self.net(Moments(images))
+        logits = output[0] if isinstance(output, tuple) else output
+        if not isinstance(logits, Moments):
+            raise MissingRuleError("moments were lost on the way: the network's output is an ordinary tensor")
+        logits = logits.settled()
+        return logits.mean_value, logit_covariance(logits)
 
 
 @cache
@@ -103,19 +99,26 @@ def logit_draws(mean: Tensor, covariance: Tensor, count: int = DRAWS) -> Tensor:
 
 
 def cholesky(covariance: Tensor) -> Tensor:
-    """The lower root L of covariances [n, k, k] = L Lᵀ, also of semidefinite ones, in operations that export knows.
+    """The lower root L of covariances [n, k, k], L Lᵀ = S + 1e-5 diag(S), also of semidefinite ones.
 
-    A pivot below 1e-6 of its variance is taken for that much: the jitter that keeps rounding from making it negative.
+    The jitter keeps rounding from making a pivot negative.
     """
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    covariance = covariance + (JITTER * variances + TINY).diag_embed()
+    if torch.compiler.is_exporting():
+        return _unrolled_cholesky(covariance)
+    return torch.linalg.cholesky_ex(covariance).L
+
+
+def _unrolled_cholesky(covariance: Tensor) -> Tensor:
+    """The same column by column, in operations that every runtime has."""
+    indices = torch.arange(covariance.shape[-1], device=covariance.device)
     columns: list[Tensor] = []
     for index in range(covariance.shape[-1]):
         column = covariance[:, :, index]
         if columns:
             root = torch.stack(columns, -1)
             column = column - (root * root[:, index : index + 1]).sum(-1)
-        pivot = torch.maximum(column[:, index], JITTER * covariance[:, index, index]).clamp_min(TINY).sqrt()
-        below = torch.arange(covariance.shape[-1], device=column.device) > index
-        column = torch.where(below, column / pivot[:, None], 0.0)
-        at_index = torch.arange(covariance.shape[-1], device=column.device) == index
-        columns.append(torch.where(at_index, pivot[:, None], column))
+        column = column / column[:, index : index + 1].clamp_min(TINY).sqrt()
+        columns.append(torch.where(indices >= index, column, 0.0))
     return torch.stack(columns, -1)

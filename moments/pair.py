@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from support import UserError
+
+
+class MissingRuleError(UserError, NotImplementedError):
+    """A network does something that moments cannot pass through."""
+
+
 Rule = Callable[..., Any]  # takes what the operation takes, with `Moments` among it
 RULES: dict[Any, Rule] = {}
 
@@ -43,17 +50,19 @@ class Link:
 
     Attributes:
         before: the link of x; None where x is taken as independent.
-        variance: [n, inputs], of x, where `before` is None.
+        std: [n, inputs], of x, where `before` is None.
+        channels: how many channels x then has, in equal runs of units that move together.
         weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
         noise: [n, outputs], the variance that is not inherited from x.
         is_diagonal: whether `weight` is the diagonal of J.
     """
 
     before: Link | None
-    variance: Tensor | None
+    std: Tensor | None
     weight: Tensor
     noise: Tensor
     is_diagonal: bool = False
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +81,21 @@ class Moments:
         variance: of every element, of the mean's shape; None where it is 0 everywhere.
         link: how it depends on earlier tensors, in the fully connected head.
         waiting: an activation that is still to be applied.
+        channels: of a vector that was a map, [n, channels, …], how many channels it had.
     """
 
     mean_value: Tensor
     variance: Tensor | None = None
     link: Link | None = None
     waiting: Activation | None = None
+    channels: int | None = None
 
     def settled(self) -> Moments:
         """The same with an activation that waited applied."""
         if self.waiting is None:
             return self
         mean, variance, gate = self.waiting.moments(self.mean_value, variance_of(self))
-        return Moments(mean, variance, diagonal_link(self, gate, variance))
+        return Moments(mean, variance, diagonal_link(self, gate, variance), channels=self.channels)
 
     @classmethod
     def __torch_function__(
@@ -92,7 +103,7 @@ class Moments:
     ) -> Any:
         if func not in RULES:
             name = getattr(func, "__name__", repr(func))
-            raise NotImplementedError(
+            raise MissingRuleError(
                 f"moments cannot pass through {name}: register a rule by moments.rule, or predict by draws"
             )
         if func not in WAITING:

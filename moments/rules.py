@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import sampling, weight_posteriors
-from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
+from layers import weight_posteriors
+from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
     RULES,
     WAITING,
     Activation,
     Link,
+    MissingRuleError,
     Moments,
     Rule,
     diagonal_link,
@@ -32,7 +33,7 @@ from moments.pair import (
 
 
 @dataclass(frozen=True, eq=False)
-class _WeightMoments:
+class WeightMoments:
     """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two."""
 
     variance: Tensor
@@ -40,22 +41,26 @@ class _WeightMoments:
     joint: Tensor
 
 
-_WEIGHTS: ContextVar[Mapping[int, _WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
-
-
-@contextmanager
-def known_weights(net: nn.Module) -> Iterator[None]:
-    """Within it, the operations know the variances of the Bayesian weights of `net`, which are computed once."""
+def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
+    """The moments of every Bayesian weight in a network, by the identity of its mean."""
     weights = {}
     for _, mean, posterior in weight_posteriors(net):
         variance = posterior.variance(mean)
         second = mean.square() + variance
         joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
-        weights[id(mean)] = _WeightMoments(variance, second, joint)
+        weights[id(mean)] = WeightMoments(variance, second, joint)
+    return weights
+
+
+_WEIGHTS: ContextVar[Mapping[int, WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
+
+
+@contextmanager
+def known_weights(weights: Mapping[int, WeightMoments]) -> Iterator[None]:
+    """Within it, the rules know these moments of weights."""
     token = _WEIGHTS.set(weights)
     try:
-        with sampling(net, False):
-            yield
+        yield
     finally:
         _WEIGHTS.reset(token)
 
@@ -79,7 +84,7 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
             out_variance = noise = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
         elif operation is F.linear:
             noise = operation(mean.square() + variance, of_weight.variance, bias_variance)
-            out_variance = noise + operation(variance, weight.square())
+            out_variance = noise + _linear_variance(variance, weight, input.channels)
         elif not grouped:
             both = torch.cat([mean.square(), variance], 1 if mean.dim() == weight.dim() else 0)
             out_variance = operation(both, of_weight.joint, bias_variance, *args, **kwargs)
@@ -89,12 +94,23 @@ def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
         link = None
         if operation is F.linear and mean.dim() == 2 and out_variance is not None:
             before = input.link if isinstance(input, Moments) else None
-            leaf = None if before is not None or variance is None else variance
+            leaf = None if before is not None or variance is None else std_of(variance)
             noise = torch.zeros_like(out) if noise is None else noise
-            link = Link(before, leaf, weight, noise)
+            channels = input.channels if leaf is not None and input.channels else mean.shape[1]
+            link = Link(before, leaf, weight, noise, channels=channels)
         return Moments(out, out_variance, link)
 
     return affine
+
+
+def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> Tensor:
+    """What a fully connected layer inherits from its inputs, of which the units of one channel move together."""
+    if channels in (None, variance.shape[1]):
+        return F.linear(variance, weight.square())
+    total = torch.zeros_like(variance[:, :1])
+    for std, part in zip(std_of(variance).chunk(channels, 1), weight.chunk(channels, 1), strict=True):
+        total = total + F.linear(std, part).square()
+    return total
 
 
 register_each(_affine, F.linear, F.conv1d, F.conv2d, F.conv3d)
@@ -159,7 +175,7 @@ def _max_pool(operation: Callable[..., Any]) -> Rule:
         return_indices: bool = False,
     ) -> Moments:
         if return_indices:
-            raise NotImplementedError("moments cannot pass through max pooling with return_indices")
+            raise MissingRuleError("moments cannot pass through max pooling with return_indices")
         mean, variance = parts_of(input)
         out, indices = operation(mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
         if variance is not None:
@@ -232,7 +248,9 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
         if not isinstance(mean, Tensor):  # chunk, split, unbind
             variances = [None] * len(mean) if variance is None else variance
             return tuple(Moments(m, v, waiting=input.waiting) for m, v in zip(mean, variances, strict=True))
-        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting)
+        is_vector = mean.dim() == 2 < input.dim()
+        channels = input.shape[1] if is_vector else None
+        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting, channels)
 
     return rearrange
 
@@ -266,7 +284,7 @@ register_each(_joining, torch.cat, torch.concat, torch.stack)
 @rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 def _dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     if training:
-        raise NotImplementedError("moments cannot pass through dropout in training: call net.eval() first")
+        raise MissingRuleError("moments cannot pass through dropout in training: call net.eval() first")
     return input
 
 
@@ -312,7 +330,7 @@ rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Te
 @rule(torch.div, Tensor.div, Tensor.__truediv__)
 def _divide(one: Moments, other: Any) -> Moments:
     if isinstance(other, Moments):
-        raise NotImplementedError("moments cannot pass through a division by a random tensor")
+        raise MissingRuleError("moments cannot pass through a division by a random tensor")
     return _times(one, 1 / other)
 
 
@@ -334,7 +352,7 @@ def _batch_norm(
 ) -> Moments:
     """An affine map by channel, in evaluation."""
     if training or running_mean is None or running_var is None:
-        raise NotImplementedError("moments cannot pass through batch norm in training: call net.eval() first")
+        raise MissingRuleError("moments cannot pass through batch norm in training: call net.eval() first")
     scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - running_mean * scale
     shape = (-1,) + (1,) * (input.dim() - 2)

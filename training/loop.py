@@ -311,9 +311,10 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     title = f"{results['method']} {results['net_type']} on {results['dataset']}"
     figure = plot_history(files.reports, progress.history, title)
     figures = results["test"]
+    evaluation = samples if isinstance(samples, str) else f"{samples} sample{'s' if samples > 1 else ''}"
     print(
         f"test  accuracy {figures['accuracy']:.2%}  nll {figures['nll']:.4f}  brier {figures['brier']:.4f}  "
-        f"ece {figures['ece']:.4f}  ({len(data.test):,} images, {samples} sample{'s' if samples > 1 else ''}, "
+        f"ece {figures['ece']:.4f}  ({len(data.test):,} images, {evaluation}, "
         f"best epoch {progress.best_epoch}, trained in {progress.seconds:.0f} s)"
     )
     print(f"network  {files.best}\nreports  {files.reports / 'results.json'}, {figure}", flush=True)
@@ -338,10 +339,12 @@ def _result_files(settings: Settings) -> tuple[Path, Path]:
     return bayesian, frequentist
 
 
-def _predict(net: nn.Module, split: Split, samples: int, setup: Setup) -> Predictive:
+def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Predictive:
+    """By so many posterior samples, or by 'moments'."""
     classifier = Classifier(net, setup.data.classes, setup.data.mean, setup.data.std)
     settings = setup.settings
-    return classifier.predict(split.images, samples, settings.seed, workers=settings.num_workers, world=setup.world)
+    how: dict[str, Any] = {"method": samples} if isinstance(samples, str) else {"num_samples": samples}
+    return classifier.predict(split.images, seed=settings.seed, workers=settings.num_workers, world=setup.world, **how)
 
 
 def _training_row(progress: Progress, setup: Setup) -> Row:

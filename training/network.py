@@ -23,6 +23,7 @@ from layers import (
     weight_posteriors,
 )
 from models import IMAGE_SIZE, Description, load_network
+from moments import propagate
 from support import UserError, World, first_line
 from training.ivon import IVON
 from training.objective import kl_weight
@@ -54,17 +55,23 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
         description: of the network.
 
     Raises:
-        UserError: a network of your own that does not map images to logits, a checkpoint `init_from` that does not
-            fit, or a temperature with a prior that follows the weights.
+        UserError: a network of your own that does not map images to logits, or that moments cannot pass through if
+            it is to be evaluated by them; a checkpoint `init_from` that does not fit; or a temperature with a prior
+            that follows the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
         net = description.build()
-        _try_out(net, description)
-        if isinstance(settings, BayesianSettings) and settings.init_from:
-            _start_from(settings.init_from, net, settings, description)
-        if isinstance(settings, BayesianSettings) and settings.temperature != 1:
-            _refuse_prior_that_follows(net)
+        images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+        _try_out(net, description, images)
+        if isinstance(settings, BayesianSettings):
+            if settings.init_from:
+                _start_from(settings.init_from, net, settings, description)
+            if settings.temperature != 1:
+                _refuse_prior_that_follows(net)
+            if "moments" in (settings.valid_ens, settings.test_ens):
+                with torch.no_grad():
+                    propagate(net, images)
     return net
 
 
@@ -79,9 +86,8 @@ def _refuse_prior_that_follows(net: nn.Module) -> None:
             )
 
 
-def _try_out(net: nn.Module, description: Description) -> None:
-    """Refuse a network that does not map images to [n, classes], by its output for two black ones."""
-    images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
+    """Refuse a network that does not map images to [n, classes]."""
     expected = (len(images), len(description.classes))
     try:
         with torch.no_grad():

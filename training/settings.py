@@ -199,8 +199,13 @@ class BayesianSettings(Settings):
         _below_one,
     )
     train_ens: int = _setting("posterior samples per training step", whole(1, MOST_SAMPLES))
-    valid_ens: int = _setting("posterior samples in validation", whole(1, MOST_SAMPLES))
-    test_ens: int = _setting("posterior samples in the final test", whole(1, MOST_SAMPLES))
+    valid_ens: int | str = _setting(
+        "posterior samples in validation; or moments, for a single pass that carries means and variances",
+        either("moments", whole(1, MOST_SAMPLES)),
+    )
+    test_ens: int | str = _setting(
+        "posterior samples in the final test, or moments", either("moments", whole(1, MOST_SAMPLES))
+    )
     record_mean_var: bool = _setting("record means and variances of layer outputs during training", flag)
     recording_freq_per_epoch: int = _setting("records per epoch, evenly spaced", whole(1))
     record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))
@@ -219,6 +224,10 @@ class BayesianSettings(Settings):
             raise UserError(
                 f"optimizer 'ivon' needs a β that is above 0 and stays the same, and beta_type is {self.beta_type!r}: "
                 f"give Standard or a number above 0"
+            )
+        if self.optimizer == "ivon" and self.priors.get("learn_prior_sigma"):
+            raise UserError(
+                "optimizer 'ivon' leaves the prior as it is: leave out learn_prior_sigma, or give adam or sgd"
             )
 
 

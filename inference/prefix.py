@@ -1,0 +1,83 @@
+"""What a network computes before it meets the first of its random weights, which is the same for every draw."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Prefix(TorchFunctionMode):
+    """Within it, passes of one network over one batch compute what comes before the first random weight only once.
+
+    The first pass notes what each call of torch gives until one takes a random weight; the next passes get these
+    results instead. Only tensors that the rest of the network still uses are kept.
+
+    Args:
+        random_weights: the parameters that change between passes.
+    """
+
+    def __init__(self, random_weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._random_weights = {id(weight) for weight in random_weights}
+        self._results: list[Any] = []
+        self._kept: list[tuple[Tensor, int]] = []  # with the version that each had
+        self._is_noted = False
+        self._position, self._is_over = 0, False
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensors that it keeps occupy."""
+        return sum(tensor.nbytes for tensor, _ in self._kept)
+
+    def forget(self) -> None:
+        """Keep nothing: the next passes compute everything."""
+        self._results, self._kept = [], []
+
+    def __enter__(self) -> Prefix:
+        self._position, self._is_over = 0, False
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if not self._is_over:  # it never met a random weight
+            self._note_end()
+        if any(tensor.is_inference() or tensor._version != version for tensor, version in self._kept):
+            self.forget()  # the rest of the network writes into them
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self._is_over:
+            return func(*args, **(kwargs or {}))
+        if self._is_noted:
+            if self._position < len(self._results):
+                self._position += 1
+                return self._results[self._position - 1]
+            self._is_over = True
+            return func(*args, **(kwargs or {}))
+        if any(id(value) in self._random_weights for value in (*args, *(kwargs or {}).values())):
+            self._note_end()
+            return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._results.append(weakref.ref(result) if isinstance(result, Tensor) else result)
+        return result
+
+    def _note_end(self) -> None:
+        """Keep the tensors that are still in use; the others are not read again, and anything may stand for them."""
+        unused = torch.empty(0)
+        for index, result in enumerate(self._results):
+            if isinstance(result, weakref.ref):
+                tensor = result()
+                self._results[index] = unused if tensor is None else tensor
+                if tensor is not None:
+                    self._kept.append((tensor, 0 if tensor.is_inference() else tensor._version))
+        self._is_noted = self._is_over = True
