@@ -226,9 +226,7 @@ class BayesianSettings(Settings):
                 f"give Standard or a number above 0"
             )
         if self.optimizer == "ivon" and self.priors.get("learn_prior_sigma"):
-            raise UserError(
-                "optimizer 'ivon' leaves the prior as it is: leave out learn_prior_sigma, or give adam or sgd"
-            )
+            raise UserError("optimizer 'ivon' learns no prior: leave out learn_prior_sigma, or give adam or sgd")
 
 
 Kind = TypeVar("Kind", bound=Settings)
