@@ -17,6 +17,7 @@ import images
 from models import read_checkpoint
 from recording import read_recording
 from tests.conftest import bayesian_settings, draw_pictures, run_files, same
+from tests.processes import forkserver
 from training import BayesianSettings, RunFiles, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -85,8 +86,7 @@ class _Group:
     """The processes of a run."""
 
     def __init__(self, output: Path, in_memory: bool, size: int) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
+        self._context = forkserver()
         self._output, self._in_memory, self._size = output, in_memory, size
         self._processes: list[multiprocessing.context.ForkServerProcess] = []
 

@@ -28,6 +28,7 @@ from conftest import (
     script_environment,
     weights,
 )
+from processes import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -184,23 +185,19 @@ def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_p
     run(whole)
     broken = tmp_path / "broken"
     command = [
-        sys.executable, "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
+        "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
         "--n_epochs", "6", "--batch_size", "64", "--lr_start", "3e-3", "--valid_ens", "2", "--test_ens", "3",
     ]  # fmt: skip
     resume: list[str] = []
     for signum, epochs in ((signal.SIGKILL, 1), (signal.SIGTERM, 2), (signal.SIGKILL, 1)):
-        process = subprocess.Popen(
-            [*command, *resume], cwd=ROOT, env=script_environment(), stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        seen = 0
-        for line in process.stdout:
-            seen += line.startswith("epoch")
-            if seen == epochs:
-                process.send_signal(signum)
-                break
-        process.stdout.read()
-        process.wait(60)
+        with program(*command, *resume) as process:
+            seen = 0
+            for line in process.stdout:
+                seen += line.startswith("epoch")
+                if seen == epochs:
+                    process.send_signal(signum)
+                    break
+            process.communicate(60)
         resume = ["--resume"]
     resumed = bayesian_settings(pictures, broken, n_epochs=6, resume=True)
     run(resumed)
