@@ -10,12 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -40,15 +41,28 @@ class Program:
     Args:
         words: what a user writes after `python`: a script, `-m` and a module, or `-c` and code; then its arguments.
         prepare: called in the process before the program.
+        environment: variables besides those of this process.
         merged: whether its errors go to its output.
     """
 
-    def __init__(self, words: tuple[object, ...], prepare: Callable[[], object] | None, merged: bool) -> None:
+    def __init__(
+        self,
+        *words: object,
+        prepare: Callable[[], object] | None = None,
+        environment: Mapping[str, str] | None = None,
+        merged: bool = False,
+    ) -> None:
         reader, writer = multiprocessing.Pipe(duplex=False)
         with reader, writer:
             self.args = [str(word) for word in words]
             self._errors = Path(tempfile.mkstemp()[1])
-            arguments = (self.args, dict(os.environ), prepare, writer, None if merged else str(self._errors))
+            arguments = (
+                self.args,
+                {**os.environ, **(environment or {})},
+                prepare,
+                writer,
+                None if merged else str(self._errors),
+            )
             self._process = forkserver().Process(target=_run, args=arguments)
             self._process.start()
             self.stdout = os.fdopen(os.dup(reader.fileno()))
@@ -78,31 +92,43 @@ class Program:
         timer.cancel()
         return output, self._errors.read_text()
 
-    def close(self) -> None:
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.kill()
         self._process.join()
         self.stdout.close()
         self._errors.unlink()
 
 
-@contextmanager
-def program(*words: object, prepare: Callable[[], object] | None = None, merged: bool = False) -> Iterator[Program]:
-    """Start a program (see `Program`); at the end of the block it is killed if it still runs."""
-    running = Program(words, prepare, merged)
-    try:
-        yield running
-    finally:
-        running.close()
-
-
 def run_program(
     *words: object, prepare: Callable[[], object] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a program (see `Program`) to its end."""
-    with program(*words, prepare=prepare) as running:
-        output, errors = running.communicate(timeout)
-        assert running.returncode is not None
-        return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
+    with Program(*words, prepare=prepare) as running:
+        return _finish(running, timeout)
+
+
+def run_together(size: int, *words: object) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program in several processes that work together, to their ends."""
+    with ExitStack() as stack:
+        group = [stack.enter_context(Program(*words, environment=variables)) for variables in ranks(size)]
+        return [_finish(running, 200) for running in group]
+
+
+def ranks(size: int) -> list[dict[str, str]]:
+    """The variables by which torchrun would tell each of several processes what it is."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **place} for rank in range(size)]
+
+
+def _finish(running: Program, timeout: float) -> subprocess.CompletedProcess[str]:
+    output, errors = running.communicate(timeout)
+    assert running.returncode is not None
+    return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
 
 
 def _run(

