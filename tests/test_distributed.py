@@ -5,42 +5,32 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, bayesian_settings, script_environment
+from conftest import bayesian_settings
 from distributed_steps import epoch_of_steps
+from processes import ROOT, Program, run_together
+from test_readme import commands
 
 from inference import Predictive
 from models import read_checkpoint
 from support import UserError, World, process_group
 from training import initial_state, prepare, resume, save
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
-
-def launched(arguments: Sequence[object]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*LAUNCH, *map(str, arguments)],
-        cwd=ROOT,
-        env={**script_environment(), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def torchrun(*arguments: object) -> Program:
+    """A launcher, whose processes are new interpreters."""
+    return Program("-m", "torch.distributed.run", *arguments, merged=True)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pictures: Path, tmp_path: Path) -> None:
     """180 training images in batches of 44 leave 4 for the last: shares of 2, and of 2, 1 and 1."""
     worker = ROOT / "tests" / "distributed_steps.py"
-    process = launched([f"--nproc_per_node={processes}", worker, pictures, tmp_path, tmp_path / "results.pt"])
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    for process in run_together(processes, worker, pictures, tmp_path, tmp_path / "results.pt"):
+        assert process.returncode == 0, process.stdout + process.stderr
     together = torch.load(tmp_path / "results.pt")
     alone = epoch_of_steps(pictures, tmp_path / "alone")
     assert len(together["gradients"]) == 5
@@ -57,21 +47,24 @@ def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pic
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_lost_process_is_replaced_and_the_run_finishes(processes: int, pictures: Path, tmp_path: Path) -> None:
-    process = launched([
-        f"--nproc_per_node={processes}", "--max_restarts=1", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 8,
-        "--batch_size", 20, "--lr_start", "3e-3", "--checkpoint_dir", tmp_path, "--valid_ens", 2, "--test_ens", 3,
-    ])  # fmt: skip
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 2/8"):
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            workers = [pid for pid in children if b"main_bayesian.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-            assert len(workers) == processes
-            os.kill(int(workers[-1]), signal.SIGKILL)
+    """By the command of the README, and by the same for one process."""
+    (words,) = (words for words in commands() if words[0] == "torchrun")
+    assert "--nproc_per_node=2" in words
+    small = ["--dataset", pictures, "--checkpoint_dir", tmp_path, "--n_epochs", 8, "--batch_size", 20,
+             "--valid_ens", 2, "--test_ens", 3]  # fmt: skip
+    command = [word.replace("--nproc_per_node=2", f"--nproc_per_node={processes}") for word in words[1:]]
+    with torchrun(*command, *small) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch 2/8"):
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                workers = [pid for pid in children if b"main_bayesian.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+                assert len(workers) == processes
+                os.kill(int(workers[-1]), signal.SIGKILL)
+        process.communicate(60)
     output = "".join(lines)
-    assert process.wait(timeout=60) == 0, output
+    assert process.returncode == 0, output
     folder = tmp_path / "bars" / "bayesian" / "lenet"
     assert f"resuming {tmp_path}/bars/bayesian/last.pt" in output
     results = json.loads((folder / "results.json").read_text())
@@ -94,27 +87,19 @@ def test_a_restart_resumes_only_the_same_launch(pictures: Path, tmp_path: Path) 
 
 
 def test_more_processes_than_images_are_refused(pictures: Path, tmp_path: Path) -> None:
-    process = launched([
-        "--nproc_per_node=2", "main_bayesian.py", "--dataset", pictures, "--batch_size", 1,
-        "--checkpoint_dir", tmp_path,
-    ])  # fmt: skip
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "error: 2 processes are too many for batch_size 1" in output
+    flags = ("--dataset", pictures, "--batch_size", 1, "--checkpoint_dir", tmp_path)
+    for process in run_together(2, "main_bayesian.py", *flags):
+        assert process.returncode == 2
+        assert process.stderr.startswith("error: 2 processes are too many for batch_size 1")
 
 
 def test_processes_end_when_torchrun_is_killed(pictures: Path, tmp_path: Path) -> None:
     """And save first, as for SIGTERM."""
-    process = launched([
-        "--nproc_per_node=2", "main_bayesian.py", "--dataset", pictures, "--n_epochs", 400, "--batch_size", 20,
-        "--checkpoint_dir", tmp_path, "--valid_ens", 1,
-    ])  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch "):
-            break
-    process.kill()
-    output = process.stdout.read()  # until the last of them has ended
+    flags = ("--dataset", pictures, "--n_epochs", 400, "--batch_size", 20, "--checkpoint_dir", tmp_path)
+    with torchrun("--standalone", "--nproc_per_node=2", "main_bayesian.py", *flags, "--valid_ens", 1) as process:
+        assert any(line.startswith("epoch ") for line in process.stdout)
+        process.kill()
+        output = process.stdout.read()  # until the last of them has ended
     assert f"{tmp_path}/bars/bayesian/last.pt is written" in output and "Traceback" not in output, output
     assert read_checkpoint(tmp_path / "bars" / "bayesian" / "last.pt")["progress"]["epoch"] < 399
 

@@ -34,9 +34,11 @@ def test_regression_is_less_sure_where_no_data_is(tmp_path: Path) -> None:
     assert matplotlib.image.imread(tmp_path / "bands.png").std() > 0.05
 
 
-def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the tests share the machine
+def test_the_notebook_runs() -> None:
+    """With 6 epochs instead of 15."""
     notebook = nbformat.read(ROOT / "examples" / "mnist5k.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("n_epochs=15", "n_epochs=6")
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "examples"}}
     ).execute()

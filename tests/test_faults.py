@@ -8,20 +8,20 @@ import os
 import random
 import resource
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Script, bayesian_settings, run_files, same, script_environment
+from conftest import Script, bayesian_settings, run_files, same
 from kills import kill_runs
+from processes import Program, run_program
 from torch import nn
 
 from models import load_network, read_checkpoint
@@ -114,11 +114,10 @@ def test_a_second_run_on_the_same_folder_is_refused(settings: BayesianSettings, 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"import time; from pathlib import Path; from support import locked\n" \
            f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"  # fmt: skip
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdout.readline() == "held\n"
+    with Program("-c", code) as holder:
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another run is writing"), locked(tmp_path):
             pass
-        holder.kill()
     with locked(tmp_path):
         pass
 
@@ -132,11 +131,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     before = last.read_bytes()
     words = [f"--{name}={value}" for name, value in asdict(settings).items() if name in
              ("dataset", "checkpoint_dir", "batch_size", "lr_start")]  # fmt: skip
-    answer = subprocess.run(
-        [sys.executable, "main_bayesian.py", *words, "--n_epochs=3", "--valid_ens=1", "--test_ens=2", "--resume"],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2)),
-    )  # fmt: skip
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+    flags = ("--n_epochs=3", "--valid_ens=1", "--test_ens=2", "--resume")
+    answer = run_program("main_bayesian.py", *words, *flags, prepare=limit, timeout=120)
     assert answer.returncode == 2, answer.stderr
     assert answer.stderr.startswith(f"error: cannot write {last.parent}") and answer.stderr.count("\n") == 1
     assert last.read_bytes() == before
@@ -255,10 +252,7 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: Bayesian
     )
     words = {"dataset": settings.dataset, "checkpoint_dir": settings.checkpoint_dir, "batch_size": 90, "valid_ens": 1,
              "test_ens": 1, "n_epochs": epochs}  # fmt: skip
-    answer = subprocess.run(
-        [sys.executable, "-c", code, *(f"--{name}={value}" for name, value in words.items())],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+    answer = run_program("-c", code, *(f"--{name}={value}" for name, value in words.items()), timeout=1200)
     assert answer.returncode == 0, answer.stderr
     seen = json.loads(answer.stdout.splitlines()[-1])
     memory, files = zip(*seen, strict=True)

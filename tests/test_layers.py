@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import draws_of
 from torch import Tensor, nn
 
 from layers import BayesianLayer, BBBConv2d, BBBLinear, kl_divergence, sampling, to_deterministic
@@ -31,11 +32,6 @@ CONVOLUTIONS: list[dict[str, Any]] = [
     {"padding": (1, 2), "padding_mode": "circular", "stride": 2},
     {"padding": "same", "padding_mode": "replicate", "groups": 4},
 ]
-
-
-def moments(draw: Callable[[], Tensor], count: int) -> tuple[Tensor, Tensor]:
-    draws = torch.stack([draw().detach() for _ in range(count)])
-    return draws.mean(0), draws.var(0)
 
 
 @pytest.mark.parametrize("layer_type", ESTIMATORS)
@@ -98,9 +94,9 @@ def test_a_linear_layers_output_has_the_closed_mean_and_variance(
     features = torch.randn(4, 5, dtype=torch.float64)
     mean = layer.operation(features, *layer.means()).detach()
     variance = layer.operation(features.square(), *layer.variances()).detach()
-    found_mean, found_variance = moments(lambda: layer(features), 20_000)
-    assert ((found_mean - mean).abs() < 5 * (variance / 20_000).sqrt()).all()
-    torch.testing.assert_close(found_variance, variance, rtol=0.08, atol=0)
+    draws = draws_of(lambda: layer(features), 20_000)
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / 20_000).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.08, atol=0)
 
 
 @pytest.mark.parametrize("alpha_shape", [None, (1, 1), (6, 1, 1, 1), (3, 3)])
@@ -112,9 +108,9 @@ def test_a_convolutions_output_has_the_closed_mean_and_variance(
     images = torch.randn(2, 2, 5, 5, dtype=torch.float64)
     mean = layer.operation(images, *layer.means()).detach()
     variance = layer.operation(images.square(), *layer.variances()).detach()
-    found_mean, found_variance = moments(lambda: layer(images), 20_000)
-    assert ((found_mean - mean).abs() < 5 * (variance / 20_000).sqrt()).all()
-    torch.testing.assert_close(found_variance, variance, rtol=0.08, atol=0)
+    draws = draws_of(lambda: layer(images), 20_000)
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / 20_000).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.08, atol=0)
 
 
 @pytest.mark.parametrize("layer_type", ESTIMATORS)
@@ -122,7 +118,7 @@ def test_how_an_estimators_draws_hang_together(layer_type: str) -> None:
     """Two equal examples and two equal positions: bbb shares a draw among all, flipout within an example, lrt none."""
     layer = BBBConv2d(1, 1, 1, bias=False, dtype=torch.float64, layer_type=layer_type, priors=WIDE)
     images = torch.ones(2, 1, 1, 2, dtype=torch.float64)
-    draws = torch.stack([layer(images).detach().flatten() for _ in range(4000)])
+    draws = draws_of(lambda: layer(images).flatten(), 4000)
     correlation = torch.corrcoef(draws.T)
     within_example, between_examples = correlation[0, 1].item(), correlation[0, 2].item()
     expected = {"lrt": (0, 0), "bbb": (1, 1), "flipout": (1, 0)}[layer_type]
@@ -277,10 +273,10 @@ def test_under_autocast_the_moments_stay_close_and_the_kl_exact(
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(features).dtype == torch.bfloat16
         kl = layer.kl()
-        found_mean, found_variance = moments(lambda: layer(features).float(), 5000)
+        draws = torch.stack([layer(features).float().detach() for _ in range(5000)])
     assert torch.equal(kl, layer.kl())
-    assert ((found_mean - mean).abs() < 5 * (variance / 5000).sqrt() + 0.02).all()
-    torch.testing.assert_close(found_variance, variance, rtol=0.12, atol=0)
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / 5000).sqrt() + 0.02).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.12, atol=0)
 
 
 @pytest.mark.parametrize("alpha_shape", POSTERIORS)

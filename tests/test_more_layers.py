@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import draws_of
 from torch import Tensor, nn
 
 import layers
@@ -94,7 +95,7 @@ def test_outputs_have_the_closed_mean_and_variance(
     input, *more = CASES[case][2]()
     mean = layer.operation(input, *layer.means(), *more).detach()
     variance = layer.operation(layer.squared(input), *layer.variances(), *more).detach()
-    draws = torch.stack([layer(input, *more).detach() for _ in range(8000)])
+    draws = draws_of(lambda: layer(input, *more), 8000)
     assert ((draws.mean(0) - mean).abs() < 5.5 * (variance / 8000).sqrt()).all()
     torch.testing.assert_close(draws.var(0), variance, rtol=0.12, atol=0)
 

@@ -82,7 +82,7 @@ def test_the_command_prunes_a_checkpoint(script: Script, pictures: Path, tmp_pat
     places = ("--dataset", pictures, "--checkpoint_dir", tmp_path)
     script("main_bayesian.py", *places, "--n_epochs", 4, "--batch_size", 20, "--lr_start", "3e-3", "--test_ens", 2)
     weights = tmp_path / "bars" / "bayesian" / "model_lenet.pt"
-    answer = script("-m", "inference.prune", "--weights_path", weights, "--num_samples", 3)
+    answer = script("-m", "inference.prune", "--weights_path", weights, "--num_samples", 3, fresh=True)
     report = json.loads(weights.with_suffix(".pruned.json").read_text())
     net, _, content = load_network(weights.with_suffix(".pruned.pt"))
     assert sparsity(net) == pytest.approx(report["sparsity"]) and content["pruned"] == report["chosen"]

@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README runs."""
+"""Every command and every snippet of the README runs; that for several processes in test_distributed.py."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Script, script_environment
+from conftest import ROOT, Script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -86,17 +85,6 @@ def test_the_scripts_run_as_written(script: Script, tmp_path: Path, pictures: Pa
         flags = [word.replace("checkpoints/recorded/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
         script(*flags, "--save_dir", tmp_path / "pictures")
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".png", ".gif"}
-
-
-def test_the_distributed_run_runs_as_written(tmp_path: Path, pictures: Path) -> None:
-    (words,) = (words for words in commands() if words[0] == "torchrun")
-    small = ["--dataset", str(pictures), "--checkpoint_dir", str(tmp_path), "--n_epochs", "1", "--batch_size", "32"]
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words[1:], *small],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("test  accuracy") == 1
 
 
 def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, pictures: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
+import os
 import random
 import resource
 import sqlite3
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, draw_pictures, script_environment
+from conftest import ROOT, draw_pictures
 from conftest import same as same_values
+from processes import Program, forkserver, run_program
 from torch import Tensor, nn
 
 import config_bayesian
@@ -243,14 +245,7 @@ with recording(layer, sys.argv[1], batches=10, frequency=10) as recorder:
 
 @pytest.mark.parametrize("lines", [30, 1025, 2049])
 def test_a_killed_process_leaves_whole_records(tmp_path: Path, lines: int) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path)],
-        cwd=ROOT,
-        env=script_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout
+    with Program("-c", CHILD, tmp_path) as child:
         for _ in range(lines):
             last = int(child.stdout.readline())
         child.kill()  # SIGKILL: it is writing a record or about to
@@ -282,11 +277,9 @@ with recording(layer, folder, batches=1, resume_at=resume_at) as recorder:
 def test_fifty_kills_while_rows_are_written_leave_whole_rows(tmp_path: Path) -> None:
     """Read while it is written, killed, and resumed, over and over: every finished epoch is there, once."""
     path, chance, count = tmp_path / "fc.sqlite", random.Random(0), 0
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.loop"])  # once for all, in a process without threads
     for _ in range(50):
         names = {"folder": tmp_path, "resume_at": count or None}
-        process = context.Process(target=exec, args=(RESUMED_CHILD, names))  # no module of the tests to import
+        process = forkserver().Process(target=exec, args=(RESUMED_CHILD, names))  # no module of the tests to import
         process.start()
         while not path.exists() or (finished := len(read_recording(path).epoch)) <= count:
             assert process.is_alive()
@@ -391,10 +384,8 @@ def test_a_reader_that_holds_the_file_does_not_stop_training(tmp_path: Path, mon
 
 def test_a_full_disk_is_one_line_and_what_was_recorded_stays(tmp_path: Path) -> None:
     """No file may grow beyond 200 kB: as on a disk that is full."""
-    answer = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, env=script_environment(), capture_output=True,
-        text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
-    )  # fmt: skip
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
+    answer = run_program("-c", CHILD, tmp_path, prepare=limit)
     assert answer.returncode != 0
     assert f"UserError: cannot write {tmp_path / 'fc.sqlite'}: " in answer.stderr.splitlines()[-1]
     recorded = read_recording(tmp_path / "fc.sqlite")
@@ -434,18 +425,13 @@ def test_a_killed_run_is_resumed_without_gap_or_double(
     assert same_values(weights(tmp_path, "plain"), weights(tmp_path, "whole")), "recording changed the weights"
 
     flags = FLAGS | {"dataset": tmp_path / "pictures", "checkpoint_dir": tmp_path / "killed", "record_mean_var": True}
-    with subprocess.Popen(
-        # Of low priority, so that on a busy machine it is not done before it is killed.
-        ["nice", sys.executable, "main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items())],
-        cwd=ROOT,
-        env=script_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout and any(line.startswith("epoch 1/4") for line in child.stdout)
+    # Of low priority, so that on a busy machine it is not done before it is killed.
+    words = ("main_bayesian.py", *(f"--{name}={value}" for name, value in flags.items()))
+    with Program(*words, prepare=partial(os.nice, 10)) as child:
+        assert any(line.startswith("epoch 1/4") for line in child.stdout)
         fc3 = tmp_path / "killed" / "pictures" / "bayesian" / "lenet" / "fc3.sqlite"
         while len(read_recording(fc3).epoch) < 30:
-            assert child.poll() is None
+            assert child.returncode is None
         child.kill()
     killed = read_recording(fc3)
     assert 30 <= len(killed.epoch) < 80

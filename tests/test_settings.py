@@ -281,7 +281,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         assert stop.value.code == 2
         assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("error: ")
         assert len(output.err) < 1100
-    answer = script("main_bayesian.py", "--beta_typ", "1", expect=2)
+    answer = script("main_bayesian.py", "--beta_typ", "1", expect=2, fresh=True)
     assert answer.stdout == "" and answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: ")
 
 
@@ -291,7 +291,7 @@ def test_help_lists_every_setting(script: Script, capsys: pytest.CaptureFixture[
     assert stop.value.code == 0
     for text, kind in (
         (capsys.readouterr().out, BayesianSettings),
-        (script("main_frequentist.py", "--help").stdout, Settings),
+        (script("main_frequentist.py", "--help", fresh=True).stdout, Settings),
     ):
         assert all(f"--{setting} " in text for setting in kind.__dataclass_fields__)
         assert ("--compare " in text) == (kind is BayesianSettings)

@@ -28,6 +28,7 @@ from conftest import (
     script_environment,
     weights,
 )
+from processes import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -184,23 +185,19 @@ def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_p
     run(whole)
     broken = tmp_path / "broken"
     command = [
-        sys.executable, "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
+        "main_bayesian.py", "--dataset", str(pictures), "--checkpoint_dir", str(broken),
         "--n_epochs", "6", "--batch_size", "64", "--lr_start", "3e-3", "--valid_ens", "2", "--test_ens", "3",
     ]  # fmt: skip
     resume: list[str] = []
     for signum, epochs in ((signal.SIGKILL, 1), (signal.SIGTERM, 2), (signal.SIGKILL, 1)):
-        process = subprocess.Popen(
-            [*command, *resume], cwd=ROOT, env=script_environment(), stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        seen = 0
-        for line in process.stdout:
-            seen += line.startswith("epoch")
-            if seen == epochs:
-                process.send_signal(signum)
-                break
-        process.stdout.read()
-        process.wait(60)
+        with Program(*command, *resume) as process:
+            seen = 0
+            for line in process.stdout:
+                seen += line.startswith("epoch")
+                if seen == epochs:
+                    process.send_signal(signum)
+                    break
+            process.communicate(60)
         resume = ["--resume"]
     resumed = bayesian_settings(pictures, broken, n_epochs=6, resume=True)
     run(resumed)
@@ -309,7 +306,8 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
 
 
 def test_a_compiled_run_leaves_a_network_like_any_other(pictures: Path, tmp_path: Path) -> None:
-    state, setup = start(bayesian_settings(pictures, tmp_path, n_epochs=1, compile=True))
+    """In 3 batches of one size: another size would be compiled too."""
+    state, setup = start(bayesian_settings(pictures, tmp_path, n_epochs=1, batch_size=60, compile=True))
     train(state, setup)
     net, _, _ = load_network(setup.files.best)
     assert same(net.state_dict(), state.net.state_dict())

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import ROOT, Script, draw_pictures, script_environment
+from conftest import Script, draw_pictures
 from PIL import Image
+from processes import run_together
 
 import config_bayesian
 import config_frequentist
@@ -57,7 +56,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     answer = script(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", letters,
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
-        "--save_dir", out, "--rotate", "--noise",
+        "--save_dir", out, "--rotate", "--noise", fresh=True,
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
     assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
@@ -106,15 +105,12 @@ def test_two_processes_share_the_images_and_tell_the_same(trained: Path, picture
         "--ood_dir", tmp_path / "others", "--num_samples", 3, "--batch_size", 10, "--rotate",
     ]  # fmt: skip
     reports, outputs = [], []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
-        folder = tmp_path / f"out{len(reports)}"
-        answer = subprocess.run(
-            [sys.executable, *launcher, *map(str, arguments), "--save_dir", str(folder)],
-            cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert answer.returncode == 0, answer.stderr
+    for size in (1, 2):
+        folder = tmp_path / f"out{size}"
+        answers = run_together(size, *arguments, "--save_dir", folder)
+        assert all(answer.returncode == 0 for answer in answers), answers
         reports.append(json.loads((folder / "uncertainty.json").read_text()))
-        outputs.append(answer.stdout)
+        outputs.append("".join(answer.stdout for answer in answers))
     alone, together = (report["networks"]["bayesian"] for report in reports)
     for name, rows in alone["batches"].items():
         for row, other in zip(rows, together["batches"][name], strict=True):
