@@ -11,6 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from torch import Tensor
 
 from inference.classifier import Classifier, load_finite_network

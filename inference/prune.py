@@ -13,6 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from inference.classifier import Classifier, load_finite_network
 from inference.evaluation import load_training_data, split_scores
 from inference.plots import plot_pruning
