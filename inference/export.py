@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
     exit_on_interrupt()
 
+import torch
 from torch import Tensor
 
 from inference.classifier import Classifier, load_finite_network
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> list[Path]:
     saved = load_finite_network(args.weights_path, net_type=args.net_type)
     net, description, _ = saved
     data = load_training_data(saved, args.weights_path, args.data_dir) if args.check else None
-    classifier = Classifier.from_description(net, description)
+    classifier = Classifier.from_description(net, description, args.weights_path)
+    black = torch.zeros(1, *classifier.image_shape, dtype=torch.uint8)
+    classifier.predict(black, num_samples=1)  # a network whose outputs are not finite is not exported
     mean_network = MeanNetwork(net, classifier.mean, classifier.std)
     networks: dict[str, MeanNetwork | PredictiveNetwork] = {"mean": mean_network}
     if description.bayesian:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not description.bayesian or not any(True for _ in weight_posteriors(net)):
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
     data = load_training_data(saved, path, args.data_dir)
-    classifier = Classifier.from_description(net, description)
+    classifier = Classifier.from_description(net, description, path)
 
     curve = []
     fractions = default_fractions(net, args.fraction)

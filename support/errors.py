@@ -37,9 +37,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 def one_line(message: str) -> str:
     """The message with at most `LONGEST` characters, all of which can be printed in a line."""
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 + 3 :]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in _shortened(message))
+    return _shortened(escaped)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 + 3 :]}"
 
 
 def first_line(error: Exception) -> str:
