@@ -353,3 +353,9 @@ def test_a_foreign_result_of_an_experiment_is_one_line(text: str, tmp_path: Path
         report.read(tmp_path)
     shutil.copy(RESULT, tmp_path / "a.json")
     assert len(report.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["train_ens", "valid_ens", "test_ens"])
+def test_more_samples_than_are_of_use_are_refused(name: str, settings: BayesianSettings) -> None:
+    with pytest.raises(UserError, match=f"{name}: expected an integer from 1 to 100000, got 1000000000"):
+        replace(settings, **{name: 10**9})
