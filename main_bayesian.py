@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
+import config_bayesian
+import training
 from support import OneLineParser, report_user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Settings from config_bayesian.py and the command line, then the run; a user's mistake exits with code 2."""
     with report_user_errors():
-        import config_bayesian
-        import training  # which imports torch
-
         parser = OneLineParser(add_help=False, allow_abbrev=False)
         parser.add_argument(
             "--compare",

@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
+import config_frequentist
+import training
 from support import report_user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Settings from config_frequentist.py and the command line, then the run; a user's mistake exits with code 2."""
     with report_user_errors():
-        import config_frequentist
-        import training  # which imports torch
-
         flags = sys.argv[1:] if arguments is None else arguments
         training.run(training.from_config(training.Settings, config_frequentist, flags, __doc__ or ""))
 

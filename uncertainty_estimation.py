@@ -12,11 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 import torch
 
 from images import load_data, read_images
 from inference import METHODS, SHIFTS, Classifier, evaluate, load_finite_network, plots, print_batches, print_summary
-from models import check_net_type, file_name
+from models import SavedNetwork, check_net_type, file_name
 from support import (
     ALONE,
     OneLineParser,
@@ -61,9 +66,17 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     tune_cpu()
     device = world.device(args.device)
     weights = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
-    classifiers = {family: _load(path, args.net_type, family, device) for family, path in weights.items() if path}
+    saved = {family: _load(path, args.net_type, family, device) for family, path in weights.items() if path}
+    classifiers = {
+        family: Classifier.from_description(each.net, each.description, weights[family])
+        for family, each in saved.items()
+    }
+    skip_broken = any(_skips_broken(each) for each in saved.values())
     with world.local_main_first():  # it may download
-        data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0)  # neither changes the test split
+        # Neither valid_size nor seed changes the test split.
+        data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken)
+    if data.skipped and world.is_main:
+        print(f"skipped {len(data.skipped):,} unreadable images of {data.name}, as the training of the network did")
     for family, classifier in classifiers.items():
         channels = classifier.image_shape[0]
         if (classifier.classes, channels) != (data.classes, data.channels):
@@ -97,12 +110,13 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     pictures = plots.plot_evaluation(
         save_dir, report, predictives, (known, unknown), labels, data.classes, args.net_type
     )
-    write_json(save_dir / "uncertainty.json", report | {"skipped": len(skipped)})
+    write_json(save_dir / "uncertainty.json", report | {"skipped": len(skipped), "skipped_known": len(data.skipped)})
     print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
 
 
-def _load(path: Path, net_type: str, family: str, device: torch.device) -> Classifier:
-    net, description, _ = load_finite_network(path, device, net_type)
+def _load(path: Path, net_type: str, family: str, device: torch.device) -> SavedNetwork:
+    saved = load_finite_network(path, device, net_type)
+    description = saved.description
     if description.bayesian != (family == "bayesian"):
         raise UserError(
             f"{path} does not hold a {family} network: give --weights_path a checkpoint of main_bayesian.py, "
@@ -112,7 +126,13 @@ def _load(path: Path, net_type: str, family: str, device: torch.device) -> Class
         raise UserError(
             f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
         )
-    return Classifier.from_description(net, description)
+    return saved
+
+
+def _skips_broken(saved: SavedNetwork) -> bool:
+    """Whether the network was trained without the images that cannot be read."""
+    settings = saved.content.get("settings")
+    return isinstance(settings, dict) and settings.get("skip_broken") is True
 
 
 def _not_mnist(folder: Path) -> Path:

@@ -12,6 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.animation import FuncAnimation, PillowWriter

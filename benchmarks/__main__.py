@@ -16,6 +16,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from benchmarks import epoch, predict, profile, scale, step
 from benchmarks.measure import RESULTS
 from models import NETWORKS

@@ -12,6 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments

@@ -17,7 +17,20 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from benchmarks.measure import table as markdown
 from experiments.ablations import AS_PLANNED
 from experiments.plan import METHODS, TEMPERATURES
-from support import BLUE, GREEN, ORANGE, PINK, UserError, figure_style, save_figure, write_text
+from support import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    UserError,
+    figure_style,
+    number,
+    one_of,
+    save_figure,
+    text,
+    whole,
+    write_text,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
@@ -25,6 +38,7 @@ TRIALS = ROOT / "experiments" / "trials.json"  # runs that chose the plan's sett
 ABLATIONS = ROOT / "experiments" / "ablations.json"
 FIGURES = ROOT / "docs" / "images"
 TITLES = {"lenet": "LeNet", "alexnet": "AlexNet", "3conv3fc": "3Conv3FC"}
+FIGURES_OF_A_RUN = ("training_seconds", "predicting_seconds", "parameters", "epochs", "valid_nll")
 Result = dict[str, Any]
 Pick = Callable[[Result], float]  # picks a quantity of a result
 Column = tuple[str, Pick, str]  # title, quantity, format
@@ -59,11 +73,11 @@ def read(folder: Path) -> list[Row]:
     """All results in `folder`, ordered by data set, network and method.
 
     Raises:
-        UserError: `folder` holds no results.
+        UserError: `folder` holds no results, or a file that is not the results of an experiment.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = _read_result(path)
         groups.setdefault((result["dataset"], result["net_type"], result["method"]), []).append(result)
     if not groups:
         raise UserError(f"there are no results in {folder}: make them with `python -m experiments run`")
@@ -71,6 +85,22 @@ def read(folder: Path) -> list[Row]:
     rows = [Row(*key, tuple(sorted(group, key=lambda result: result["seed"]))) for key, group in groups.items()]
     order = list(METHODS)
     return sorted(rows, key=lambda row: (row.dataset != "MNIST", nets.index(row.net_type), order.index(row.method)))
+
+
+def _read_result(path: Path) -> Result:
+    """The content of a results file, of which everything that the tables and figures read is checked."""
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+        text(result["dataset"])
+        for name, known in (("net_type", TITLES), ("method", METHODS)):
+            one_of(*known)(result[name])
+        figures = [pick(result) for _, pick, _ in COLUMNS]
+        for figure in (*figures, *(result[name] for name in FIGURES_OF_A_RUN)):
+            number(0)(figure)
+        whole(0)(result["seed"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not the results of an experiment: delete it and run it again") from error
+    return result
 
 
 def _test(name: str) -> Pick:
@@ -189,9 +219,9 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
     }
-    for name, text in tables.items():
+    for name, markup in tables.items():
         between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        page = re.sub(between, lambda _, text=text: f"\n{text}\n", page, flags=re.DOTALL)  # type: ignore[misc]
+        page = re.sub(between, lambda _, markup=markup: f"\n{markup}\n", page, flags=re.DOTALL)  # type: ignore[misc]
     return page
 
 
@@ -239,13 +269,13 @@ def plot_pairs(rows: Sequence[Row]) -> Path:
     grid = figure.subplots(1, 3)
     for ax, (name, pick, _) in zip(grid, (errors, COLUMNS[1], COLUMNS[3]), strict=True):
         ends = []
-        for number, (twin, (estimator, marker)) in enumerate(product(twins, ESTIMATORS.items())):
+        for index, (twin, (estimator, marker)) in enumerate(product(twins, ESTIMATORS.items())):
             best = best_temperature(rows, twin.dataset, twin.net_type, estimator)
             if best is None:
                 continue
             x, y = twin.mean(pick), best.mean(pick)
             label = f"{TITLES[twin.net_type]}, {twin.dataset}, {estimator}"
-            ax.plot(x, y, marker, color=f"C{number // len(ESTIMATORS)}", label=label)
+            ax.plot(x, y, marker, color=f"C{index // len(ESTIMATORS)}", label=label)
             ends += [x, y]
         if ends:
             ax.plot([min(ends), max(ends)], [min(ends), max(ends)], ":", color="grey")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from images.files import printable
 from images.folders import folder_source
 from images.sources import SOURCES, Source
 from images.splits import Split, held_out_count
-from support import UserError, nearest
+from support import UserError, nearest, one_line
 
 TEST_FRACTION = 0.2  # of a data set that comes without a test split
 TEST_SEED = 0  # not the run's seed: every run is tested on the same images
@@ -67,10 +67,10 @@ class ImageData:
         """The numbers of images by split and class, what was made of the data, and what was skipped: a line each."""
         counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
         color = "grey" if self.channels == 1 else "color"
-        lines = [f"{printable(self.name)}: {len(self.classes)} classes, {color}; {counts}", *self.notes]
+        lines = [f"{self.name}: {len(self.classes)} classes, {color}; {counts}", *self.notes]
         if self.skipped:
-            lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {printable(self.skipped[0])}")
-        return "\n".join(lines)
+            lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {self.skipped[0]}")
+        return "\n".join(map(one_line, lines))
 
     @property
     def channels(self) -> int:
@@ -102,7 +102,7 @@ def load_data(
 
     Raises:
         UserError: an unknown name, splits without images or smaller than a batch (both before any image is read),
-            data that is not there and cannot be downloaded, a broken file or folder.
+            data that is not there and cannot be downloaded, a broken folder, or, in any split, a broken file.
     """
     source = _find_source(dataset, memory_limit, skip_broken)
     count = source.train_images
@@ -117,6 +117,8 @@ def load_data(
     if valid is None:
         train, valid = train.hold_out(valid_size, seed, "validation")
     mean, std = _pixel_statistics(train)
+    for split in (valid, test):
+        _decode_all(split)
     content = contents.files_digest or _pixels_digest((train, valid, test))
     counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
     fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
@@ -133,7 +135,7 @@ def data_name(dataset: str) -> str:
     try:
         return dataset if dataset in SOURCES else Path(dataset).resolve().name
     except (OSError, ValueError) as error:
-        raise UserError(f"dataset '{printable(dataset)}' is no path: {error}") from error
+        raise UserError(f"dataset '{dataset}' is no path: {error}") from error
 
 
 def _find_source(dataset: str, memory_limit: float | None, skip_broken: bool) -> Source:
@@ -143,11 +145,11 @@ def _find_source(dataset: str, memory_limit: float | None, skip_broken: bool) ->
         if Path(dataset).is_dir():
             return folder_source(Path(dataset), memory_limit, skip_broken)
     except OSError as error:
-        raise UserError(f"dataset '{printable(dataset)}' cannot be read: {error.strerror or error}") from error
+        raise UserError(f"dataset '{dataset}' cannot be read: {error.strerror or error}") from error
     if os.sep in dataset:
-        raise UserError(f"dataset '{printable(dataset)}': there is no such folder")
+        raise UserError(f"dataset '{dataset}': there is no such folder")
     raise UserError(
-        f"unknown dataset '{printable(dataset)}': did you mean {nearest(dataset, SOURCES)!r}? "
+        f"unknown dataset '{dataset}': did you mean {nearest(dataset, SOURCES)!r}? "
         f"Known are {', '.join(SOURCES)}, or the path of a folder with train/<class>/* images"
     )
 
@@ -158,9 +160,9 @@ def _count_phrase(by_class: dict[str, int]) -> str:
     if by_class[names[0]] == by_class[names[-1]]:
         each = f"{by_class[names[0]]:,} per class"
     elif len(names) <= 10:
-        each = ", ".join(f"{printable(name)}: {count:,}" for name, count in by_class.items())
+        each = ", ".join(f"{name}: {count:,}" for name, count in by_class.items())
     else:
-        each = " to ".join(f"{printable(name)}: {by_class[name]:,}" for name in (names[0], names[-1]))
+        each = " to ".join(f"{name}: {by_class[name]:,}" for name in (names[0], names[-1]))
     return f"{sum(by_class.values()):,} ({each})"
 
 
@@ -173,6 +175,13 @@ def _pixels_digest(splits: Iterable[Split]) -> str:
         for images, _ in split.batches(FINGERPRINT_IMAGES, sample):
             digest.update(images.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _decode_all(split: Split) -> None:
+    """Decode each image once that is not in memory: a broken one is better found now than at the end of training."""
+    if not isinstance(split.images, Tensor):
+        for _ in split.batches(4096, workers=os.cpu_count() or 0):
+            pass
 
 
 def _pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

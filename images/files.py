@@ -93,7 +93,7 @@ def _open(path: str) -> Iterator[Image.Image]:
         with Image.open(path, formats=FORMATS) as picture:
             yield picture
     except Exception as error:  # PIL raises many kinds for a damaged file
-        raise UserError(f"cannot read the image {printable(path)}: {printable(first_line(error))}") from error
+        raise UserError(f"cannot read the image {path}: {first_line(error)}") from error
 
 
 class ImageFiles(Dataset[Tensor]):
@@ -148,7 +148,7 @@ def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
         UserError: there is no such folder, or no readable image in it.
     """
     if not is_folder(folder):
-        raise UserError(f"there is no folder {printable(folder)}")
+        raise UserError(f"there is no folder {folder}")
     paths = sorted(list_images(folder, folder, LeftOut())[0])
 
     def read(path: str) -> Tensor | None:
@@ -160,7 +160,7 @@ def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
     results = list(_in_threads(read, paths))
     images = [image for image in results if image is not None]
     if not images:
-        raise UserError(f"{printable(folder)} holds no readable image ({len(paths)} files look like one)")
+        raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
     return torch.stack(images), [path for path, image in zip(paths, results, strict=True) if image is None]
 
 
@@ -213,8 +213,7 @@ class LeftOut:
         """Such as '.txt files: 3 (first cat/a.txt), hidden folders: 1 (.git)'; of many reasons, the five commonest."""
         reasons = sorted(self.counts, key=lambda reason: -self.counts[reason])
         phrases = [
-            f"{printable(reason)}: {self.counts[reason]:,} "
-            f"({'first ' if self.counts[reason] > 1 else ''}{printable(self.first[reason])})"
+            f"{reason}: {self.counts[reason]:,} ({'first ' if self.counts[reason] > 1 else ''}{self.first[reason]})"
             for reason in reasons[:5]
         ]
         rest = sum(self.counts[reason] for reason in reasons[5:])
@@ -256,7 +255,7 @@ def list_images(folder: Path, root: Path, left_out: LeftOut) -> tuple[list[str],
                     else:
                         files.append((parent, entry.name, entry.stat().st_size))
         except OSError as error:
-            raise UserError(f"cannot read the folder {printable(parent)}: {error.strerror or error}") from error
+            raise UserError(f"cannot read the folder {parent}: {error.strerror or error}") from error
     files.sort()
     return [f"{parent}{os.sep}{name}" for parent, name, _ in files], array("q", [size for _, _, size in files])
 
@@ -277,10 +276,3 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):  # too long, not permitted; with a NUL
         return False
-
-
-def printable(text: object) -> str:
-    """A name in one line of bounded length: what cannot be printed is escaped, the middle of a long one left out."""
-    line = str(text)
-    line = line if line.isprintable() else ascii(line)[1:-1]
-    return line if len(line) <= 400 else f"{line[:200]}...{line[-197:]}"

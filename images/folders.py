@@ -20,7 +20,6 @@ from images.files import (
     is_hidden,
     is_inside,
     list_images,
-    printable,
     unreadable,
 )
 from images.sources import Contents, Source
@@ -65,7 +64,7 @@ class SplitFiles:
         if empty or not self.classes:
             reason = f"no image in {_names(empty)}" if empty else "there is no such folder"
             left_out = f"; left out of it are {self.left_out}" if self.left_out.counts else ""
-            raise UserError(f"{printable(self.folder)} must hold a folder of images for each class: {reason}{left_out}")
+            raise UserError(f"{self.folder} must hold a folder of images for each class: {reason}{left_out}")
 
 
 def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bool = False) -> Source:
@@ -89,11 +88,11 @@ def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bo
     splits = {purpose: _list_split(folder) for purpose, folder in folders.items()}
     classes = splits["train"].classes
     if len(classes) == 1:
-        raise UserError(f"{printable(root / 'train')} has only the class {printable(classes[0])}: expected two or more")
+        raise UserError(f"{root / 'train'} has only the class {classes[0]}: expected two or more")
     for split in splits.values():
         if split.classes != classes:
             raise UserError(
-                f"{printable(root)}: train/ and {split.folder.name}/ must have the same classes, but only one has "
+                f"{root}: train/ and {split.folder.name}/ must have the same classes, but only one has "
                 f"{_names(sorted(set(classes) ^ set(split.classes)))}"
             )
     skipped = _drop_unreadable(splits.values(), root) if skip_broken else ()
@@ -122,14 +121,12 @@ def _find_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         with os.scandir(root) as entries:
             names = sorted(entry.name for entry in entries if is_folder(Path(entry)) and not is_hidden(entry.name))
     except OSError as error:
-        raise UserError(f"cannot read the folder {printable(root)}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the folder {root}: {error.strerror or error}") from error
     if "train" not in names:
-        raise UserError(f"{printable(root)} has no folder train/: expected train/<class>/* images")
+        raise UserError(f"{root} has no folder train/: expected train/<class>/* images")
     valid = [name for name in VALIDATION if name in names]
     if len(valid) > 1:
-        raise UserError(
-            f"{printable(root)} has the folders {' and '.join(valid)}: expected one folder of validation images"
-        )
+        raise UserError(f"{root} has the folders {' and '.join(valid)}: expected one folder of validation images")
     folders = {"train": root / "train"}
     if valid:
         folders["valid"] = root / valid[0]
@@ -137,7 +134,7 @@ def _find_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         folders["test"] = root / "test"
     for one, other in permutations(folders.values(), 2):
         if is_inside(str(one), other) or one.samefile(other):
-            raise UserError(f"{printable(root)}: {one.name}/ is a link into {other.name}/: give each its own images")
+            raise UserError(f"{root}: {one.name}/ is a link into {other.name}/: give each its own images")
     return folders, [name for name in names if root / name not in folders.values()]
 
 
@@ -155,7 +152,7 @@ def _list_split(folder: Path) -> SplitFiles:
                 else:
                     classes.append(entry.name)
     except OSError as error:
-        raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     files = SplitFiles(folder, tuple(classes), [], array("q"), [], left_out)
     for label, name in enumerate(classes):
         paths, sizes = list_images(folder / name, folder, left_out)
@@ -204,7 +201,7 @@ def _digest(splits: Iterable[SplitFiles]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def free_memory() -> float:

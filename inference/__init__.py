@@ -4,8 +4,15 @@ Pictures are in `inference.plots`, the only module here that imports matplotlib;
 `python -m inference.export` are scripts.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python has not yet run the script of this room that it was told to run
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from inference.classifier import Classifier, load_finite_network
-from inference.deployment import MeanNetwork, PredictiveNetwork, export_network, quantized
+from inference.deployment import MeanNetwork, MomentNetwork, PredictiveNetwork, export_network, quantized
 from inference.ensembles import dropout_predictive, ensemble_predictive
 from inference.evaluation import (
     SHIFTS,
@@ -43,6 +50,7 @@ __all__ = [
     "Classifier",
     "GaussianLikelihood",
     "MeanNetwork",
+    "MomentNetwork",
     "Predictive",
     "PredictiveNetwork",
     "Predictor",

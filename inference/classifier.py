@@ -31,6 +31,7 @@ class Classifier:
         std: per channel, what they are then divided by.
         likelihood: what its outputs are, as for `summarize`: None if an image is of one class, 'bernoulli' if each
             class applies to it or not.
+        source: the file that it comes from; predictions that are not finite are then refused in its name.
     """
 
     net: nn.Module
@@ -38,6 +39,7 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     likelihood: str | None = None
+    source: str | Path | None = None
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None) -> Classifier:
@@ -52,12 +54,12 @@ class Classifier:
             UserError: the file is missing, is no checkpoint of this library, or has weights that are not finite.
         """
         saved = load_finite_network(path, device, net_type)
-        return cls.from_description(saved.net, saved.description)
+        return cls.from_description(saved.net, saved.description, path)
 
     @classmethod
-    def from_description(cls, net: nn.Module, description: Description) -> Classifier:
-        """The classifier of a network that is loaded already."""
-        return cls(net, description.classes, description.mean, description.std)
+    def from_description(cls, net: nn.Module, description: Description, source: str | Path | None = None) -> Classifier:
+        """The classifier of a network that is loaded already, from the file `source`."""
+        return cls(net, description.classes, description.mean, description.std, source=source)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,7 +92,7 @@ class Classifier:
             ValueError: a tensor is not uint8, or images are of another shape; `num_samples` is below 1; the outputs
                 are not one per class, or not what the likelihood reads.
             UserError: an image file cannot be read; there are fewer images than processes; by moments, the network has
-                an operation without a rule.
+                an operation without a rule; the network is from a file and its outputs are not finite.
         """
         predictive = partial(
             posterior_predictive,
@@ -127,6 +129,11 @@ class Classifier:
             result = predictive(self.normalize(pixels))
             if result.probs.shape[1] != len(self.classes):
                 raise ValueError(f"expected {len(self.classes)} outputs, one per class, got {result.probs.shape[1]}")
+            if self.source is not None and not result.expected_log_probs.isfinite().all():
+                raise UserError(
+                    f"{self.source} holds a network whose outputs for these images are not finite: train it again, "
+                    f"with a smaller lr_start"
+                )
             return result
 
         return predict_chunks(self.read(images), predict_chunk, workers, world)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inference.classifier import Classifier
 from inference.metrics import accuracy
 from layers import BayesianLayer, to_deterministic
-from moments import logit_draws, propagate
+from moments import DRAWS, fixed_normals, logit_draws, propagate
 from support import UserError, atomic_write
 
 
@@ -110,6 +110,7 @@ class MomentNetwork(UncertainNetwork):
 
     Args:
         net: a Bayesian network; it is not modified.
+        classes: how many it tells apart.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
 
@@ -117,12 +118,15 @@ class MomentNetwork(UncertainNetwork):
         MissingRuleError: in a call, the network has an operation without a rule.
     """
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    noise: Tensor
+
+    def __init__(self, net: nn.Module, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(copy.deepcopy(net), mean, std)
+        self.register_buffer("noise", fixed_normals(DRAWS, classes))
 
     def draws(self, images: Tensor) -> Tensor:
         """Class probabilities [64, n, classes] of fixed draws of the logits."""
-        return logit_draws(*propagate(self.net, self.normalized(images))).softmax(-1)
+        return logit_draws(*propagate(self.net, self.normalized(images)), self.noise).softmax(-1)
 
 
 class PredictiveNetwork(UncertainNetwork):

@@ -12,6 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
+import torch
 from torch import Tensor
 
 from inference.classifier import Classifier, load_finite_network
@@ -61,11 +67,13 @@ def run(args: argparse.Namespace) -> list[Path]:
     saved = load_finite_network(args.weights_path, net_type=args.net_type)
     net, description, _ = saved
     data = load_training_data(saved, args.weights_path, args.data_dir) if args.check else None
-    classifier = Classifier.from_description(net, description)
+    classifier = Classifier.from_description(net, description, args.weights_path)
+    black = torch.zeros(1, *classifier.image_shape, dtype=torch.uint8)
+    classifier.predict(black, num_samples=1)  # a network whose outputs are not finite is not exported
     mean_network = MeanNetwork(net, classifier.mean, classifier.std)
     networks: dict[str, DeployedNetwork] = {"mean": mean_network}
     if description.bayesian and args.prediction == "moments":
-        networks["moments"] = MomentNetwork(net, classifier.mean, classifier.std)
+        networks["moments"] = MomentNetwork(net, len(classifier.classes), classifier.mean, classifier.std)
     elif description.bayesian:
         networks["predictive"] = PredictiveNetwork(net, args.num_samples, classifier.mean, classifier.std)
     folder = args.save_dir or args.weights_path.parent

@@ -13,6 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from support import exit_on_interrupt
+
+    exit_on_interrupt()
+
 from inference.classifier import Classifier, load_finite_network
 from inference.evaluation import load_training_data, split_scores
 from inference.plots import plot_pruning
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not description.bayesian or not any(True for _ in weight_posteriors(net)):
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
     data = load_training_data(saved, path, args.data_dir)
-    classifier = Classifier.from_description(net, description)
+    classifier = Classifier.from_description(net, description, path)
 
     curve = []
     fractions = default_fractions(net, args.fraction)

@@ -14,11 +14,12 @@ on its input (`Link`), and a backward pass over the links gives the covariance o
 """
 
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
-from moments.logits import Propagation, cholesky, fixed_normals, logit_covariance, logit_draws, propagate
+from moments.logits import DRAWS, Propagation, cholesky, fixed_normals, logit_covariance, logit_draws, propagate
 from moments.pair import RULES, Link, MissingRuleError, Moments, Rule, rule
 from moments.rules import WeightMoments, known_weights, weight_moments
 
 __all__ = [
+    "DRAWS",
     "RULES",
     "Link",
     "MissingRuleError",

@@ -76,6 +76,7 @@ class Propagation:
 
 
 @cache
+@torch.inference_mode(False)  # which is inherited by what a later pass may differentiate
 def fixed_normals(count: int, size: int) -> Tensor:
     """[count, size] antithetic draws of a standard normal, always the same, of variance 1 in every direction."""
     half = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(count // 2, dtype=torch.float64)
@@ -86,15 +87,16 @@ def fixed_normals(count: int, size: int) -> Tensor:
     return torch.cat([half, -half]).float()
 
 
-def logit_draws(mean: Tensor, covariance: Tensor, count: int = DRAWS) -> Tensor:
-    """`count` fixed draws [count, n, classes] of normal logits.
+def logit_draws(mean: Tensor, covariance: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Draws [draws, n, classes] of normal logits.
 
     Args:
         mean: [n, classes].
         covariance: [n, classes, classes].
-        count: an even number.
+        noise: [draws, classes], of a standard normal; None for 64 `fixed_normals`.
     """
-    noise = fixed_normals(count, mean.shape[-1]).to(mean)
+    noise = fixed_normals(DRAWS, mean.shape[-1]) if noise is None else noise
+    noise = noise.to(mean)
     return mean + torch.einsum("nij,tj->tni", cholesky(covariance), noise)
 
 

@@ -1,6 +1,6 @@
 """What every room uses: checks, one-line errors, files, figures, several processes, and the machine they run on.
 
-Torch is imported when it is first needed: a script can so answer Ctrl-C while it is imported.
+Torch is imported when it is first needed: a script calls `exit_on_interrupt` before it imports torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from support.checks import Check, argument, either, flag, nearest, number, one_of, text, whole
 from support.cpu import tune_cpu
-from support.errors import OneLineParser, UserError, first_line, report_user_errors
+from support.errors import OneLineParser, UserError, exit_on_interrupt, first_line, one_line, report_user_errors
 from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, figure_style, save_figure
 from support.files import (
     LockedError,
@@ -42,12 +42,14 @@ __all__ = [
     "argument",
     "atomic_write",
     "either",
+    "exit_on_interrupt",
     "figure_style",
     "first_line",
     "flag",
     "locked",
     "nearest",
     "number",
+    "one_line",
     "one_of",
     "process_group",
     "remove_temporaries",

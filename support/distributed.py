@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,11 +64,13 @@ class World:
             UserError: this machine has no such device.
         """
         try:
-            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-            if device.type == "cuda" and self.size > 1:
-                device = torch.device("cuda", self.local_rank)
-            torch.zeros((), device=device).item()  # the meta device has no values
-        except (RuntimeError, AssertionError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of names that torch knows and will not know
+                device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+                if device.type == "cuda" and self.size > 1:
+                    device = torch.device("cuda", self.local_rank)
+                torch.zeros((), device=device).item()  # the meta device has no values
+        except Exception as error:  # a backend that is not there can fail in any way
             raise UserError(f"device {name!r} is not available here: use auto or cpu") from error
         return device
 
@@ -136,9 +139,7 @@ def process_group(device: str) -> Iterator[World]:
         yield world
         return
     _launched_with("MASTER_PORT")
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
+    on_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
     store = None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["LOCAL_WORLD_SIZE"] == str(size):
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in every build
@@ -148,6 +149,8 @@ def process_group(device: str) -> Iterator[World]:
         store = PrefixStore(f"start {restarts}", TCPStore(address, port, is_master=False))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
+        if on_gpu:
+            torch.cuda.set_device(local_rank)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"process {rank} of {size} cannot join the others: {first_line(error)}") from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 LONGEST = 1000  # characters of a message; a longer one repeats a value that nobody reads to its end
@@ -35,14 +37,33 @@ class OneLineParser(argparse.ArgumentParser):
 
 def one_line(message: str) -> str:
     """The message with at most `LONGEST` characters, all of which can be printed in a line."""
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 + 3 :]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in _shortened(message))
+    return _shortened(escaped)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 + 3 :]}"
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if there is no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def exit_on_interrupt() -> None:
+    """Let Ctrl-C end the process at once, in one line and with code 130, except within `report_user_errors`.
+
+    A script calls it before its other imports: in the seconds that they take, an exception would be a traceback, or be
+    lost in an import that catches all. Python's own start, before the first line of the script, cannot be reached.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background
+        signal.signal(signal.SIGINT, _exit_interrupted)
+
+
+def _exit_interrupted(signum: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, b"interrupted\n")  # print may be at work already
+    os._exit(INTERRUPTED)
 
 
 @contextmanager
@@ -58,7 +79,8 @@ def report_user_errors() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            yield
+            with _interruptible():
+                yield
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -72,6 +94,19 @@ def report_user_errors() -> Iterator[None]:
         raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:
         _exit(one_line(f"{error.filename}: {error.strerror}" if error.filename else first_line(error)))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it Ctrl-C raises KeyboardInterrupt, also after `exit_on_interrupt`."""
+    exits = signal.getsignal(signal.SIGINT) is _exit_interrupted
+    if exits:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if exits:
+            signal.signal(signal.SIGINT, _exit_interrupted)
 
 
 def _exit(message: str) -> NoReturn:

@@ -326,13 +326,14 @@ def _outcome(read: Callable[[Any], object], case: Any, seconds: float = SECONDS)
 
     handler = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    outcome = "read"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             read(case)
     except UserError as error:
         if "\n" in str(error) or len(str(error)) > 2000:
             return f"FAULT not one line: {error}"
-        return "refused"
+        outcome = "refused"
     except Hang:
         return f"FAULT more than {seconds} s"
     except BaseException:
@@ -342,8 +343,8 @@ def _outcome(read: Callable[[Any], object], case: Any, seconds: float = SECONDS)
         signal.signal(signal.SIGALRM, handler)
     peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()) if clear_peak.exists() else None
     if peak and int(peak[1]) > GIBIBYTES * 2**20:
-        return f"FAULT {int(peak[1]) / 2**20:.1f} GiB"
-    return "read"
+        return f"FAULT {int(peak[1]) / 2**20:.1f} GiB, {outcome}"
+    return outcome
 
 
 # Command lines

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Script, bayesian_settings, run_files, same
+from conftest import ROOT, Script, bayesian_settings, run_files, same
 from kills import kill_runs
 from processes import Program, run_program
 from torch import nn
 
-from models import load_network, read_checkpoint
+import inference.export
+import inference.prune
+import uncertainty_estimation
+from experiments import report
+from images import folders
+from models import load_network, read_checkpoint, write_checkpoint
 from recording import read_recording
 from support import UserError, locked, write_text
 from training import BayesianSettings, Curves, Row, Setup, loop, run, start
@@ -261,3 +267,89 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: Bayesian
         f"{epochs} epochs: {early:.1f} MiB after a fifth, {late:.1f} MiB at the end, {files[0]} and {files[-1]} files"
     )
     assert late - early < 8 + 0.01 * epochs and files[-1] <= files[epochs // 5]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_broken_image_that_is_not_in_memory_is_found_before_training(
+    split: str, settings: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "free_memory", lambda: 0.0)
+    root = tmp_path / "bars"
+    shutil.copytree(settings.dataset, root)
+    paths = start(replace(settings, dataset=str(root)))[1].data
+    broken = Path(getattr(paths, split).images.paths[-1])
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"^cannot read the image {broken}: "):
+        start(replace(settings, dataset=str(root)))
+
+
+def test_weights_whose_outputs_overflow_are_refused_by_the_name_of_their_file(
+    finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read_checkpoint(run_files(finished_run).best)
+    for name, weight in content["weights"].items():
+        if name.endswith(".weight"):
+            weight.fill_(1e30)
+    path = tmp_path / "model.pt"
+    write_checkpoint(path, content)
+    known = ["--dataset", finished_run.dataset, "--ood_dir", f"{finished_run.dataset}/test"]
+    for main, flags in (
+        (inference.prune.main, ["--num_samples=1"]),
+        (inference.export.main, []),
+        (uncertainty_estimation.main, [*known, "--num_samples=1"]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["--weights_path", str(path), *flags])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"error: {path} holds a network whose outputs for these images are not finite: ")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["meta", "mkldnn", "xla", "hpu", "privateuseone", "cuda:99", "cpu:-1", "", "x"])
+def test_a_device_that_is_not_there_is_one_line(
+    name: str, finished_run: BayesianSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        warnings.simplefilter("error")
+        uncertainty_estimation.main(["--weights_path", str(run_files(finished_run).best), "--device", name])
+    line = f"error: device {name!r} is not available here: use auto or cpu\n"
+    assert end.value.code == 2 and capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("family", ["Distribution", "ExponentialFamily", "Nothing", 3])
+def test_a_checkpoint_with_a_prior_of_no_family_is_one_line(
+    family: object, finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read_checkpoint(run_files(finished_run).best)
+    content["description"]["architecture"]["priors"] = {"prior": {"family": family}}
+    path = tmp_path / "model.pt"
+    write_checkpoint(path, content)
+    for main in (inference.prune.main, inference.export.main, uncertainty_estimation.main):
+        with pytest.raises(SystemExit) as end:
+            main(["--weights_path", str(path)])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"error: {path} does not hold a network") and f"family {family!r}" in error
+
+
+RESULT = next((ROOT / "experiments" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "[" * 100_000, "null", "{}", '{"dataset": "MNIST", "net_type": "lenet", "method": "mine"}']
+    + [RESULT.read_text().replace(f'"{name}"', '"x"') for name in ("dataset", "seed", "test", "unknown", "epochs")],
+)
+def test_a_foreign_result_of_an_experiment_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is not the results of an experiment: delete it and run it again"):
+        report.read(tmp_path)
+    shutil.copy(RESULT, tmp_path / "a.json")
+    assert len(report.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["train_ens", "valid_ens", "test_ens"])
+def test_more_samples_than_are_of_use_are_refused(name: str, settings: BayesianSettings) -> None:
+    with pytest.raises(UserError, match=f"{name}: expected an integer from 1 to 100000, got 1000000000"):
+        replace(settings, **{name: 10**9})

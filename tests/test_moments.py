@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import bayesian_settings
 from torch import Tensor, nn
 from torchvision import models
 
-from images import normalize
-from inference import Classifier, posterior_predictive
+from images import load_data, normalize
+from inference import Classifier, MomentNetwork, export_network, posterior_predictive, scores
 from inference.prediction import predict
 from layers import BBBConv1d, BBBConv2d, BBBConvTranspose2d, BBBLinear, ModuleWrapper, sampling, to_bayesian
 from models import build
@@ -30,6 +33,8 @@ from moments import (
     scalar_moments,
     weight_moments,
 )
+from support import UserError
+from training import run
 
 DRAWS = 1_000_000
 WIDE = {"posterior_rho_initial": (-2.0, 0.3)}
@@ -267,23 +272,29 @@ def test_a_classifier_predicts_by_moments_as_the_library_does() -> None:
     assert torch.equal(classifier.predict(images, method="moments").probs, expected.probs)
 
 
-@pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
-def test_it_runs_elsewhere_with_equal_outputs(alpha_shape: tuple[int, ...] | None) -> None:
-    """As a graph for any batch size, without random numbers."""
+@pytest.mark.parametrize(("alpha_shape", "suffix"), [(None, ".onnx"), ((1, 1), ".pt2")])
+def test_it_runs_elsewhere_with_equal_outputs(alpha_shape: tuple[int, ...] | None, suffix: str, tmp_path: Path) -> None:
+    """As a graph for any batch size, without random numbers, and whether or not the process predicted before."""
+    net, images = build("lenet", True, 10, 1, alpha_shape=alpha_shape), torch.rand(5, 1, 32, 32)
+    fixed_normals.cache_clear()
+    path = export_network(MomentNetwork(net, 10, (0.3,), (0.2,)), 1, 32, tmp_path / f"network{suffix}")
+    if suffix == ".onnx":
+        session = onnxruntime.InferenceSession(str(path))
+        outputs = [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+    else:
+        outputs = list(torch.export.load(path).module()(images))
+    predictive = posterior_predictive(net, (images - 0.3) / 0.2, method="moments")
+    expected = (predictive.probs, predictive.mutual_information, predictive.expected_entropy)
+    for output, value in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, value, rtol=0, atol=1e-5)
 
-    class Export(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = build("lenet", True, 10, 1, alpha_shape=alpha_shape).eval()
 
-        def forward(self, images: Tensor) -> Tensor:
-            return logit_draws(*propagate(self.net, images)).softmax(-1).mean(0)
-
-    network, images = Export(), torch.randn(5, 1, 32, 32)
-    dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
-    with torch.no_grad():
-        exported = torch.export.export(network, (torch.randn(2, 1, 32, 32),), dynamic_shapes=dynamic).module()
-        torch.testing.assert_close(exported(images), network(images), rtol=0, atol=1e-6)
+def test_a_prediction_in_inference_mode_leaves_later_gradients_possible() -> None:
+    fixed_normals.cache_clear()
+    net, images = build("lenet", True, 10, 1).eval(), torch.randn(1, 1, 32, 32)
+    with torch.inference_mode():
+        posterior_predictive(net, images, method="moments")
+    logit_draws(*propagate(net, images)).sum().backward()
 
 
 def test_every_way_of_asking_gives_the_same_prediction() -> None:
@@ -295,3 +306,40 @@ def test_every_way_of_asking_gives_the_same_prediction() -> None:
     assert net.training
     with pytest.raises(ValueError, match="unknown method 'moment': expected 'draws' or 'moments'"):
         posterior_predictive(net, images, method="moment")
+
+
+def test_the_units_of_a_channel_move_together_where_maps_enter_the_head() -> None:
+    """A bias of the convolution is one noise in all positions: what it adds up to is squared, not its parts."""
+    net = nn.Sequential(BBBConv2d(1, 3, 2, priors=WIDE), nn.Flatten(), nn.Linear(12, 2, bias=False)).eval()
+    conv, last = net[0], net[2]
+    with torch.no_grad():
+        covariance = propagate(net, torch.zeros(1, 1, 3, 3))[1][0]
+        shared = last.weight.view(2, 3, 4).sum(-1)  # type: ignore[operator, union-attr]
+        variance = conv.posterior["bias"].variance(conv.bias)  # type: ignore[index, union-attr, operator]
+        torch.testing.assert_close(covariance, shared * variance @ shared.T, rtol=1e-4, atol=1e-7)
+
+
+def test_a_network_without_rules_is_one_line_before_training(tmp_path: Path) -> None:
+    settings = bayesian_settings("MNIST5k", tmp_path, net_type="test_moments:odd_network", valid_ens="moments")
+    with pytest.raises(UserError, match="moments cannot pass through erfinv: register a rule"):
+        run(settings)
+
+
+def odd_network(outputs: int, inputs: int) -> nn.Module:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(inputs * 32 * 32, outputs)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.erfinv(torch.tanh(self.fc(input.flatten(1))))
+
+    return Odd()
+
+
+def test_a_run_is_validated_and_tested_by_moments(tmp_path: Path) -> None:
+    results = run(bayesian_settings("MNIST5k", tmp_path, n_epochs=1, valid_ens="moments", test_ens="moments"))
+    data = load_data("MNIST5k", "data", 0.1, results["seed"])
+    classifier = Classifier.load(tmp_path / "MNIST5k" / "bayesian" / "model_lenet.pt")
+    expected = scores(classifier.predict(data.test.images, method="moments"), data.test.labels)
+    assert results["test_samples"] == "moments" and results["test"] == pytest.approx(expected)

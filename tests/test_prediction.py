@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inference import (
+    Classifier,
     Predictive,
+    Predictor,
     decompose,
     entropy,
     normalized_softplus,
@@ -22,6 +27,7 @@ from inference import (
     summarize,
     uncertainty,
 )
+from inference.prediction import posterior_outputs
 from layers import BBBLinear, FlattenLayer, ModuleWrapper
 from models import build
 from support import UserError
@@ -191,3 +197,76 @@ def test_a_network_that_is_not_finite_has_no_uncertainty(images: Tensor) -> None
         uncertainty(net, images, 2)
     with pytest.raises(UserError, match="expected finite probabilities"):
         calc_uncertainty_normalized(net, images[0], T=2)
+
+
+class Residual(nn.Module):
+    """Writes a random value into what came before the first random weight, if asked to, and uses it again."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.in_place = nn.Linear(4, 3), BBBLinear(3, 3), in_place
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = F.relu(self.first(input), inplace=True)
+        noise = self.last(hidden)
+        if self.in_place:
+            hidden += noise
+            return hidden
+        return hidden + noise
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_comes_before_the_first_random_weight_is_computed_once(in_place: bool, inference: bool) -> None:
+    """And the draws are those of whole passes, also where the rest of the network writes into its result."""
+    net, inputs, calls = Residual(in_place).eval(), torch.randn(7, 4), []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.inference_mode(inference), torch.no_grad():
+        expected = torch.stack([draw(inputs) for draw in posterior_draws(net, 6, 3)])
+        with Calls():
+            outputs = torch.stack(list(posterior_outputs(net, inputs, 6, 4, 3)))
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
+    batches = 2
+    kept = 1 if not in_place and not inference else 6
+    assert calls.count(F.relu) == kept * batches
+
+
+@pytest.mark.parametrize("method", ["draws", "moments"])
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_predictor_gives_what_the_library_gives(method: str, count: int) -> None:
+    """Few images go through all draws at once, many through one after the other."""
+    net, images = build("lenet", True, 10, 1, priors={"posterior_rho_initial": (-3.0, 0.1)}), torch.randn(9, 1, 32, 32)
+    predictor, batch = Predictor(net, 6, 4, method=method), images[:count]
+    expected = posterior_predictive(net, batch, 6, 16, 4, method=method)
+    for _ in range(2):
+        predictive = predictor(batch, 16)
+        for field in fields(predictive):
+            torch.testing.assert_close(
+                getattr(predictive, field.name), getattr(expected, field.name), rtol=1e-4, atol=1e-6
+            )
+    classifier = Classifier(net, tuple("0123456789"), (0.3,), (0.2,))
+    pixels = torch.randint(256, (count, 1, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(
+        classifier.predictor(6, 4, method=method)(pixels).probs,
+        classifier.predict(pixels, 6, 4, method=method).probs,
+    )
+
+
+def test_a_network_that_cannot_take_all_draws_at_once_takes_them_in_turn() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = BBBLinear(4, 3)
+
+        def forward(self, input: Tensor) -> Tensor:
+            output = self.fc(input)
+            return -output if output.sum() > 0 else output
+
+    net, inputs = Branching(), torch.randn(1, 4)
+    expected = posterior_predictive(net, inputs, 5)
+    torch.testing.assert_close(Predictor(net, 5)(inputs).probs, expected.probs)

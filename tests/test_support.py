@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script_environment
 from matplotlib.figure import Figure
 
 import benchmarks.__main__
@@ -136,3 +136,43 @@ def test_a_closed_pipe_ends_a_script_quietly() -> None:
         assert process.stdout and process.stderr and process.stdout.readline()
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["uncertainty_estimation.py"],
+        ["visualize_mean_var.py"],
+        ["-m", "inference.prune"],
+        ["-m", "inference.export"],
+        ["-m", "experiments"],
+        ["-m", "benchmarks"],
+    ],
+    ids=" ".join,
+)
+def test_ctrl_c_in_the_imports_of_a_script_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    """Also where the import that it strikes catches every exception."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    environment = {**script_environment(), "PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_is_an_exception_within_a_script_and_for_who_imports_it() -> None:
+    code = (
+        "import os, signal\nimport main_bayesian, inference\n"
+        "from support import exit_on_interrupt, report_user_errors\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "exit_on_interrupt()\n"
+        "with report_user_errors():\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n        print('caught')\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "caught\n", "interrupted\n")
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom support import exit_on_interrupt\n" \
+           "exit_on_interrupt()\nassert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import types
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
@@ -67,7 +68,9 @@ def _names(value: Any) -> list[str]:
 
 def _device(value: Any) -> str:
     try:
-        torch.device(text(value))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch knows and will not know
+            torch.device(text(value))
     except RuntimeError as error:
         raise ValueError("a device such as cpu or cuda:0") from error
     return cast(str, value)
