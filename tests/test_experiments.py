@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_pictures
+from conftest import draw_pictures, run_files
 from torch import nn
 from torchvision import datasets
 
-from experiments import ablations, report, running
+from experiments import ablations, moments, report, running
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
@@ -24,7 +24,7 @@ from inference import accuracy, nll
 from layers import deterministic_layers
 from models import build, load_network
 from support import UserError, locked
-from training import State, loop, train
+from training import BayesianSettings, State, loop, train
 
 SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
@@ -259,3 +259,15 @@ def running_results() -> Path:
 
 def test_every_method_has_a_title_of_its_own() -> None:
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+def test_moments_are_compared_with_draws_and_the_page_shows_it(
+    finished_run: BayesianSettings, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "REFERENCE", 30)
+    result = moments.measure(run_files(finished_run).best, pictures / "test", 8, finished_run.data_dir)
+    for rows in result["total_variation"].values():
+        assert 0 < rows["100 draws"] < rows["25 draws"] < 0.5 and 0 < rows["moments"] < 0.5
+    assert result["scores"]["moments"]["nll"] == pytest.approx(result["scores"]["draws"]["nll"], rel=0.2)
+    record = json.loads(moments.RECORD.read_text(encoding="utf-8"))
+    assert moments.render(record) in (moments.RECORD.parent / "README.md").read_text(encoding="utf-8")
