@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LONGEST = 1000  # characters of a message; a longer one repeats a value that nobody reads to its end
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes of a shell for SIGINT and SIGPIPE
@@ -33,6 +33,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the error that argparse found."""
         raise UserError(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """The values of an argument; before Python 3.13, argparse makes an empty list of `--name=--`."""
+        if action.option_strings and arg_strings == ["--"]:
+            self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+        return super()._get_values(action, arg_strings)
 
 
 def one_line(message: str) -> str:

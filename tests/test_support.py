@@ -176,3 +176,21 @@ def test_ctrl_c_is_an_exception_within_a_script_and_for_who_imports_it() -> None
     code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom support import exit_on_interrupt\n" \
            "exit_on_interrupt()\nassert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("main", "flag"),
+    [
+        (visualize_mean_var.main, "--plot_time"),
+        (visualize_mean_var.main, "--save_dir"),
+        (uncertainty_estimation.main, "--num_samples"),
+        (inference.prune.main, "--fraction"),
+        (main_bayesian.main, "--n_epochs"),
+    ],
+)
+def test_two_dashes_are_no_value(
+    main: Callable[[list[str]], None], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([f"{flag}=--"])
+    assert (end.value.code, capsys.readouterr().err) == (2, f"error: argument {flag}: expected one argument\n")
