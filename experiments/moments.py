@@ -16,8 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure import table
 from images import read_images
-from inference import Classifier, Predictive, novelties, posterior_predictive, scores, summarize
-from inference.classifier import load_finite_network
+from inference import Classifier, Predictive, load_finite_network, novelties, posterior_predictive, scores, summarize
 from inference.evaluation import load_training_data
 from inference.prediction import posterior_outputs
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole, write_json

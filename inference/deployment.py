@@ -1,6 +1,6 @@
 """Networks for other machines: one of the posterior means, and two that return their uncertainty, by draws or moments.
 
-Both take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves.
+All take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves.
 """
 
 from __future__ import annotations

@@ -245,11 +245,8 @@ class Predictor:
             self._propagation = Propagation(self._net)
             return
         self._net = to_deterministic(net).eval()
-        self._names = [name for name, _, _ in weight_posteriors(net)]
         self._count = effective_samples(net, num_samples)
-        self._draws = {
-            name: torch.stack([torch.empty_like(mean)] * self._count) for name, mean, _ in weight_posteriors(net)
-        }
+        self._draws = {name: mean.new_empty(self._count, *mean.shape) for name, mean, _ in weight_posteriors(net)}
         for sample, draw in enumerate(posterior_draws(net, self._count, seed)):
             for name, draws in self._draws.items():
                 draws[sample] = draw.get_parameter(name)
@@ -278,7 +275,7 @@ class Predictor:
             batch = images.to(next(self._net.parameters()).device)
             with suppress(RuntimeError):  # an operation that cannot take all draws at once
                 return [vmap(lambda draw: _checked(functional_call(self._net, draw, batch), len(batch)))(self._draws)]
-        return (each[None] for each in _outputs_of_draws(self._each_draw(), self._names, images, batch_size))
+        return (each[None] for each in _outputs_of_draws(self._each_draw(), list(self._draws), images, batch_size))
 
     def _each_draw(self) -> Iterator[nn.Module]:
         for sample in range(self._count):

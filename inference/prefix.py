@@ -27,7 +27,7 @@ class Prefix(TorchFunctionMode):
         self._results: list[Any] = []
         self._kept: list[tuple[Tensor, int]] = []  # with the version that each had
         self._is_noted = False
-        self._position, self._is_over = 0, False
+        self._position = 0
 
     @property
     def nbytes(self) -> int:
@@ -39,12 +39,12 @@ class Prefix(TorchFunctionMode):
         self._results, self._kept = [], []
 
     def __enter__(self) -> Prefix:
-        self._position, self._is_over = 0, False
+        self._position = 0
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if not self._is_over:  # it never met a random weight
+        if not self._is_noted:  # the pass met no random weight
             self._note_end()
         if any(tensor.is_inference() or tensor._version != version for tensor, version in self._kept):
             self.forget()  # the rest of the network writes into them
@@ -56,19 +56,15 @@ class Prefix(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self._is_over:
-            return func(*args, **(kwargs or {}))
-        if self._is_noted:
-            if self._position < len(self._results):
-                self._position += 1
-                return self._results[self._position - 1]
-            self._is_over = True
-            return func(*args, **(kwargs or {}))
-        if any(id(value) in self._random_weights for value in (*args, *(kwargs or {}).values())):
+        kwargs = kwargs or {}
+        if self._is_noted and self._position < len(self._results):
+            self._position += 1
+            return self._results[self._position - 1]
+        if not self._is_noted and any(id(value) in self._random_weights for value in (*args, *kwargs.values())):
             self._note_end()
-            return func(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        self._results.append(weakref.ref(result) if isinstance(result, Tensor) else result)
+        result = func(*args, **kwargs)
+        if not self._is_noted:
+            self._results.append(weakref.ref(result) if isinstance(result, Tensor) else result)
         return result
 
     def _note_end(self) -> None:
@@ -80,4 +76,5 @@ class Prefix(TorchFunctionMode):
                 self._results[index] = unused if tensor is None else tensor
                 if tensor is not None:
                     self._kept.append((tensor, 0 if tensor.is_inference() else tensor._version))
-        self._is_noted = self._is_over = True
+        self._is_noted = True
+        self._position = len(self._results)

@@ -538,11 +538,3 @@ def test_only_pixels_are_normalized() -> None:
     """ToTensor's floats are in [0, 1]: taken for pixels from 0 to 255, every image would be black."""
     with pytest.raises(ValueError, match="expected uint8 pixels from 0 to 255, got torch.float32: multiply"):
         normalize(torch.rand(2, 1, 32, 32), (0.3,), (0.2,))
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_broken_image_outside_of_memory_is_found_before_training(own: Path, split: str) -> None:
-    broken = sorted((own / split / "upright").iterdir())[-1]
-    broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(UserError, match=broken.name):
-        load_data(str(own), "data", 0.1, 0, memory_limit=0)

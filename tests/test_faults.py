@@ -269,7 +269,7 @@ def test_a_long_run_grows_neither_in_memory_nor_in_open_files(settings: Bayesian
     assert late - early < 8 + 0.01 * epochs and files[-1] <= files[epochs // 5]
 
 
-@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_broken_image_that_is_not_in_memory_is_found_before_training(
     split: str, settings: BayesianSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,11 +348,11 @@ def test_a_prior_that_leaves_the_weights_no_room_is_told_from_a_learning_rate(pi
 
 def test_means_and_spreads_learn_at_rates_of_their_own() -> None:
     net = nn.Sequential(BBBLinear(3, 2, priors={"learn_prior_sigma": True}), nn.Linear(2, 2))
-    means, spreads = parameter_groups(net, lr=0.5, lr_spread_factor=4.0)
-    assert (means["lr"], means["weight_decay"], spreads["lr"], spreads["weight_decay"]) == (0.5, 0.0, 2.0, 0.0)
+    means, deviations = parameter_groups(net, lr=0.5, lr_spread_factor=4.0)
+    assert (means["lr"], means["weight_decay"], deviations["lr"], deviations["weight_decay"]) == (0.5, 0.0, 2.0, 0.0)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     assert [names[id(p)] for p in means["params"]] == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    assert sorted(names[id(p)].split(".", 3)[3] for p in spreads["params"]) == 2 * ["prior.log_std"] + 2 * ["rho"]
+    assert sorted(names[id(p)].split(".", 3)[3] for p in deviations["params"]) == 2 * ["prior.log_std"] + 2 * ["rho"]
     (group,) = parameter_groups(nn.Linear(2, 2), lr=0.5)
     assert len(group["params"]) == 2
     assert len(parameter_groups(BBBLinear(3, 2), lr=0.5)[1]["params"]) == 2
@@ -363,9 +363,9 @@ def test_only_what_no_prior_pulls_on_decays() -> None:
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     groups = parameter_groups(net, lr=0.5, lr_spread_factor=4.0, weight_decay=0.1)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.5, 0.0), (0.5, 0.1), (2.0, 0.0)]
-    means, others, spreads = ([names[id(p)] for p in group["params"]] for group in groups)
+    means, others, deviations = ([names[id(p)] for p in group["params"]] for group in groups)
     assert means == ["0.weight", "0.bias"] and others == ["1.weight", "1.bias", "2.weight", "2.bias"]
-    assert sorted(name.rpartition(".")[2] for name in spreads) == ["log_alpha", "log_alpha", "rho", "rho"]
+    assert sorted(name.rpartition(".")[2] for name in deviations) == ["log_alpha", "log_alpha", "rho", "rho"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layers import GaussianPosterior, Prior, weight_posteriors
 from layers.kernels import RHO_FLOOR, at_least_float32, rho_to_std, std_to_rho
+from training.optimizers import closure_loss
 
 
 class IVON(torch.optim.Optimizer):
@@ -102,11 +103,8 @@ class IVON(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step; `closure`, if any, computes the loss and the gradients anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Take a step; `closure`, if any, first computes the loss and the gradients."""
+        loss = closure_loss(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in self._posteriors:

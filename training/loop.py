@@ -119,8 +119,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
         progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
-    starts_anew = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if starts_anew else 0)
+    is_new = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
+    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if is_new else 0)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:

@@ -8,6 +8,14 @@ from typing import Any
 import torch
 
 
+def closure_loss(closure: Callable[[], float] | None) -> float | None:
+    """What the `closure` of an optimizer's step returns, with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class JointOptimizer(torch.optim.Optimizer):
     """Takes the steps of several optimizers, each of its own parameters, as one optimizer.
 
@@ -39,11 +47,8 @@ class JointOptimizer(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step of every optimizer; `closure`, if any, computes the loss and the gradients anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Take a step of every optimizer; `closure`, if any, first computes the loss and the gradients."""
+        loss = closure_loss(closure)
         for optimizer in self.optimizers:
             optimizer.step()
         return loss
