@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import ROOT, run_program
 
 import config_bayesian
 import config_frequentist
+from tests.processes import ROOT, run_program
 from training import BayesianSettings, RunFiles, Settings, from_config, run
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]

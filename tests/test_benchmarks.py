@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from processes import ROOT, run_program
 
 from benchmarks import scale
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import ratios_to_baseline, time_interleaved
+from tests.processes import ROOT, run_program
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)

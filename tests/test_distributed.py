@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import bayesian_settings
 from distributed_steps import epoch_of_steps
-from processes import ROOT, Program, run_together
 from test_readme import commands
 
 from inference import Predictive
 from models import read_checkpoint
 from support import UserError, World, process_group
+from tests.processes import ROOT, Program, run_together
 from training import initial_state, prepare, resume, save
 
 

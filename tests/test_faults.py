@@ -22,7 +22,6 @@ import pytest
 import torch
 from conftest import ROOT, Script, bayesian_settings, run_files, same
 from kills import kill_runs
-from processes import Program, run_program
 from torch import nn
 
 import inference.export
@@ -33,6 +32,7 @@ from images import folders
 from models import load_network, read_checkpoint, write_checkpoint
 from recording import read_recording
 from support import UserError, locked, write_text
+from tests.processes import Program, run_program
 from training import BayesianSettings, Curves, Row, Setup, loop, run, start
 
 

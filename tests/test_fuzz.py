@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from conftest import new_interpreter
 
 from tests.fuzz import Outcomes, fuzz_files, fuzz_flags
 
@@ -20,3 +21,8 @@ def test_bad_files_and_flags_are_refused_in_one_line(
     assert not [outcome for outcome in outcomes if outcome.startswith("FAULT")]
     assert sum(outcome.startswith("refus") for outcome in outcomes) > cases / 2
     assert any(outcome.startswith("read") for outcome in outcomes)
+
+
+def test_the_command_runs_by_itself() -> None:
+    result = new_interpreter("-m", "tests.fuzz", "--seconds", 0, "--what", "flags")
+    assert result.returncode == 0 and result.stdout.startswith("flags: 1 cases, "), result.stderr

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, draw_pictures
 from conftest import same as same_values
-from processes import Program, forkserver, run_program
 from torch import Tensor, nn
 
 import config_bayesian
@@ -30,6 +29,7 @@ from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper
 from models import build
 from recording import EXAMPLES, NODES, due_batches, read_recording, recorded_layers, recording
 from support import UserError
+from tests.processes import Program, forkserver, run_program
 from training import loop
 from training.settings import BayesianSettings, from_config
 

@@ -28,7 +28,6 @@ from conftest import (
     script_environment,
     weights,
 )
-from processes import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -39,6 +38,7 @@ from inference.prediction import posterior_predictive
 from layers import BBBLinear, kl_divergence, parameter_groups
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
+from tests.processes import Program
 from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
 
 

@@ -12,7 +12,6 @@ import matplotlib.image
 import pytest
 from conftest import Script, draw_pictures
 from PIL import Image
-from processes import run_together
 
 import config_bayesian
 import config_frequentist
@@ -20,6 +19,7 @@ import uncertainty_estimation
 from images import load_data, normalize
 from inference import posterior_predictive
 from models import load_network, read_checkpoint, write_checkpoint
+from tests.processes import run_together
 from training import BayesianSettings, Settings, from_config, run
 
 
