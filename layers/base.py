@@ -316,7 +316,7 @@ def parameter_groups(
     Args:
         net: any network with Bayesian layers, or without.
         lr: the learning rate of the posterior means and of all other parameters.
-        lr_spread_factor: the learning rate of ρ, log α and learnt prior deviations, as a multiple of `lr`.
+        lr_spread_factor: the learning rate of ρ and log α, as a multiple of `lr`.
         weight_decay: of the parameters that no prior pulls on: those without a posterior, and the means of alpha
             posteriors.
 

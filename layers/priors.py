@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, constraints
 
-from .kernels import at_least_float32, gaussian_sums, normal_like
+from .kernels import gaussian_sums, normal_like
 
 PlainDistribution = dict[str, Any]  # family and arguments as plain values, which files and command lines can hold
 
@@ -55,6 +55,11 @@ class Prior(nn.Module):
         return self
 
     @property
+    def follows(self) -> bool:
+        """Whether the prior follows the posterior, so that no scale of the weights is preferred."""
+        return False
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of the prior's own tensors, which broadcasts to that of the weight."""
         return torch.Size()
@@ -75,82 +80,85 @@ class GaussianPrior(Prior):
 
     Args:
         mean: a number, or a tensor that broadcasts to the weight.
-        std: a number above 0, or a tensor of such that broadcasts to the weight.
-        learn_std: learn one standard deviation for the whole tensor, starting at `std`: empirical Bayes.
+        std: a number above 0, a tensor of such that broadcasts to the weight, or None for the one that is best for the
+            posterior: empirical Bayes. It is σ_p² = mean of σ² + (μ − μ_p)² over the tensor, where the derivative of
+            the KL by σ_p is 0, and follows the posterior at every evaluation.
 
     Raises:
         ValueError: a number that is not finite, or a standard deviation that is not above 0.
     """
 
     mean: float | Tensor
-    std: float | Tensor
-    log_std: nn.Parameter | None
+    std: float | Tensor | None
 
-    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0, learn_std: bool = False) -> None:
+    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor | None = 1.0) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value)
             else:
-                setattr(self, name, float(value))
-                if not math.isfinite(value) or (name == "std" and value <= 0):
+                setattr(self, name, value if value is None else float(value))
+                if value is not None and (not math.isfinite(value) or (name == "std" and value <= 0)):
                     raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
-        start = std.log() if isinstance(std, Tensor) else torch.tensor(math.log(std), dtype=torch.float64)
-        self.register_parameter("log_std", nn.Parameter(start) if learn_std else None)
 
     def kl(self, mean: Tensor, std: Tensor) -> Tensor:
         """KL = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
 
-        From ∫ q log q = −½ log(2πeσ²) and ∫ q log p = −½ log(2πσ_p²) − (σ² + (μ−μ_p)²) / (2σ_p²).
+        From ∫ q log q = −½ log(2πeσ²) and ∫ q log p = −½ log(2πσ_p²) − (σ² + (μ−μ_p)²) / (2σ_p²). At the best σ_p the
+        last two terms cancel.
         """
-        prior_mean = self.mean
-        prior_std = self.std if self.log_std is None else at_least_float32(self.log_std).exp()
+        prior_mean, prior_std = self.mean, self.std
         if isinstance(prior_mean, Tensor):
             mean, prior_mean = mean - prior_mean, 0.0
-        if isinstance(prior_std, Tensor) and prior_std.dim():  # in units of the prior's own deviations
-            mean, std, prior_mean, prior_std = (mean - prior_mean) / prior_std, std / prior_std, 0.0, 1.0
+        if isinstance(prior_std, Tensor):  # in units of the prior's own deviations
+            mean, std, prior_mean = (mean - prior_mean) / prior_std, std / prior_std, 0.0
         squares, logs = gaussian_sums(mean.flatten(), std.flatten(), prior_mean)
-        log_prior_std = prior_std.log() if isinstance(prior_std, Tensor) else math.log(prior_std)
-        return squares / (2 * prior_std**2) - logs + mean.numel() * (log_prior_std - 0.5)
+        if prior_std is None:
+            return 0.5 * mean.numel() * (squares / mean.numel()).log() - logs
+        unit = 1.0 if isinstance(prior_std, Tensor) else prior_std
+        return squares / (2 * unit**2) - logs + mean.numel() * (math.log(unit) - 0.5)
 
     def pull(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
         """(μ − μ_p)/σ_p² and 1/σ_p²."""
-        precision = (self.std if self.log_std is None else at_least_float32(self.log_std).exp()) ** -2
-        return (mean - self.mean) * precision, precision
+        distance = mean - self.mean
+        precision = (distance.square() + std.square()).mean() ** -1 if self.std is None else self.std**-2
+        return distance * precision, precision
+
+    @property
+    def follows(self) -> bool:
+        """Whether the standard deviation is the best one."""
+        return self.std is None
 
     @property
     def shape(self) -> torch.Size:
         """The shape that the mean and the standard deviation broadcast to."""
-        return torch.broadcast_shapes(*(torch.as_tensor(value).shape for value in (self.mean, self.std)))
+        return torch.broadcast_shapes(*(v.shape for v in (self.mean, self.std) if isinstance(v, Tensor)))
 
     @property
     def group(self) -> Hashable:
         """The mean and the standard deviation where they are numbers."""
-        fixed = self.log_std is None and not isinstance(self.mean, Tensor) and not isinstance(self.std, Tensor)
-        return (self.mean, self.std) if fixed else None
+        return (self.mean, self.std) if isinstance(self.mean, float) and isinstance(self.std, float) else None
 
     def centered(self, mean: Tensor) -> GaussianPrior:
-        """The same prior with another mean; a learnt standard deviation stays the same parameter."""
-        prior = GaussianPrior(mean.detach().clone(), self.std)
-        prior.log_std = self.log_std
-        return prior
+        """The same prior with another mean."""
+        return GaussianPrior(mean.detach().clone(), self.std)
 
     @property
     def description(self) -> PlainDistribution:
-        """The family, and the numbers among mean and standard deviation."""
-        return {"family": "Gaussian", **self._numbers()}
-
-    def _numbers(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("mean", "std") if not isinstance(getattr(self, name), Tensor)}
+        """The family, and what is no tensor among mean and standard deviation; the best deviation is None."""
+        plain = {name: getattr(self, name) for name in ("mean", "std") if name not in self._buffers}
+        return {"family": "Gaussian", **plain}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, value in self._numbers().items():
-            destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
+        for name, value in self.description.items():
+            if isinstance(value, float):
+                destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        for name in self._numbers():  # `prior_from_state` made the prior by them
-            state_dict.pop(prefix + name, None)
+        for name in ("mean", "std", "log_std"):
+            if name not in self._buffers:  # `prior_from_state` made the prior by it
+                state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
@@ -158,7 +166,7 @@ class GaussianPrior(Prior):
         texts = (
             f"{name}={'tensor' if isinstance(v, Tensor) else v}" for name, v in (("mean", self.mean), ("std", self.std))
         )
-        return ", ".join(texts) + (", learnt" if self.log_std is not None else "")
+        return ", ".join(texts)
 
 
 class CorrelatedGaussianPrior(Prior):
@@ -292,8 +300,9 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     """The prior that a part of a `state_dict` describes, its tensors' values still to be loaded.
 
     Args:
-        state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, `mean` and
-            `covariance` of a correlated one, or the description of another distribution as `_extra_state`.
+        state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, without `std`
+            (or, of an earlier version, with a `log_std`) if it is the best one; `mean` and `covariance` of a correlated
+            one; or the description of another distribution as `_extra_state`.
 
     Returns:
         The prior, or None where the state does not say: of a plain network, or of a prior of your own.
@@ -305,10 +314,12 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
         return DistributionPrior(state["_extra_state"])
     if {"mean", "covariance"} <= state.keys():
         return CorrelatedGaussianPrior(state["covariance"], state["mean"].shape, state["mean"])
-    if not {"mean", "std"} <= state.keys():
+    if "mean" not in state:
         return None
-    mean, std = (value.clone() if value.dim() else value.item() for value in (state["mean"], state["std"]))
-    return GaussianPrior(mean, std, learn_std="log_std" in state)
+    numbers = {
+        name: value.clone() if value.dim() else value.item() for name, value in state.items() if name in ("mean", "std")
+    }
+    return GaussianPrior(numbers["mean"], None if "log_std" in state else numbers.get("std"))
 
 
 @dataclass(frozen=True)
@@ -318,8 +329,9 @@ class Priors:
     Attributes:
         prior_mu: mean of the Gaussian prior.
         prior_sigma: standard deviation of the Gaussian prior, above zero.
-        learn_prior_sigma: learn that deviation with the posterior, one per weight tensor, starting at `prior_sigma`:
-            empirical Bayes.
+        learn_prior_sigma: take in its place the deviation that is best for the posterior, one per weight tensor:
+            empirical Bayes, in closed form (see `GaussianPrior`). With few data and β = 1 it may draw all weights to
+            0 before they have learnt anything, which a KL that warms up prevents.
         prior: another prior instead of the Gaussian one: a `Prior`, any of `torch.distributions` over the real
             numbers whose batch and event shape broadcast to the weight, `scale_mixture(…)`, or a dict that says the
             same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
@@ -384,7 +396,7 @@ class Priors:
             return copy.deepcopy(self.prior)
         if self.prior is not None:
             return DistributionPrior(self.prior)
-        return GaussianPrior(self.prior_mu, self.prior_sigma, self.learn_prior_sigma)
+        return GaussianPrior(self.prior_mu, None if self.learn_prior_sigma else self.prior_sigma)
 
 
 def _require_finite(name: str, number: Any) -> None:

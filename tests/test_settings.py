@@ -119,7 +119,6 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
             {"optimizer": "ivon", "beta_type": "Blundell"},
             "optimizer 'ivon' needs a β that .*: give Standard or a number",
         ),
-        ({"optimizer": "ivon", "priors": {"learn_prior_sigma": True}}, "optimizer 'ivon' learns no prior: leave out"),
         ({"optimizer": "ivon", "beta_type": 0}, "optimizer 'ivon' needs a β that is above 0"),
         ({"temperature": 0}, "temperature: expected a number > 0, got 0"),
         ({"curvature_decay": 1.0}, "curvature_decay: expected a number ≥ 0 and < 1, got 1.0"),

@@ -60,9 +60,12 @@ class Alarms:
         highest = chance + 3 * math.sqrt(chance * (1 - chance) / examples)  # by luck alone
         if row["epoch"] < self.epochs / 4 or row["valid_accuracy"] > highest or highest >= 1:
             return None
+        advice = "a smaller lr_start"
+        if any(posterior.prior_follows for _, _, posterior in weight_posteriors(self.net)):
+            advice += ", or beta_type Soenderby: a prior that follows the weights may draw all of them to 0 at first"
         return (
             f"after {row['epoch']:.0f} of {self.epochs} epochs validation accuracy is {row['valid_accuracy']:.1%}, "
-            f"no better than chance: try a smaller lr_start"
+            f"no better than chance: try {advice}"
         )
 
     def _kl_grows(self, history: Sequence[Row]) -> str | None:

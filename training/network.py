@@ -13,15 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
-from layers import (
-    AlphaPosterior,
-    GaussianPrior,
-    ModuleWrapper,
-    Posterior,
-    parameter_groups,
-    start_at_means,
-    weight_posteriors,
-)
+from layers import ModuleWrapper, Posterior, parameter_groups, start_at_means, weight_posteriors
 from models import IMAGE_SIZE, Description, load_network
 from moments import propagate
 from support import UserError, World, first_line
@@ -78,8 +70,7 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
 def _refuse_prior_that_follows(net: nn.Module) -> None:
     """Refuse a temperature where it gives the objective no least value: see `tempered_kl`."""
     for name, _, posterior in weight_posteriors(net):
-        prior = getattr(posterior, "prior", None)
-        if isinstance(posterior, AlphaPosterior) or (isinstance(prior, GaussianPrior) and prior.log_std is not None):
+        if posterior.prior_follows:
             raise UserError(
                 f"a temperature other than 1 needs a fixed prior, and that of {name} follows the weight: leave out "
                 f"alpha_shape and learn_prior_sigma, or give beta_type instead"

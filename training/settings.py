@@ -228,8 +228,6 @@ class BayesianSettings(Settings):
                 f"optimizer 'ivon' needs a β that is above 0 and stays the same, and beta_type is {self.beta_type!r}: "
                 f"give Standard or a number above 0"
             )
-        if self.optimizer == "ivon" and self.priors.get("learn_prior_sigma"):
-            raise UserError("optimizer 'ivon' learns no prior: leave out learn_prior_sigma, or give adam or sgd")
 
 
 Kind = TypeVar("Kind", bound=Settings)

@@ -40,6 +40,11 @@ class AlphaPosterior(Posterior):
         """σ = √α · |μ|."""
         return (0.5 * self.log_alpha).exp() * mean.abs()
 
+    @property
+    def prior_follows(self) -> bool:
+        """Always: the automatic-relevance prior has one τ per weight, at its best."""
+        return True
+
     @torch.no_grad()
     def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
         """Set α to ratio²."""

@@ -49,6 +49,11 @@ class GaussianPosterior(Posterior):
             return rho_to_std(self.rho)
         return std
 
+    @property
+    def prior_follows(self) -> bool:
+        """Whether the prior's standard deviation is learnt."""
+        return self.prior.follows
+
     @staticmethod
     def joint_stds(posteriors: Iterable[Posterior]) -> dict[nn.Module, Tensor]:
         """σ of every Gaussian posterior among `posteriors`, in few operations."""

@@ -21,7 +21,7 @@ from ..kernels import at_least_float32, normal_like
 class Posterior(nn.Module):
     """A fully factorized normal around a mean that the layer keeps and passes in.
 
-    A family defines `std` and `joint_kl`; the rest follows. Tensors in and out have the shape of the weight.
+    A family defines `std`, `joint_kl` and `prior_follows`; the rest follows. Tensors have the shape of the weight.
     """
 
     @staticmethod
@@ -35,6 +35,11 @@ class Posterior(nn.Module):
 
     def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
         """Set every σ to `ratio · |μ|`: MOPED's posterior (Krishnan et al. 2020, section 3)."""
+        raise NotImplementedError
+
+    @property
+    def prior_follows(self) -> bool:
+        """Whether the prior follows the posterior, so that no scale of the weights is preferred."""
         raise NotImplementedError
 
     def kl(self, mean: Tensor) -> Tensor:
