@@ -2,6 +2,8 @@
 
 run     run the missing experiments one after the other. Start this command once per free core: each process takes
         experiments that no other process is running. Ctrl-C saves; the same command continues.
+search  search for the settings of both families of every network and data set of the plan, by validation; start it once
+        per free core, as run. It needs `pip install optuna`.
 ablate  train on the embedded digits with the planned settings and one setting changed at a time; validation only
 list    list the experiments of the plan, and whether they have results
 report  write experiments/results/*.json into the tables of README.md and experiments/README.md, and draw the figures
@@ -35,8 +37,14 @@ def main() -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("command", choices=["run", "ablate", "list", "report"])
-    add("--only", nargs="+", default=[""], metavar="TEXT", help="run, list: only names that contain one of these texts")
+    add("command", choices=["run", "search", "ablate", "list", "report"])
+    add(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="TEXT",
+        help="run, search, list: only names that contain one of these texts",
+    )
     add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded data (%(default)s)")
     add("--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="folder of unknown images (%(default)s)")
     add("--checkpoint_dir", type=Path, default=Path("checkpoints/experiments"), help="folder of runs (%(default)s)")
@@ -56,6 +64,12 @@ def main() -> None:
             report.write(report.read(files.results))
         elif args.command == "ablate":
             run_ablations(report.ABLATIONS, files.checkpoints)
+        elif args.command == "search":
+            try:
+                from experiments import search
+            except ImportError as error:
+                raise UserError(f"{error}: install it with `pip install optuna`") from error
+            search.run_searches(search.chosen_blocks(args.only), files, ROOT / "searches")
         else:
             chosen = [each for each in experiments() if any(text in each.name for text in args.only)]
             if not chosen:

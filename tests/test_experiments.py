@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_pictures, run_files
+from optuna.trial import FixedTrial
 from torch import nn
 from torchvision import datasets
 
-from experiments import ablations, moments, report, running
+from experiments import ablations, moments, report, running, search
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
 from inference import Classifier, accuracy, nll
-from layers import deterministic_layers
+from layers import GaussianPrior, deterministic_layers
 from models import build, load_network
 from support import UserError, locked
 from training import BayesianSettings, State, loop, train
@@ -275,3 +276,44 @@ def test_moments_are_compared_with_draws_and_the_page_shows_it(
     assert result["scores"]["moments"]["nll"] == pytest.approx(result["scores"]["draws"]["nll"], rel=0.2)
     record = json.loads(moments.RECORD.read_text(encoding="utf-8"))
     assert moments.render(record) in (moments.RECORD.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: ExperimentFiles, tmp_path: Path) -> None:
+    block = replace(BARS, common={**BARS.common, "n_epochs": 1})
+    for bayesian in (False, True):
+        whole, rest = (search.record_path(tmp_path / name, block, bayesian) for name in ("whole", "rest"))
+        if not whole.exists():
+            search.run_searches([block], places, tmp_path / "whole", trials=3)
+        trials = search.read_record(whole)
+        assert [trial["params"]["optimizer"] for trial in trials[:2]] == ["sgd", "adam"]
+        for trial in trials:
+            assert trial["value"] is None or trial["value"] == pytest.approx(
+                sum(min(curve) for curve in trial["valid_nll"]) / search.SEEDS
+            )
+        best = search.best_trial(trials)
+        assert best is not None and best["value"] == min(t["value"] for t in trials if t["value"] is not None)
+        rest.parent.mkdir(exist_ok=True)
+        rest.write_text(json.dumps(trials[:2]))
+    search.run_searches([block], places, tmp_path / "rest", trials=3)
+    for path in (tmp_path / "whole").iterdir():
+        assert json.loads(path.read_text()) == json.loads((tmp_path / "rest" / path.name).read_text())
+
+
+def test_a_temperature_and_a_decay_are_those_of_the_objective() -> None:
+    """The pull of the prior on a mean, per example, is δμ."""
+    trial = FixedTrial({"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4, "temperature": 0.1, "layer_type": "bbb"})
+    settings = search.suggest(trial, bayesian=True, train_size=500)
+    mean, std = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
+    pull, _ = GaussianPrior(0.0, settings["priors"]["prior_sigma"]).pull(mean, std)
+    assert (settings["beta_type"] * pull / 500).item() == pytest.approx(2e-4 * 0.3)
+    assert settings["temperature"] == 0.1
+
+
+def test_what_is_no_record_of_a_search_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    for content in ("[{}]", "{", "[1]", '{"a": 1}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="is not the record of a search: delete it"):
+            search.read_record(path)
+    with pytest.raises(UserError, match="nothing in the plan contains XY: known are MNIST-lenet"):
+        search.chosen_blocks(["XY"])

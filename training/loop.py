@@ -96,7 +96,12 @@ def start(settings: Settings, world: World = ALONE) -> tuple[State, Setup]:
     return state, setup
 
 
-def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> None:
+def train(
+    state: State,
+    setup: Setup,
+    evaluated: nn.Module | None = None,
+    after_epoch: Callable[[Row], None] | None = None,
+) -> None:
     """Train to the end and keep the best network by validation; the test split stays unseen.
 
     Noise comes from torch's global generators, which only a resumed run changes: to what they were when it stopped.
@@ -106,6 +111,7 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
         setup: what is fixed for the run.
         evaluated: the network that is validated and kept, if it is not the trained one but, for example, the
             running mean of its weights.
+        after_epoch: called with the figures of every epoch that ends; what it raises ends the run.
 
     Raises:
         UserError: `last.pt` cannot be resumed, the loss is no longer finite, or a file cannot be written.
@@ -145,6 +151,8 @@ def train(state: State, setup: Setup, evaluated: nn.Module | None = None) -> Non
                     print(f"warning: {text}", file=sys.stderr, flush=True)
                 if curves:
                     curves.add(row)
+            if after_epoch:
+                after_epoch(row)
             if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
                 _exit(setup, progress, signum)
 
