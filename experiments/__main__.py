@@ -69,7 +69,7 @@ def main() -> None:
                 from experiments import search
             except ImportError as error:
                 raise UserError(f"{error}: install it with `pip install optuna`") from error
-            search.run_searches(search.chosen_blocks(args.only), files, ROOT / "searches")
+            search.run_searches(search.chosen_blocks(args.only), files)
         else:
             chosen = [each for each in experiments() if any(text in each.name for text in args.only)]
             if not chosen:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.recipes import recipe
+
 Values = Mapping[str, Any]
 
 
@@ -26,6 +28,7 @@ class Method:
         networks_of: the method whose trained networks are used; None if this method trains its own.
         members: number of networks, with seeds 0, 1, …, whose predictions are averaged.
         dropout_at_work: dropout stays on in prediction, and every pass is one sample (MC dropout).
+        searched: the settings are those that `python -m experiments search` found for the block.
     """
 
     title: str
@@ -35,6 +38,7 @@ class Method:
     networks_of: str | None = None
     members: int = 1
     dropout_at_work: bool = False
+    searched: bool = False
 
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -54,6 +58,10 @@ METHODS: dict[str, Method] = {
     "bbb_ensemble": Method("ensemble of 3 bbb, β = 0.03", True, networks_of="bbb_0.03", members=3),
     "lrt_ensemble": Method("ensemble of 3 lrt, β = 0.003", True, networks_of="lrt_0.003", members=3),
     "alpha": Method("alpha bbb, β = 0.03", True, {"alpha_shape": (1, 1), "layer_type": "bbb", "beta_type": 0.03}),
+    "twin_searched": Method("frequentist, searched", False, searched=True),
+    "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
+    "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
+    "searched": Method("Gaussian, searched", True, searched=True),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -160,13 +168,18 @@ class Experiment:
         return tuple(Experiment(self.block, method.networks_of, seed) for seed in seeds)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the run changes; all others have the configuration's value."""
+        """The settings that the run changes; all others have the configuration's value.
+
+        Raises:
+            UserError: its method needs a search that there has not been.
+        """
         block, method = self.block, self.method
         family = block.bayesian if method.bayesian else block.frequentist
         network = block.net_type
         if method.network:
             network = f"experiments.networks:{method.network.format(block.net_type)}"
-        return {**block.common, **family, **method.settings, "net_type": network, "seed": self.seed}
+        found = recipe(block.dataset, block.net_type, method.bayesian) if method.searched else {}
+        return {**block.common, **family, **found, **method.settings, "net_type": network, "seed": self.seed}
 
 
 def experiments() -> Iterator[Experiment]:

@@ -7,7 +7,6 @@ not touched.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +19,14 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial, TrialState
 
 from experiments.plan import BLOCKS, Block
+from experiments.recipes import FOLDER, Trial, read_trials, record_path
 from experiments.running import ExperimentFiles, configured
 from images import load_data
 from support import LockedError, UserError, locked, write_json
 from training import Row, start, train
 
 TRIALS, SEEDS = 12, 2
+MOST_EPOCHS = 20  # per run: the runs of the plan that last longer are searched by shorter ones
 RATES = {"adam": (5e-4, 1e-2), "sgd": (0.01, 0.2), "ivon": (0.1, 2.0)}
 ADAMW_DECAYS, DECAYS = (1e-4, 0.3), (1e-6, 3e-3)  # decoupled from the gradient, and in it
 COMMON: Mapping[str, Any] = {"lr_schedule": "cosine", "valid_ens": "moments"}
@@ -70,7 +71,7 @@ def suggest(trial: BaseTrial, bayesian: bool, train_size: int) -> dict[str, Any]
     }
 
 
-def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path, trials: int = TRIALS) -> None:
+def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path = FOLDER, trials: int = TRIALS) -> None:
     """Search for both families of every block, except what another process is searching.
 
     Args:
@@ -84,7 +85,7 @@ def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path, 
     """
     for block in blocks:
         for bayesian in (False, True):
-            path = record_path(folder, block, bayesian)
+            path = record_path(block.dataset, block.net_type, bayesian, folder)
             try:
                 with locked(files.checkpoints / "search" / path.stem):
                     _search(block, bayesian, files, path, trials)
@@ -92,32 +93,8 @@ def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path, 
                 print(f"{path.stem}: another process searches it", file=sys.stderr, flush=True)
 
 
-def record_path(folder: Path, block: Block, bayesian: bool) -> Path:
-    """The file of the trials of a block and family."""
-    return folder / f"{block.dataset}-{block.net_type}-{'bayesian' if bayesian else 'frequentist'}.json"
-
-
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The trials of a record, in their order; none if there is no file.
-
-    Raises:
-        UserError: the file is not such a record.
-    """
-    try:
-        trials = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        assert all({"params", "settings", "valid_nll", "value"} <= trial.keys() for trial in trials)
-    except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} is not the record of a search: delete it to search again") from error
-    return trials
-
-
-def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The trial of the lowest value; None if none has come to its end."""
-    return min((trial for trial in trials if trial["value"] is not None), key=lambda t: t["value"], default=None)
-
-
 def _search(block: Block, bayesian: bool, files: ExperimentFiles, path: Path, trials: int) -> None:
-    record = read_record(path)
+    record = read_trials(path)
     if len(record) >= trials:
         return
     common = {
@@ -125,6 +102,7 @@ def _search(block: Block, bayesian: bool, files: ExperimentFiles, path: Path, tr
         "data_dir": str(files.data_dir),
         "net_type": block.net_type,
         **{name: value for name, value in block.common.items() if name != "lr_start"},
+        "n_epochs": min(block.common["n_epochs"], MOST_EPOCHS),
         **(COMMON if bayesian else {name: value for name, value in COMMON.items() if name != "valid_ens"}),
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -181,7 +159,7 @@ def _reporter(trial: optuna.Trial, curves: list[list[float]]) -> Callable[[Row],
     return report
 
 
-def _as_optuna(trial: Mapping[str, Any], bayesian: bool, train_size: int) -> optuna.trial.FrozenTrial:
+def _as_optuna(trial: Trial, bayesian: bool, train_size: int) -> optuna.trial.FrozenTrial:
     """A trial of the record as the library knows it."""
     fixed = FixedTrial(trial["params"])
     suggest(fixed, bayesian, train_size)

@@ -16,7 +16,7 @@ from optuna.trial import FixedTrial
 from torch import nn
 from torchvision import datasets
 
-from experiments import ablations, moments, report, running, search
+from experiments import ablations, moments, recipes, report, running, search
 from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
@@ -281,16 +281,16 @@ def test_moments_are_compared_with_draws_and_the_page_shows_it(
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: ExperimentFiles, tmp_path: Path) -> None:
     block = replace(BARS, common={**BARS.common, "n_epochs": 1})
     for bayesian in (False, True):
-        whole, rest = (search.record_path(tmp_path / name, block, bayesian) for name in ("whole", "rest"))
+        whole, rest = (recipes.record_path("bars", "lenet", bayesian, tmp_path / name) for name in ("whole", "rest"))
         if not whole.exists():
             search.run_searches([block], places, tmp_path / "whole", trials=3)
-        trials = search.read_record(whole)
+        trials = recipes.read_trials(whole)
         assert [trial["params"]["optimizer"] for trial in trials[:2]] == ["sgd", "adam"]
         for trial in trials:
             assert trial["value"] is None or trial["value"] == pytest.approx(
                 sum(min(curve) for curve in trial["valid_nll"]) / search.SEEDS
             )
-        best = search.best_trial(trials)
+        best = recipes.best_trial(trials)
         assert best is not None and best["value"] == min(t["value"] for t in trials if t["value"] is not None)
         rest.parent.mkdir(exist_ok=True)
         rest.write_text(json.dumps(trials[:2]))
@@ -314,6 +314,6 @@ def test_what_is_no_record_of_a_search_is_refused(tmp_path: Path) -> None:
     for content in ("[{}]", "{", "[1]", '{"a": 1}'):
         path.write_text(content)
         with pytest.raises(UserError, match="is not the record of a search: delete it"):
-            search.read_record(path)
+            recipes.read_trials(path)
     with pytest.raises(UserError, match="nothing in the plan contains XY: known are MNIST-lenet"):
         search.chosen_blocks(["XY"])
