@@ -43,7 +43,39 @@ class Method:
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
+SGD: Values = {"optimizer": "sgd", "lr_start": 0.05}
+AT_ONE_TRAINING: Values = {"n_epochs": 30, "lr_schedule": "cosine", "warmup_epochs": 3}
+AT_ONE_SETTINGS: Values = {**AT_ONE_TRAINING, "beta_type": 1.0, "layer_type": "lrt"}
+AT_ONE_RATES: Mapping[str, Values] = {
+    "adam": {"lr_start": 2e-3},
+    "sgd": {**SGD, "lr_spread_factor": 0.2},
+    "ivon": {"optimizer": "ivon", "lr_start": 0.3},
+}
+AT_ONE: dict[str, Method] = {  # β = 1 and its controls
+    f"one_{optimizer}_{prior}_{images}": Method(
+        f"{optimizer.upper() if optimizer == 'ivon' else optimizer}, {prior} prior, {images} images",
+        True,
+        {
+            **AT_ONE_SETTINGS,
+            **rates,
+            **({} if images == "augmented" else {"random_shift": 0, "random_flip": False}),
+            "priors": {"learn_prior_sigma": True} if prior == "learnt" else {"prior_sigma": 1.0},
+        },
+    )
+    for optimizer, rates in AT_ONE_RATES.items()
+    for prior in ("fixed", "learnt")
+    for images in ("augmented", "plain")
+} | {
+    "one_twin": Method("control: twin by sgd", False, {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}),
+    "one_noise": Method(
+        "control: sgd with fixed noise of σ = 0.0067",
+        True,
+        {**AT_ONE_SETTINGS, **SGD, "lr_spread_factor": 1e-9, "priors": {"prior_sigma": 0.3}},
+    ),
+}
+
 METHODS: dict[str, Method] = {
+    **AT_ONE,
     "frequentist": Method("frequentist", False),
     "dropout": Method("frequentist, dropout", False, network="{}_dropout"),
     "mc_dropout": Method("MC dropout", False, networks_of="dropout", dropout_at_work=True),
@@ -96,7 +128,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
-            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1,
+            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, **dict.fromkeys(AT_ONE, 1),
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
     ),
@@ -106,7 +138,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **dict.fromkeys(AT_ONE, 1),
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),

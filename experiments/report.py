@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks.measure import table as markdown
 from experiments.ablations import AS_PLANNED
-from experiments.plan import METHODS, TEMPERATURES
+from experiments.plan import AT_ONE, METHODS, TEMPERATURES
 from support import (
     BLUE,
     GREEN,
@@ -126,6 +126,28 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+def _train_nll(result: Result) -> float:
+    return result["best_validations"][0]["train_nll"]
+
+
+def _kl(result: Result) -> float:
+    return result["best_validations"][0]["train_kl"]
+
+
+def _elbo(result: Result) -> float:
+    return result["best_validations"][0]["valid_elbo"]
+
+
+AT_ONE_COLUMNS: tuple[Column, ...] = (
+    *COLUMNS[:2],
+    COLUMNS[3],
+    ("training NLL", _train_nll, ".4f"),
+    ("KL", _kl, ",.0f"),
+    ("ELBO", _elbo, ".3f"),
+    *COLUMNS[4:6],
+)
+
+
 def table(rows: Sequence[Row]) -> str:
     """All rows as a Markdown table: means over the seeds, ± the standard deviation if there are several."""
     header = [
@@ -153,6 +175,21 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.mean(lambda result: result['predicting_seconds']):.1f} s",
             ]
         )
+    return markdown(header, lines)
+
+
+def at_one_table(rows: Sequence[Row]) -> str:
+    """The networks at β = 1 and their controls, as a Markdown table: KL in nats, ELBO in nats per example."""
+    header = ["network", "training", *(name for name, _, _ in AT_ONE_COLUMNS)]
+    lines = []
+    for row in rows:
+        if row.method in AT_ONE:
+            bayesian = METHODS[row.method].bayesian
+            cells = [
+                _cell(row.values(pick), form) if bayesian or pick not in (_kl, _elbo) else ""
+                for _, pick, form in AT_ONE_COLUMNS
+            ]
+            lines.append([f"{TITLES[row.net_type]}, {row.dataset}", METHODS[row.method].title, *cells])
     return markdown(header, lines)
 
 
@@ -215,7 +252,8 @@ def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: s
 def with_tables(page: str, rows: Sequence[Row]) -> str:
     """The page with its tables replaced, each between marks such as `<!-- results -->` and `<!-- /results -->`."""
     tables = {
-        "results": table(rows),
+        "results": table([row for row in rows if row.method not in AT_ONE]),
+        "at one": at_one_table(rows),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
     }
@@ -229,7 +267,8 @@ def write(rows: Sequence[Row]) -> None:
     """Write the tables into the pages, and the figures into docs/images."""
     for page in PAGES:
         write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
-    for path in (plot_methods(rows), plot_pairs(rows), plot_temperatures(rows)):
+    plotted = [row for row in rows if row.method not in AT_ONE]
+    for path in (plot_methods(plotted), plot_pairs(plotted), plot_temperatures(plotted)):
         print(path)
 
 

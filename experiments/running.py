@@ -151,6 +151,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
         "unknown": {name: novelties(known, predictive, SCORES) for name, predictive in unknown.items()},
         "valid_nll": sum(run["validation"]["valid_nll"] for run in runs) / len(runs),
         "valid_accuracy": sum(run["validation"]["valid_accuracy"] for run in runs) / len(runs),
+        "best_validations": [run["validation"] for run in runs],
         "best_epochs": [int(run["validation"]["epoch"]) for run in runs],
         "epochs": runs[0]["epochs"],
         "parameters": sum(run["parameters"] for run in runs),
