@@ -27,10 +27,13 @@ class Alarms:
         epochs: the number of epochs of the whole run.
         batches: the number of batches per epoch, if the network is at the start of its run and σ has to move from
             there; otherwise 0.
+        faster: what lets σ move faster.
     """
 
-    def __init__(self, net: nn.Module, classes: int, epochs: int, batches: int = 0) -> None:
-        self.net, self.classes, self.epochs = net, classes, epochs
+    def __init__(
+        self, net: nn.Module, classes: int, epochs: int, batches: int = 0, faster: str = "a larger lr_spread_factor"
+    ) -> None:
+        self.net, self.classes, self.epochs, self.faster = net, classes, epochs, faster
         self.steps = epochs * batches
         self.first_stds = self._sample_stds() if self.steps >= STEPS else None
         self.reported: set[str] = set()
@@ -98,7 +101,7 @@ class Alarms:
             return None
         return (
             f"in {self.steps:,} steps the median posterior deviation has changed by only {change:.0%}, so the network "
-            f"is about as unsure as it was at its start: try a larger lr_spread_factor, or more epochs"
+            f"is about as unsure as it was at its start: try {self.faster}, or more epochs"
         )
 
     @torch.no_grad()

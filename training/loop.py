@@ -126,7 +126,8 @@ def train(
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
     is_new = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if is_new else 0)
+    faster = "a smaller curvature_decay" if settings.optimizer == "ivon" else "a larger lr_spread_factor"
+    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if is_new else 0, faster)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
