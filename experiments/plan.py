@@ -44,7 +44,7 @@ class Method:
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
 SGD: Values = {"optimizer": "sgd", "lr_start": 0.05}
-AT_ONE_TRAINING: Values = {"n_epochs": 30, "lr_schedule": "cosine", "warmup_epochs": 3}
+AT_ONE_TRAINING: Values = {"n_epochs": 15, "lr_schedule": "cosine", "warmup_epochs": 5}
 AT_ONE_SETTINGS: Values = {**AT_ONE_TRAINING, "beta_type": 1.0, "layer_type": "lrt"}
 AT_ONE_RATES: Mapping[str, Values] = {
     "adam": {"lr_start": 2e-3},
