@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from layers import sampling
+from layers import to_deterministic, weight_posteriors
 from moments.functions import TINY
 from moments.pair import MissingRuleError, Moments, variance_of
 from moments.rules import known_weights, weight_moments
@@ -53,21 +53,25 @@ def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return Propagation(net)(images)
 
 
-class Propagation:
+class Propagation(nn.Module):
     """`propagate` for one network again and again: the variances of its weights are computed once.
 
     Args:
-        net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are.
+        net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are and where they are.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self._weights = weight_moments(net)
+        super().__init__()
+        # Plain layers, whose forward computes neither deviations nor a KL, with the weights of `net` itself.
+        self.twin = to_deterministic(net)
+        self.twin.load_state_dict(net.state_dict(keep_vars=True), strict=False, assign=True)
+        weights = weight_moments(net)
+        self._weights = {name: weights[id(mean)] for name, mean, _ in weight_posteriors(net)}
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
-        with sampling(self.net, False), known_weights(self._weights):
-            output = self.net(Moments(images))
+        with known_weights({id(self.twin.get_parameter(name)): weight for name, weight in self._weights.items()}):
+            output = self.twin(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
             raise MissingRuleError("moments were lost on the way: the network's output is an ordinary tensor")
