@@ -334,7 +334,7 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
 _REARRANGING = (
     torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute,
     Tensor.contiguous, torch.transpose, Tensor.transpose, torch.squeeze, Tensor.squeeze, torch.unsqueeze,
-    Tensor.unsqueeze, Tensor.__getitem__,
+    Tensor.unsqueeze, torch.unflatten, Tensor.unflatten, Tensor.__getitem__,
     torch.chunk, Tensor.chunk, torch.split, Tensor.split, Tensor.unbind, torch.unbind, Tensor.expand, Tensor.expand_as,
     Tensor.clone, torch.clone, Tensor.detach, Tensor.to, Tensor.float, Tensor.double, F.pixel_shuffle, Tensor.narrow,
 )  # fmt: skip
