@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inference.classifier import Classifier
 from inference.metrics import accuracy
 from layers import BayesianLayer, to_deterministic
-from moments import DRAWS, fixed_normals, logit_draws, propagate
+from moments import DRAWS, Propagation, fixed_normals, logit_draws
 from support import UserError, atomic_write
 
 
@@ -121,12 +121,15 @@ class MomentNetwork(UncertainNetwork):
     noise: Tensor
 
     def __init__(self, net: nn.Module, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(copy.deepcopy(net), mean, std)
+        with torch.no_grad():  # the moments of weights become constants
+            propagation = Propagation(copy.deepcopy(net).eval())
+        super().__init__(propagation, mean, std)
         self.register_buffer("noise", fixed_normals(DRAWS, classes))
 
     def draws(self, images: Tensor) -> Tensor:
         """Class probabilities [64, n, classes] of fixed draws of the logits."""
-        return logit_draws(*propagate(self.net, self.normalized(images)), self.noise).softmax(-1)
+        logit_mean, covariance = self.net(self.normalized(images))
+        return logit_draws(logit_mean, covariance, self.noise).softmax(-1)
 
 
 class PredictiveNetwork(UncertainNetwork):

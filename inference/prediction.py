@@ -221,9 +221,13 @@ class Predictor:
         seed: of the draws.
         method: 'draws' or 'moments', as for `posterior_predictive`.
         likelihood: what the outputs are, as for `summarize`.
+        fit_to: by moments, images [n, ...] as those of a call, of validation for example. The covariances of the
+            logits are corrected so that on average they are those of `num_samples` draws on these images; 64 images
+            suffice. Moments alone do not know how convolutions' outputs are correlated, and understate them.
 
     Raises:
-        ValueError: `num_samples` is below 1, or the method or the likelihood is unknown.
+        ValueError: `num_samples` is below 1 (2 for a fit), the method or the likelihood is unknown, or `fit_to` is not
+            for moments.
     """
 
     @torch.no_grad()
@@ -235,14 +239,20 @@ class Predictor:
         *,
         method: str = "draws",
         likelihood: str | None = None,
+        fit_to: Tensor | None = None,
     ) -> None:
         _check_method(method)
         get_likelihood(likelihood)
+        if fit_to is not None and (method != "moments" or num_samples < 2):
+            raise ValueError("fit_to expects the method 'moments' and at least 2 samples: leave it out otherwise")
         self.likelihood = likelihood
         self._propagation: Propagation | None = None
         if method == "moments":
             self._net = copy.deepcopy(net).eval()
             self._propagation = Propagation(self._net)
+            if fit_to is not None and any(True for _ in weight_posteriors(net)):
+                outputs = torch.stack(list(posterior_outputs(self._net, fit_to, num_samples, 256, seed)))
+                self._propagation.fit(fit_to.to(outputs.device), outputs)
             return
         self._net = to_deterministic(net).eval()
         self._count = effective_samples(net, num_samples)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-30  # the least variance that is divided by
+LARGEST = 13.0  # number of deviations from which on Φ is 0 or 1; the density of more would be slow, as a denormal
 NODES, WEIGHTS = (  # of 5-point Gauss–Hermite quadrature of a standard normal
     (-2.8569700138728056, -1.355626179974266, 0.0, 1.355626179974266, 2.8569700138728056),
     (0.011257411327720691, 0.2220759220056126, 8 / 15, 0.2220759220056126, 0.011257411327720691),
@@ -38,7 +39,7 @@ def relu_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor
     With a = m/√v the mean is mΦ + √v φ and the variance v (Φ + h), see `_normal_parts`.
     """
     std = std_of(variance)
-    upper, density, rest = _normal_parts((mean / std).clamp(-30, 30))
+    upper, density, rest = _normal_parts((mean / std).clamp(-LARGEST, LARGEST))
     return (mean * upper + std * density).clamp_min(0), variance * (upper + rest).clamp(0, 1), upper
 
 
@@ -77,6 +78,6 @@ def maximum_moments(
     total = variance1 + variance2 - 2 * correlation * (variance1 * variance2).sqrt()
     std = std_of(total)
     difference = mean1 - mean2
-    upper, density, rest = _normal_parts((difference / std).clamp(-30, 30))
+    upper, density, rest = _normal_parts((difference / std).clamp(-LARGEST, LARGEST))
     mean = mean2 + difference * upper + std * density
     return mean, (variance2 + (variance1 - variance2) * upper + total * rest).clamp_min(0)

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from layers import sampling
+from layers import to_deterministic, weight_posteriors
 from moments.functions import TINY
 from moments.pair import MissingRuleError, Moments, variance_of
 from moments.rules import known_weights, weight_moments
@@ -53,26 +53,58 @@ def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return Propagation(net)(images)
 
 
-class Propagation:
+class Propagation(nn.Module):
     """`propagate` for one network again and again: the variances of its weights are computed once.
 
     Args:
-        net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are.
+        net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are and where they are.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self._weights = weight_moments(net)
+        super().__init__()
+        # Plain layers, whose forward computes neither deviations nor a KL, with the weights of `net` itself.
+        self.twin = to_deterministic(net)
+        self.twin.load_state_dict(net.state_dict(keep_vars=True), strict=False, assign=True)
+        weights = weight_moments(net)
+        self._weights = {name: weights[id(mean)] for name, mean, _ in weight_posteriors(net)}
+        self._map: Tensor | None = None
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
-        with sampling(self.net, False), known_weights(self._weights):
-            output = self.net(Moments(images))
+        with known_weights({id(self.twin.get_parameter(name)): weight for name, weight in self._weights.items()}):
+            output = self.twin(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
             raise MissingRuleError("moments were lost on the way: the network's output is an ordinary tensor")
         logits = logits.settled()
-        return logits.mean_value, logit_covariance(logits)
+        covariance = logit_covariance(logits)
+        return logits.mean_value, covariance if self._map is None else self._map @ covariance @ self._map.mT
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, draws: Tensor) -> None:
+        """Correct the covariance by one linear map of the logits, so that on average over images it is that of draws.
+
+        With T and S the average covariances by draws and by moments, each image weighed by 1 / tr S, the map is
+        A = S^-½ (S^½ T S^½)^½ S^-½, which takes N(0, S) to N(0, T) at the least distance, and S becomes A S A.
+
+        Args:
+            images: [n, channels, height, width], of the kind to be predicted.
+            draws: [samples, n, classes], the logits of draws of the network for these images.
+        """
+        self._map = None
+        covariances = self(images)[1].double()
+        weights = 1 / covariances.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(TINY)
+        centered = draws.double() - draws.double().mean(0)
+        of_moments = torch.einsum("n,nij->ij", weights, covariances)
+        of_draws = torch.einsum("n,tni,tnj->ij", weights, centered, centered) / (len(draws) - 1)
+        root, inverse = _power(of_moments, 0.5), _power(of_moments, -0.5)
+        self._map = (inverse @ _power(root @ of_draws @ root, 0.5) @ inverse).to(images)
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    """A power of a symmetric positive semidefinite matrix; its least eigenvalues count as 1e-9 of the largest."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(1e-9 * values[-1] + TINY) ** exponent) @ vectors.mT
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from support import UserError
@@ -72,11 +73,48 @@ class Activation:
     moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a pooling.
+
+    Attributes:
+        size: by axis, how many elements each window has.
+        step: by axis, from one window to the next.
+        padding: by axis, elements outside of the map at either end, which do not count.
+        ceil_mode: whether the last window may reach beyond the padding.
+    """
+
+    size: tuple[int, ...]
+    step: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool = False
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether every window lies in the map."""
+        return not any(self.padding) and not self.ceil_mode
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of the values in each window."""
+        pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(self.size) - 1]
+        return pool(values, self.size, self.step, self.padding, self.ceil_mode, count_include_pad=False)
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A variance that is computed where it is needed, because its mean over windows costs less than all of it.
+
+    Attributes:
+        compute: the mean variance of each window, or with None the variance of every element.
+    """
+
+    compute: Callable[[Windows | None], Tensor]
+
+
 class Moments:
     """A random tensor that stands for a tensor in the `forward` of a network.
 
-    Attributes:
+    Args:
         mean_value: its mean.
         variance: of every element, of the mean's shape; None where it is 0 everywhere.
         link: how it depends on earlier tensors, in the fully connected head.
@@ -84,11 +122,36 @@ class Moments:
         channels: of a vector that was a map, [n, channels, …], how many channels it had.
     """
 
-    mean_value: Tensor
-    variance: Tensor | None = None
-    link: Link | None = None
-    waiting: Activation | None = None
-    channels: int | None = None
+    def __init__(
+        self,
+        mean_value: Tensor,
+        variance: Tensor | Deferred | None = None,
+        link: Link | None = None,
+        waiting: Activation | None = None,
+        channels: int | None = None,
+    ) -> None:
+        self.mean_value = mean_value
+        self._variance = variance
+        self.link = link
+        self.waiting = waiting
+        self.channels = channels
+
+    @property
+    def variance(self) -> Tensor | None:
+        """The variance of every element, of the mean's shape; None where it is 0 everywhere."""
+        if isinstance(self._variance, Deferred):
+            self._variance = self._variance.compute(None)
+        return self._variance
+
+    def variance_over(self, windows: Windows) -> Tensor | None:
+        """The mean variance of each window; None where it is 0 everywhere."""
+        if isinstance(self._variance, Deferred):
+            return self._variance.compute(windows)
+        return None if self._variance is None else windows.mean(self._variance)
+
+    def awaiting(self, activation: Activation) -> Moments:
+        """The same before an activation that waits."""
+        return Moments(self.mean_value, self._variance, self.link, activation)
 
     def settled(self) -> Moments:
         """The same with an activation that waited applied."""

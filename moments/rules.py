@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from layers import weight_posteriors
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
-    RULES,
     WAITING,
     Activation,
+    Deferred,
     Link,
     MissingRuleError,
     Moments,
     Rule,
+    Windows,
     diagonal_link,
     parts_of,
     register_each,
@@ -39,6 +40,30 @@ class WeightMoments:
     variance: Tensor
     second: Tensor
     joint: Tensor
+    _pooled: dict[Any, Tensor] = field(default_factory=dict)
+
+    def pooled(self, kernel: Tensor, operation: Callable[..., Tensor], size: Any, strides: Any) -> Tensor:
+        """The kernel of the mean over windows of a convolution's outputs: the mean of its shifts by the strides.
+
+        It has (k + s(p − 1))² elements where the outputs of a window take (kp)² products, with k the size of the
+        kernel, s the stride and p the size of the window. Computed once.
+
+        Args:
+            kernel: `variance` or `joint`.
+            operation: the convolution.
+            size: of the windows, by axis.
+            strides: of the convolution, by axis.
+        """
+        key = kernel is self.joint, size, strides
+        if key in self._pooled:
+            return self._pooled[key]
+        box = kernel.new_full((1, 1, *size), 1 / math.prod(size))
+        padding = tuple(stride * (length - 1) for stride, length in zip(strides, size, strict=True))
+        pooled = operation(kernel.flatten(0, 1)[:, None], box, None, 1, padding, strides)
+        pooled = pooled.unflatten(0, kernel.shape[:2]).squeeze(2)
+        if not torch.compiler.is_exporting():
+            self._pooled[key] = pooled
+        return pooled
 
 
 def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
@@ -65,42 +90,80 @@ def known_weights(weights: Mapping[int, WeightMoments]) -> Iterator[None]:
         _WEIGHTS.reset(token)
 
 
-def _affine(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
-    """The rule of a linear layer or convolution, whose weight and bias may be Bayesian."""
+def _known(weight: Tensor | None) -> WeightMoments | None:
+    return (_WEIGHTS.get() or {}).get(id(weight))
 
-    def affine(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+
+def _bias_variance(bias: Tensor | None) -> Tensor | None:
+    of_bias = _known(bias)
+    return None if of_bias is None else of_bias.variance
+
+
+@rule(F.linear)
+def _linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Moments:
+    """A linear layer whose weight and bias may be Bayesian, and the link of its output to a vector as its input."""
+    mean, variance = parts_of(input)
+    of_weight = _known(weight)
+    out = F.linear(mean, weight, bias)
+    noise = None
+    if of_weight is not None:
+        second = mean.square() if variance is None else mean.square() + variance
+        noise = F.linear(second, of_weight.variance, _bias_variance(bias))
+    if variance is None:
+        out_variance = noise
+    else:
+        inherited = _linear_variance(variance, weight, input.channels)
+        out_variance = inherited if noise is None else noise + inherited
+    if mean.dim() != 2 or out_variance is None:
+        return Moments(out, out_variance)
+    before = input.link if isinstance(input, Moments) else None
+    leaf = None if before is not None or variance is None else std_of(variance)
+    noise = torch.zeros_like(out) if noise is None else noise
+    channels = input.channels if leaf is not None and input.channels else mean.shape[1]
+    return Moments(out, out_variance, Link(before, leaf, weight, noise, channels=channels))
+
+
+def _convolution(operation: Callable[..., Tensor]) -> Rule:
+    """The rule of a convolution whose weight and bias may be Bayesian."""
+
+    def convolve(
+        input: Any,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Moments:
         mean, variance = parts_of(input)
-        known = _WEIGHTS.get() or {}
-        of_weight, of_bias = known.get(id(weight)), known.get(id(bias))
-        bias_variance = None if of_bias is None else of_bias.variance
-        grouped = transposed or kwargs.get("groups", args[3] if len(args) > 3 else 1) != 1
-        out = operation(mean, weight, bias, *args, **kwargs)
-        noise = None
-        if of_weight is None:
-            out_variance = (
-                None if variance is None else operation(variance, weight.square(), bias_variance, *args, **kwargs)
-            )
-        elif variance is None:
-            out_variance = noise = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
-        elif operation is F.linear:
-            noise = operation(mean.square() + variance, of_weight.variance, bias_variance)
-            out_variance = noise + _linear_variance(variance, weight, input.channels)
-        elif not grouped:
-            both = torch.cat([mean.square(), variance], 1 if mean.dim() == weight.dim() else 0)
-            out_variance = operation(both, of_weight.joint, bias_variance, *args, **kwargs)
-        else:
-            out_variance = operation(mean.square(), of_weight.variance, bias_variance, *args, **kwargs)
-            out_variance = out_variance + operation(variance, of_weight.second, None, *args, **kwargs)
-        link = None
-        if operation is F.linear and mean.dim() == 2 and out_variance is not None:
-            before = input.link if isinstance(input, Moments) else None
-            leaf = None if before is not None or variance is None else std_of(variance)
-            noise = torch.zeros_like(out) if noise is None else noise
-            channels = input.channels if leaf is not None and input.channels else mean.shape[1]
-            link = Link(before, leaf, weight, noise, channels=channels)
-        return Moments(out, out_variance, link)
+        of_weight, bias_variance, axes = _known(weight), _bias_variance(bias), weight.dim() - 2
+        out = operation(mean, weight, bias, stride, padding, dilation, groups)
+        if of_weight is None and variance is None:
+            return Moments(out)
 
-    return affine
+        def out_variance(windows: Windows | None) -> Tensor:
+            if of_weight is None:
+                inputs, kernel = variance_of(input), weight.square()
+            elif variance is None:
+                inputs, kernel = mean.square(), of_weight.variance
+            else:
+                by_group = [each.unflatten(-1 - axes, (groups, -1)) for each in (mean.square(), variance)]
+                inputs, kernel = torch.cat(by_group, -1 - axes).flatten(-2 - axes, -1 - axes), of_weight.joint
+            steps = _each(stride, axes)
+            is_plain = not isinstance(padding, str) and set(_each(dilation, axes)) == {1}
+            if windows is not None and windows.is_inside and is_plain and of_weight is not None:
+                kernel = of_weight.pooled(kernel, operation, windows.size, steps)
+                steps, windows = tuple(a * b for a, b in zip(steps, windows.step, strict=True)), None
+            result = operation(inputs, kernel, bias_variance, steps, padding, dilation, groups)
+            return result if windows is None else windows.mean(result)
+
+        return Moments(out, Deferred(out_variance))
+
+    return convolve
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes // len(value))
 
 
 def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> Tensor:
@@ -113,12 +176,32 @@ def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> 
     return total
 
 
-register_each(_affine, F.linear, F.conv1d, F.conv2d, F.conv3d)
-register_each(partial(_affine, transposed=True), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+register_each(_convolution, F.conv1d, F.conv2d, F.conv3d)
+
+
+def _transposed(operation: Callable[..., Tensor]) -> Rule:
+    """The rule of a transposed convolution whose weight and bias may be Bayesian."""
+
+    def convolve(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+        mean, variance = parts_of(input)
+        of_weight = _known(weight)
+        out, out_variance = operation(mean, weight, bias, *args, **kwargs), None
+        if variance is not None:
+            second = weight.square() if of_weight is None else of_weight.second
+            out_variance = operation(variance, second, None, *args, **kwargs)
+        if of_weight is not None:
+            noise = operation(mean.square(), of_weight.variance, _bias_variance(bias), *args, **kwargs)
+            out_variance = noise if out_variance is None else noise + out_variance
+        return Moments(out, out_variance)
+
+    return convolve
+
+
+register_each(_transposed, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:
-    return Moments(input.mean_value, input.variance, input.link, Activation(moments))
+    return input.awaiting(Activation(moments))
 
 
 @rule(F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
@@ -159,10 +242,11 @@ def _maximum(one: Any, other: Any) -> Moments:
 
 
 def _max_pool(operation: Callable[..., Any]) -> Rule:
-    """The moments of the unit with the largest mean of each window.
+    """The largest mean of each window, and the mean variance.
 
     The units of a window share their weights and nearly all of their pixels, so they move together. Clark's maximum
-    with the correlation of .9 that is found there costs twice as much as all the rest, and is no better.
+    with the correlation of .9 that is found there costs twice as much as all the rest, and is no better; nor is the
+    variance of the unit with the largest mean, for which a convolution would have to compute all variances.
     """
 
     def max_pool(
@@ -174,30 +258,22 @@ def _max_pool(operation: Callable[..., Any]) -> Rule:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Moments:
-        if return_indices:
-            raise MissingRuleError("moments cannot pass through max pooling with return_indices")
-        mean, variance = parts_of(input)
-        out, indices = operation(mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
-        if variance is not None:
-            spatial = indices.dim() - 2 if indices.dim() > 2 else 1
-            chosen = variance.flatten(-spatial).gather(-1, indices.flatten(-spatial))
-            variance = chosen.view(out.shape)
-        return Moments(out, variance, waiting=input.waiting)
+        axes = _AXES[operation]
+        if return_indices or set(_each(dilation, axes)) != {1}:
+            raise MissingRuleError("moments cannot pass through max pooling with return_indices or dilation")
+        size = _each(kernel_size, axes)
+        windows = Windows(size, _each(stride or size, axes), _each(padding, axes), ceil_mode)
+        out = operation(input.mean_value, size, windows.step, windows.padding, 1, ceil_mode)
+        return Moments(out, input.variance_over(windows), waiting=input.waiting)
 
     return max_pool
 
 
-_POOLS = {
-    F.max_pool1d: F.max_pool1d_with_indices,
-    F.max_pool2d: F.max_pool2d_with_indices,
-    F.max_pool3d: F.max_pool3d_with_indices,
-    torch.max_pool1d: F.max_pool1d_with_indices,
-    torch.max_pool2d: F.max_pool2d_with_indices,
-    torch.max_pool3d: F.max_pool3d_with_indices,
-}
-for _pool, _with_indices in _POOLS.items():
-    RULES[_pool] = _max_pool(_with_indices)
-WAITING |= set(_POOLS)
+_AXES = {
+    F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3, torch.max_pool1d: 1, torch.max_pool2d: 2, torch.max_pool3d: 3,
+}  # fmt: skip
+register_each(_max_pool, *_AXES)
+WAITING |= set(_AXES)
 
 
 def _average(operation: Callable[..., Tensor]) -> Rule:
@@ -258,7 +334,7 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
 _REARRANGING = (
     torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute,
     Tensor.contiguous, torch.transpose, Tensor.transpose, torch.squeeze, Tensor.squeeze, torch.unsqueeze,
-    Tensor.unsqueeze, Tensor.__getitem__,
+    Tensor.unsqueeze, torch.unflatten, Tensor.unflatten, Tensor.__getitem__,
     torch.chunk, Tensor.chunk, torch.split, Tensor.split, Tensor.unbind, torch.unbind, Tensor.expand, Tensor.expand_as,
     Tensor.clone, torch.clone, Tensor.detach, Tensor.to, Tensor.float, Tensor.double, F.pixel_shuffle, Tensor.narrow,
 )  # fmt: skip

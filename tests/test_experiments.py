@@ -21,7 +21,7 @@ from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
-from inference import Classifier, accuracy, nll
+from inference import Classifier, Predictor, accuracy, nll
 from layers import GaussianPrior, deterministic_layers
 from models import build, load_network
 from support import UserError, locked
@@ -268,11 +268,12 @@ def test_moments_are_compared_with_draws_and_the_page_shows_it(
     monkeypatch.setattr(moments, "REFERENCE", 30)
     result = moments.measure(run_files(finished_run).best, pictures / "test", 8, finished_run.data_dir)
     classifier = Classifier.load(run_files(finished_run).best)
-    rows, predictives = moments.compare(classifier, images := torch.randint(256, (4, 1, 32, 32), dtype=torch.uint8))
+    images = torch.randint(256, (4, 1, 32, 32), dtype=torch.uint8)
+    rows, predictives = moments.compare(classifier, images, {"moments": Predictor(classifier.net, method="moments")})
     draws, one_pass = classifier.predict(images, 30), classifier.predict(images, method="moments")
     assert rows["moments"] == pytest.approx(0.5 * float((draws.probs - one_pass.probs).abs().sum(1).mean()), rel=1e-4)
     torch.testing.assert_close(predictives["draws"].entropy, draws.entropy)
-    assert all(0 < row["100 draws"] < 0.5 for row in result["total_variation"].values())
+    assert all(0 < row[way] < 0.5 for row in result["total_variation"].values() for way in ("100 draws", "fitted"))
     assert result["scores"]["moments"]["nll"] == pytest.approx(result["scores"]["draws"]["nll"], rel=0.2)
     record = json.loads(moments.RECORD.read_text(encoding="utf-8"))
     assert moments.render(record) in (moments.RECORD.parent / "README.md").read_text(encoding="utf-8")

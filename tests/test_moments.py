@@ -120,6 +120,29 @@ def test_a_layer_has_the_moments_of_the_closed_form(name: str, is_random: bool) 
     torch.testing.assert_close(result.variance, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("conv", "pool"),
+    [({"kernel_size": 5}, {"kernel_size": 2}), ({"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "stride": 2}),
+     ({"kernel_size": 4, "stride": 2, "padding": 2, "groups": 2}, {"kernel_size": (2, 3), "stride": 1}),
+     ({"kernel_size": 3, "dilation": 2}, {"kernel_size": 2}),
+     ({"kernel_size": 3}, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+     ({"kernel_size": 3, "padding": "same"}, {"kernel_size": 2})],
+)  # fmt: skip
+@pytest.mark.parametrize("is_random", [True, False])
+def test_a_pooled_convolution_has_the_mean_variance_of_each_window(
+    conv: dict[str, Any], pool: dict[str, Any], is_random: bool
+) -> None:
+    """Whether or not the variances outside of the pooling are computed."""
+    layer = BBBConv2d(4, 6, priors=WIDE, **conv)
+    input = Moments(torch.randn(2, 4, 12, 11), torch.rand(2, 4, 12, 11) if is_random else None)
+    with torch.no_grad(), sampling(layer, False), known_weights(weight_moments(layer)):
+        full, results = layer(input), [F.max_pool2d(F.relu(layer(input)), **pool) for _ in range(2)]
+    for result in results:
+        assert torch.equal(result.mean_value, F.max_pool2d(full.mean_value, **pool))
+        expected = F.avg_pool2d(full.variance, **pool, count_include_pad=False)
+        torch.testing.assert_close(result.variance, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_linear_network_has_the_covariance_of_the_closed_form() -> None:
     """With h = W₁x independent over units, Cov(y) = M Var(h) Mᵀ + diag(Σ σ²E[h²] + σ_b²)."""
     first, last = BBBLinear(5, 7, priors=WIDE), BBBLinear(7, 4, priors=WIDE)

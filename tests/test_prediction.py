@@ -270,3 +270,20 @@ def test_a_network_that_cannot_take_all_draws_at_once_takes_them_in_turn() -> No
     net, inputs = Branching(), torch.randn(1, 4)
     expected = posterior_predictive(net, inputs, 5)
     torch.testing.assert_close(Predictor(net, 5)(inputs).probs, expected.probs)
+
+
+def test_moments_are_fitted_to_draws() -> None:
+    """The hidden units of this network share its random input, which moments do not know."""
+    torch.manual_seed(0)
+    net = nn.Sequential(BBBLinear(2, 1, priors=WIDE), nn.Unflatten(1, (1, 1)), nn.Conv1d(1, 6, 1), FlattenLayer(6))
+    net.append(nn.Linear(6, 3))
+    inputs = torch.randn(200, 2)
+    kept, fitted = (Predictor(net, 400, method="moments", fit_to=images) for images in (None, inputs[:100]))
+    draws = posterior_predictive(net, inputs[100:], 400, seed=1)
+    errors = [
+        float((predictor(inputs[100:]).mutual_information / draws.mutual_information).log().abs().mean())
+        for predictor in (kept, fitted)
+    ]
+    assert errors[1] < 0.1 < 0.5 < errors[0]
+    with pytest.raises(ValueError, match="fit_to expects the method 'moments'"):
+        Predictor(net, fit_to=inputs)
