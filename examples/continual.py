@@ -132,7 +132,7 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
     for count, (net, twin, (task, _)) in enumerate(zip(nets, twins, problem.tasks, strict=True), start=1):
         coreset, rest = CORESETS[args.choose](task, args.coreset, seed)
         coresets.append(coreset)
-        fit(net, rest, args.epochs, **steps)
+        fit(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
         posterior_as_prior(net)
         fit(twin, task, args.twin_epochs, **steps)
         rows[BAYESIAN].append(accuracies(nets, problem, count, args))
@@ -145,7 +145,7 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
 
 def with_coresets(nets: Sequence[nn.Module], coresets: Sequence[Split], args: argparse.Namespace) -> list[nn.Module]:
     """The networks for prediction: one head learns the coresets of all tasks so far, a head per task its own."""
-    steps: dict[str, Any] = {"epochs": args.coreset_epochs, "lr": args.lr}
+    steps: dict[str, Any] = {"epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     if nets[0] is nets[-1]:
         return [fitted_to(nets[0], joined(coresets), **steps)] * len(coresets)
     return [fitted_to(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
@@ -171,11 +171,12 @@ def evaluate(net: nn.Module, test: Split, args: argparse.Namespace) -> dict[str,
 def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """The scores of a network that has the data in parts, one after the other, and of one that has them at once."""
     parts, test = [part for part, _ in problem.tasks], problem.tasks[0][1]
+    steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     results = {}
     for name, tasks in (("in parts", parts), ("at once", [joined(parts)])):
         net = bayesian_learners(problem, args)[0]
         for task in tasks:
-            fit(net, task, args.epochs, batch_size=args.batch_size, lr=args.lr, seed=seed)
+            fit(net, task, args.epochs, seed=seed, **steps)
             posterior_as_prior(net)
         results[name] = evaluate(net, test, args)
         print(f"seed {seed}, {name}: {', '.join(f'{key} {value:.4f}' for key, value in results[name].items())}")
@@ -222,15 +223,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
+    """Earlier seeds stay where the settings are the same."""
     record = json.loads(args.record.read_text(encoding="utf-8")) if args.record.exists() else {}
+    name, settings = f"{args.problem} {args.dataset}", vars(args).copy()
+    for local in ("seeds", "data_dir", "record", "picture"):
+        del settings[local]
+    earlier = record.get(name, {})
     entry = {
         "command": " ".join(("python -m examples.continual", *words)),
-        "settings": {name: value for name, value in vars(args).items() if not isinstance(value, Path)},
+        "settings": settings,
         "images": images,
-        "results": results,
+        "results": (earlier["results"] if earlier.get("settings") == settings else {}) | results,
         "versions": versions(),
     }
-    write_json(args.record, record | {f"{args.problem} {args.dataset}": entry})
+    write_json(args.record, record | {name: entry})
 
 
 @figure_style()
@@ -238,7 +244,7 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
     """Per task its accuracy from when it was learnt, and their mean over the tasks so far."""
     tasks = len(results[TWIN])
     columns = 6 if tasks > 5 else 3
-    figure = Figure(figsize=(1.8 * columns, 4), layout="constrained")
+    figure = Figure(figsize=(2 * columns + 1, 4), layout="constrained")
     axes = figure.subplots(2, columns, sharex=True, sharey=True).flat
     for name, color in SEQUENCES.items():
         rows = results[name]
@@ -251,9 +257,8 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
         axes[task].set_title(f"task {task + 1}" if task < tasks else "mean so far", fontsize=9)
     for ax in axes[tasks + 1 :]:
         ax.set_visible(False)
-    figure.suptitle(f"{title}: test accuracy")
-    figure.supxlabel("tasks learnt", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    figure.suptitle(f"{title}: accuracy by the number of tasks learnt")
+    figure.legend(loc="outside lower center", ncols=columns * 2 // 3, fontsize=9)
     return save_figure(figure, path)
 
 
@@ -273,6 +278,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--coreset_epochs", type=argument(whole(1)), default=60, help="over the coresets (%(default)s)")
     add("--batch_size", type=argument(whole(1)), default=256, help="(%(default)s)")
     add("--lr", type=argument(number(0, exclusive=True)), default=2e-3, help="at the start of a task (%(default)s)")
+    add("--lr_spread_factor", type=argument(number(0, exclusive=True)), default=10.0, help="of ρ (%(default)s)")
     add("--prior_sigma", type=argument(number(0, exclusive=True)), default=1.0, help="before task 1 (%(default)s)")
     add("--rho", type=argument(number(-80)), default=-6.0, help="where ρ starts, σ = softplus(ρ) (%(default)s)")
     add("--num_samples", type=argument(whole(1)), default=10, help="draws per prediction (%(default)s)")
