@@ -16,10 +16,11 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import ROOT, Script, bayesian_settings, draw_pictures, frequentist_settings, run_files, same, weights
+from conftest import Script, bayesian_settings, draw_pictures, frequentist_settings, run_files, same, weights
 from sklearn.datasets import load_digits
 from torch import Tensor, distributions, nn
 
+from examples import continual
 from images import Split
 from inference import accuracy, nll, posterior_predictive
 from inference.evaluation import load_training_data
@@ -214,7 +215,7 @@ def test_a_stream_in_parts_predicts_as_all_data_at_once() -> None:
     def learn(*parts: Split) -> float:
         net = linear(bayesian_layer)
         for part in parts:
-            fit(net, part, 30, batch_size=50, lr=1e-2)
+            fit(net, part, 20, batch_size=60, lr=1e-2)
             posterior_as_prior(net)
         return nll(posterior_predictive(net, test.images, 25), test.labels)
 
@@ -354,6 +355,7 @@ def test_a_run_continues_from_the_posterior_of_another(
 
 
 def test_two_processes_continue_together(continued: BayesianSettings) -> None:
+    continued = replace(continued, n_epochs=1)
     flags = [
         word for name in ("dataset", "checkpoint_dir", "n_epochs", "batch_size", "valid_ens", "test_ens", "prior_from")
         for word in (f"--{name}", getattr(continued, name))
@@ -384,7 +386,7 @@ def test_a_checkpoint_that_cannot_be_continued_from_is_refused_in_a_line(
     best = run_files(finished_run).best
     script("-m", "inference.prune", "--weights_path", best, "--num_samples", 1, "--save_path", pruned)
     own = replace(finished_run, prior_from=str(best))
-    color = draw_pictures(tmp_path / "color" / "train", 30, "RGB").parent
+    color = draw_pictures(tmp_path / "color" / "train", 50, "RGB").parent
     for settings, message in (
         (replace(continued, prior_from=str(tmp_path / "none.pt")), "there is no checkpoint .*none.pt"),
         (replace(continued, prior_from=str(run_files(twin).best)), "the network has no Bayesian layers"),
@@ -403,28 +405,33 @@ def test_a_checkpoint_that_cannot_be_continued_from_is_refused_in_a_line(
 # The example
 
 
-def test_the_example_records_and_draws_what_it_measures(script: Script, tmp_path: Path) -> None:
-    files = ["--record", tmp_path / "record.json", "--picture", tmp_path / "picture.png"]
-    quick = ["--epochs", 1, "--twin_epochs", 1, "--coreset_epochs", 1, "--num_samples", 1]
-    script("-m", "examples.continual", "permuted", "--tasks", 2, "--choose", "k-center", *quick, *files)
-    script("-m", "examples.continual", "split", "--tasks", 2, *quick, *files)
-    script("-m", "examples.continual", "streaming", "--tasks", 3, *quick, *files)
+def test_the_example_records_and_draws_what_it_measures(tmp_path: Path) -> None:
+    files = ["--record", str(tmp_path / "record.json"), "--picture", str(tmp_path / "picture.png")]
+    quick = ["--epochs", "1", "--twin_epochs", "1", "--coreset_epochs", "1", "--num_samples", "1"]
+    for words in ("permuted --tasks 2 --choose k-center", "split --tasks 2 --seeds 1", "streaming --tasks 3"):
+        continual.main([*words.split(), *quick, *files])
+    continual.main(["split", "--tasks", "2", "--seeds", "0", *quick, *files])
     record = json.loads((tmp_path / "record.json").read_text())
     assert list(record) == ["permuted MNIST5k", "split MNIST5k", "streaming MNIST5k"]
+    assert list(record["split MNIST5k"]["results"]) == ["1", "0"]  # of the same settings
     for name in list(record)[:2]:
         results = record[name]["results"]["0"]
-        assert [[len(row) for row in results[kind]] for kind in results if "sequence" in kind] == [[1, 2], [1, 2]]
-        assert all(0 < value <= 1 for value in results["twin, all at once"])
-    assert record["streaming MNIST5k"]["results"]["0"].keys() == {"in parts", "at once", "seconds"}
-    assert math.isfinite(record["streaming MNIST5k"]["results"]["0"]["in parts"]["nll"])
+        assert [[len(row) for row in results[kind]] for kind in continual.SEQUENCES] == 3 * [[1, 2]]
+        assert all(0 < value <= 1 for value in results[continual.JOINT])
+    streams = record["streaming MNIST5k"]["results"]["0"]
+    assert math.isfinite(streams["in parts"]["nll"]) and math.isfinite(streams["at once"]["nll"])
     assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0.05
-    for words, message in (
-        (
-            ["permuted", "--coreset", 3600],
-            "error: a coreset of 3600 images, from a task of 3600: expected from 1 to 3599",
-        ),
-        (["split", "--tasks", 6], "error: split has at most 5 tasks: give --tasks 5 or fewer"),
-        (["permuted", "--epochs", 0], "error: argument --epochs: expected an integer ≥ 1, got '0'"),
-    ):
-        assert script("-m", "examples.continual", *words, expect=2).stderr.splitlines() == [message]
-    assert (ROOT / "experiments" / "continual.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("permuted --coreset 3600", "a coreset of 3600 images, from a task of 3600: expected from 1 to 3599"),
+        ("split --tasks 6", "split has at most 5 tasks: give --tasks 5 or fewer"),
+        ("permuted --epochs 0", "argument --epochs: expected an integer ≥ 1, got '0'"),
+        ("permuted --choose nearest", "argument --choose: invalid choice: 'nearest'"),
+    ],
+)
+def test_the_example_refuses_what_it_cannot_do(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        continual.main(words.split())
