@@ -23,6 +23,7 @@ priors = {
 init_from = None  # a frequentist checkpoint whose weights become the initial posterior means
 moped = None  # with init_from: δ (such as 0.1), which sets the initial σ to δ|w|
 prior_at_means = False  # with init_from: center the prior at these weights
+prior_from = None  # a Bayesian checkpoint whose posterior is the prior of this run's data, and where training starts
 
 # Objective
 beta_type = 0.03  # the KL's weight β (1: true posterior; below 1: cold posterior), or Standard, Blundell, Soenderby

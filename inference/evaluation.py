@@ -132,7 +132,10 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
     data = load_data(
         settings["dataset"], data_dir, settings["valid_size"], settings["seed"], skip_broken=saved.skips_broken
     )
-    if (data.mean, data.classes) != (saved.description.mean, saved.description.classes):
+    known = saved.content.get("data", data.fingerprint) == data.fingerprint
+    if settings.get("prior_from") is None:  # a run that continues another one keeps its normalization
+        known = known and data.mean == saved.description.mean
+    if not known or data.classes != saved.description.classes:
         raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
     return data
 

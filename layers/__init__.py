@@ -14,7 +14,7 @@ from .BBBConv import (
 )
 from .BBBLinear import BBBEmbedding, BBBLinear
 from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
-from .convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
+from .convert import deterministic_layers, posterior_as_prior, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
 from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
 from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
@@ -46,6 +46,7 @@ __all__ = [
     "entropy",
     "kl_divergence",
     "parameter_groups",
+    "posterior_as_prior",
     "sampling",
     "scale_mixture",
     "share_draws",

@@ -98,6 +98,34 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
             posterior.center_prior(mean)
 
 
+def posterior_as_prior(module: nn.Module) -> None:
+    """Make the posterior of every weight anywhere in `module` its prior, for data that come next.
+
+    The posterior after some data is the prior of the data that follow: p(w|D₁, D₂) ∝ p(D₂|w) p(w|D₁). With q in place
+    of p(w|D₁), training goes on from everything that q knows of D₁ without seeing it again (Nguyen et al. 2018, eq. 2).
+    Whatever prior a weight had before, it is now the Gaussian N(μ, σ²) at the present μ and σ, as tensors that are
+    saved with the weights, and the KL is 0 until μ or σ moves.
+
+    Parameters without a posterior, as those of batch norm, have no prior: they keep nothing of the earlier data.
+
+    Args:
+        module: a network whose posteriors are all Gaussian.
+
+    Raises:
+        ValueError: a weight has another posterior, or no weight has one; no prior has changed then.
+    """
+    posteriors = [(mean, posterior) for _, mean, posterior in weight_posteriors(module)]
+    if not posteriors:
+        raise ValueError("the network has no Bayesian layers, so it has no posterior that can become the prior")
+    gaussian = [(mean, posterior) for mean, posterior in posteriors if isinstance(posterior, GaussianPosterior)]
+    if len(gaussian) < len(posteriors):
+        raise ValueError(
+            "the alpha posterior has a prior of its own, which no posterior can replace: train without alpha_shape"
+        )
+    for mean, posterior in gaussian:
+        posterior.set_prior_to_posterior(mean)
+
+
 def to_deterministic(module: Network, sample: bool = False) -> Network:
     """Copy `module` with the plain `torch.nn` layer in place of every Bayesian one.
 

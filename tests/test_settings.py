@@ -42,7 +42,8 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
-    assert vars(settings) == flags
+    assert vars(settings) == {**flags, "prior_from": None}  # which init_from excludes
+    assert from_config(BayesianSettings, config_bayesian, ["--prior_from", "some.pt"]).prior_from == "some.pt"
     default = from_config(BayesianSettings, config_bayesian)
     assert all(getattr(default, name) != value for name, value in flags.items())
 
@@ -90,6 +91,23 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ),
         ({"priors": 3}, "priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None or names of layers"),
+        ({"prior_from": "a.pt", "init_from": "b.pt"}, "prior_from says where .* does init_from: leave out one of them"),
+        (
+            {"prior_from": "a.pt", "prior_at_means": True},
+            "prior_from says where .* does prior_at_means: leave out one of them",
+        ),
+        (
+            {"prior_from": "a.pt", "alpha_shape": (1, 1)},
+            "the alpha posterior has a prior of its own: leave out alpha_shape or prior_from",
+        ),
+        (
+            {"prior_from": "a.pt", "priors": {"learn_prior_sigma": True}},
+            "prior_from replaces the prior: leave out learn_prior_sigma of priors",
+        ),
+        (
+            {"prior_from": "a.pt", "priors": {"prior_sigma": 0.1}},
+            "prior_from replaces the prior: leave out prior_sigma of priors",
+        ),
         ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
         (
             {"beta_type": "Soenderby", "n_epochs": 1},

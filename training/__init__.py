@@ -14,6 +14,7 @@ from training.settings import BayesianSettings, Role, Settings, from_config, nam
 
 if TYPE_CHECKING:
     from training.alarms import Alarms
+    from training.continual import fit, fit_jointly, fitted_to, joined, k_center_coreset, random_coreset
     from training.interruption import StopRequest, stop_requests
     from training.ivon import IVON
     from training.loop import compare, run, start, step, test, train, train_epoch, validate
@@ -41,12 +42,18 @@ __all__ = [
     "compare",
     "comparison",
     "expected_nll",
+    "fit",
+    "fit_jointly",
+    "fitted_to",
     "from_config",
     "initial_state",
+    "joined",
+    "k_center_coreset",
     "kl_weight",
     "names_with",
     "negative_elbo",
     "prepare",
+    "random_coreset",
     "read_results",
     "restore",
     "resume",
@@ -65,6 +72,7 @@ __all__ = [
 
 _LATER = {
     "alarms": ("Alarms",),
+    "continual": ("fit", "fit_jointly", "fitted_to", "joined", "k_center_coreset", "random_coreset"),
     "interruption": ("StopRequest", "stop_requests"),
     "ivon": ("IVON",),
     "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),

@@ -125,7 +125,8 @@ def train(
         progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
-    is_new = not resumed and not (setup.bayesian and setup.bayesian.moped)  # MOPED puts σ where it belongs
+    # MOPED, or an earlier run, has put σ where it belongs.
+    is_new = not resumed and not (setup.bayesian and (setup.bayesian.moped or setup.bayesian.prior_from))
     faster = "a smaller curvature_decay" if settings.optimizer == "ivon" else "a larger lr_spread_factor"
     alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if is_new else 0, faster)
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from images import ImageData
-from layers import ModuleWrapper, Posterior, parameter_groups, start_at_means, weight_posteriors
+from layers import ModuleWrapper, Posterior, parameter_groups, posterior_as_prior, start_at_means, weight_posteriors
 from models import IMAGE_SIZE, Description, load_network
 from moments import propagate
 from support import UserError, World, first_line
@@ -48,8 +48,8 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
 
     Raises:
         UserError: a network of your own that does not map images to logits, or that moments cannot pass through if
-            it is to be evaluated by them; a checkpoint `init_from` that does not fit; or a temperature with a prior
-            that follows the weights.
+            it is to be evaluated by them; a checkpoint `init_from` or `prior_from` that does not fit; or a temperature
+            with a prior that follows the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
@@ -59,6 +59,8 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
         if isinstance(settings, BayesianSettings):
             if settings.init_from:
                 _start_from(settings.init_from, net, settings, description)
+            if settings.prior_from:
+                _continue_from(settings.prior_from, net, settings, description)
             if settings.temperature != 1:
                 _refuse_prior_that_follows(net)
             if "moments" in (settings.valid_ens, settings.test_ens):
@@ -97,13 +99,8 @@ def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
 def _start_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
     """Give a new Bayesian network the weights of a frequentist checkpoint, and MOPED's σ if the settings say so."""
     twin, of_twin, _ = load_network(path, net_type=settings.net_type)
-    expected = replace(description, bayesian=False, architecture={"activation_type": settings.activation_type})
-    for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std"):
-        if getattr(of_twin, name) != getattr(expected, name):
-            raise UserError(
-                f"{path} cannot be started from: its {name} is {getattr(of_twin, name)!r}, "
-                f"this run needs {getattr(expected, name)!r}: give the settings that it was trained with"
-            )
+    architecture = {"activation_type": settings.activation_type}
+    _refuse_other(path, of_twin, replace(description, bayesian=False, architecture=architecture))
     inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of a converted network
     missing, unexpected = inner.load_state_dict(twin.state_dict(), strict=False)
     differences = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
@@ -113,6 +110,54 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
         start_at_means(net, settings.moped, settings.prior_at_means)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
+    """Give a new Bayesian network the weights of another one, whose posterior is their prior as well."""
+    earlier, of_earlier, content = load_network(path, net_type=settings.net_type)
+    if "pruned" in content:
+        raise UserError(f"{path} is pruned, and its pruned weights would stay 0: give the checkpoint that was pruned")
+    try:
+        posterior_as_prior(earlier)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be continued from: {error}") from error
+    # The estimator may be another one, and the prior that the earlier run had is in its posterior.
+    free = {name: description.architecture[name] for name in ("layer_type", "priors")}
+    _refuse_other(path, replace(of_earlier, architecture=of_earlier.architecture | free), description)
+    net.load_state_dict(earlier.state_dict())
+
+
+def normalized_as_for(path: str, net_type: str, data: ImageData) -> ImageData:
+    """The data with the normalization of the network in a checkpoint, from which a run on them continues.
+
+    A posterior over weights is about inputs of one scale. New images have a mean and a standard deviation of their
+    own; normalized by those, an image that both data sets hold would be two different inputs.
+
+    Args:
+        path: of the checkpoint.
+        net_type: of its network.
+        data: of the run.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or its network takes images of other channels.
+    """
+    earlier = load_network(path, net_type=net_type).description
+    if len(earlier.mean) != data.channels:
+        raise UserError(
+            f"{path} is for images of {len(earlier.mean)} channels, and those of {data.name} have {data.channels}: "
+            f"give images like those that it was trained on"
+        )
+    return replace(data, mean=earlier.mean, std=earlier.std, notes=(*data.notes, f"normalized as for {path}"))
+
+
+def _refuse_other(path: str, saved: Description, expected: Description) -> None:
+    """Refuse to start from a checkpoint of another network than this run's, or of other classes or normalization."""
+    for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std"):
+        if getattr(saved, name) != getattr(expected, name):
+            raise UserError(
+                f"{path} cannot be started from: its {name} is {getattr(saved, name)!r}, "
+                f"this run needs {getattr(expected, name)!r}: give the settings that it was trained with"
+            )
 
 
 def build_optimizer(net: nn.Module, settings: Settings, train_size: int) -> torch.optim.Optimizer:

@@ -184,6 +184,11 @@ class BayesianSettings(Settings):
         either(None, number(0, exclusive=True)),
     )
     prior_at_means: bool = _setting("with init_from, center the Gaussian prior of every weight at its start", flag)
+    prior_from: str | None = _setting(
+        "continue on new images from this checkpoint of main_bayesian.py: its posterior is the prior, and the start; "
+        "None for the prior in priors",
+        either(None, text),
+    )
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
@@ -215,6 +220,8 @@ class BayesianSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prior_from is not None:
+            self._check_against_prior_from()
         for name in ("moped", "prior_at_means"):
             if getattr(self, name) and self.init_from is None:
                 raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
@@ -228,6 +235,17 @@ class BayesianSettings(Settings):
                 f"optimizer 'ivon' needs a β that is above 0 and stays the same, and beta_type is {self.beta_type!r}: "
                 f"give Standard or a number above 0"
             )
+
+    def _check_against_prior_from(self) -> None:
+        for name in ("init_from", "moped", "prior_at_means"):
+            if getattr(self, name):
+                raise UserError(f"prior_from says where training starts, and so does {name}: leave out one of them")
+        if self.alpha_shape is not None:
+            raise UserError("the alpha posterior has a prior of its own: leave out alpha_shape or prior_from")
+        priors, default = Priors.parse(self.priors), Priors()
+        for name in ("prior", "learn_prior_sigma", "prior_mu", "prior_sigma"):
+            if getattr(priors, name) != getattr(default, name):
+                raise UserError(f"prior_from replaces the prior: leave out {name} of priors")
 
 
 Kind = TypeVar("Kind", bound=Settings)

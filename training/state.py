@@ -15,12 +15,25 @@ from images import ImageData, load_data
 from models import Description, build, file_name, read_checkpoint, write_checkpoint
 from recording import recorded_layers
 from support import ALONE, UserError, World, first_line
-from training.network import architecture, build_network, build_optimizer, build_scheduler, describe
+from training.network import (
+    architecture,
+    build_network,
+    build_optimizer,
+    build_scheduler,
+    describe,
+    normalized_as_for,
+)
 from training.reports import Row
 from training.restoring import check_optimizer_state, check_progress
 from training.settings import BayesianSettings, Role, Settings, names_with
 
-EARLIER = {"optimizer": "adam", "weight_decay": 0.0, "warmup_epochs": 0.0, "temperature": 1.0}  # of runs of before
+EARLIER = {  # of runs of before
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+    "temperature": 1.0,
+    "prior_from": None,
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,8 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
 
     Raises:
         UserError: data that cannot be loaded, a device that is not available, a layer to record that the network
-            does not have, or more processes than images.
+            does not have, more processes than images, or a checkpoint `prior_from` that cannot be loaded, is for other
+            images, or is where this run writes its own.
     """
     device = world.device(settings.device)
     if isinstance(settings, BayesianSettings) and settings.record_mean_var:
@@ -162,6 +176,11 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             f"validation images and {len(data.test)} test images: each needs one of each"
         )
     files = RunFiles.for_run(settings, data.name, isinstance(settings, BayesianSettings))
+    prior_from = settings.prior_from if isinstance(settings, BayesianSettings) else None
+    if prior_from is not None:
+        if Path(prior_from).resolve() == files.best.resolve():
+            raise UserError(f"prior_from {prior_from} is where this run writes its own: give another checkpoint_dir")
+        data = normalized_as_for(prior_from, settings.net_type, data)
     return Setup(settings, data, describe(settings, data), device, world, files)
 
 

@@ -76,6 +76,11 @@ class GaussianPosterior(Posterior):
             raise ValueError(f"only a Gaussian prior can be centered at weights, not {self.prior}")
         self.prior = self.prior.centered(mean)
 
+    @torch.no_grad()
+    def set_prior_to_posterior(self, mean: Tensor) -> None:
+        """Make N(mean, σ²) itself the prior, with the values that `mean` and σ have now; the KL is then 0."""
+        self.prior = GaussianPrior(mean.detach().clone(), rho_to_std(self.rho))
+
     @staticmethod
     def joint_kl(posteriors: Sequence[GaussianPosterior], means: Sequence[Tensor]) -> Tensor:
         """KL(q‖p) in nats, summed over several posteriors; those with priors of one group as one long vector."""
