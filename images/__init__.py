@@ -1,6 +1,6 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
-from images.corruptions import gaussian_noise, rotate
+from images.corruptions import CORRUPTIONS, SEVERITIES, corrupt, gaussian_noise, rotate
 from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, read_images, to_pixels
 from images.sources import SOURCES, Contents, Source
@@ -9,6 +9,8 @@ from images.transforms import CHUNK, augment, normalize
 
 __all__ = [
     "CHUNK",
+    "CORRUPTIONS",
+    "SEVERITIES",
     "SOURCES",
     "Contents",
     "ImageData",
@@ -16,6 +18,7 @@ __all__ = [
     "Source",
     "Split",
     "augment",
+    "corrupt",
     "data_name",
     "gaussian_noise",
     "load_data",

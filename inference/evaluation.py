@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from images import ImageData, Split, gaussian_noise, load_data, rotate
@@ -37,9 +38,14 @@ class Shift:
     label: str
 
 
+def _add_noise(images: Tensor, std: float) -> Tensor:
+    """The same noise in every call, but for its scale."""
+    return gaussian_noise(images, std, torch.Generator().manual_seed(0))
+
+
 SHIFTS: Mapping[str, Shift] = {
     "rotation": Shift(range(0, 181, 15), rotate, "rotation (degrees)"),
-    "noise": Shift([level / 10 for level in range(11)], gaussian_noise, "standard deviation of the noise"),
+    "noise": Shift([level / 10 for level in range(11)], _add_noise, "standard deviation of the noise"),
 }
 
 

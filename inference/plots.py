@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from images import CORRUPTIONS, SEVERITIES, corrupt
 from inference.evaluation import SHIFTS
 from inference.likelihoods import Predictive
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
@@ -117,6 +119,27 @@ def plot_sheet(
                 )  # fmt: skip
             for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
                 unused.axis("off")
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_corruptions(path: Path, image: Tensor, seed: int = 0) -> Path:
+    """An image under every kind of corruption, a strip per kind: as it is, then at each severity.
+
+    Args:
+        path: of the PNG file.
+        image: uint8 [channels, height, width].
+        seed: as for `images.corrupt`.
+    """
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    panels = figure.subplots(-(-len(CORRUPTIONS) // 3), 3)
+    for ax, kind in zip(panels.flat, CORRUPTIONS, strict=False):
+        shown = [F.pad(corrupt(image[None], kind, severity, seed)[0], [1] * 4, value=255) for severity in SEVERITIES]
+        strip = np.concatenate([each.permute(1, 2, 0).squeeze(-1).numpy() for each in shown], 1)
+        ax.imshow(strip, cmap="grey", vmin=0, vmax=255)
+        ax.set_title(kind.replace("_", " "), fontsize=10)
+    for ax in panels.flat:
+        ax.axis("off")
     return save_figure(figure, path)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments import running
-from images import Split, gaussian_noise, rotate
+from images import Split, rotate
 from inference import (
     SHIFTS,
     Classifier,
@@ -110,8 +110,8 @@ def test_no_shift_changes_nothing_and_a_quarter_turn_is_exact(images: Tensor) ->
 
 def test_noise_has_its_standard_deviation_and_stays_within_bytes() -> None:
     grey = torch.full((8, 1, 32, 32), 128, dtype=torch.uint8)
-    noisy = gaussian_noise(grey, 0.1)
+    noisy = SHIFTS["noise"].corrupt(grey, 0.1)
     assert noisy.dtype == torch.uint8 and noisy.double().std().item() == pytest.approx(25.5, rel=0.05)
-    assert torch.equal(noisy, gaussian_noise(grey, 0.1))
-    extreme = gaussian_noise(grey, 3.0)
+    assert torch.equal(noisy, SHIFTS["noise"].corrupt(grey, 0.1))
+    extreme = SHIFTS["noise"].corrupt(grey, 3.0)
     assert (extreme == 0).any() and (extreme == 255).any()
