@@ -19,8 +19,18 @@ if __name__ == "__main__":
 
 import torch
 
-from images import load_data, read_images
-from inference import METHODS, SHIFTS, Classifier, evaluate, load_finite_network, plots, print_batches, print_summary
+from images import find_not_mnist
+from inference import (
+    METHODS,
+    SHIFTS,
+    Classifier,
+    ImageSets,
+    evaluate,
+    load_finite_network,
+    load_test_data,
+    plots,
+    print_report,
+)
 from models import SavedNetwork, check_net_type, file_name
 from support import (
     ALONE,
@@ -65,52 +75,33 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     """Predict, together with the other processes of `world`; the main one prints and writes."""
     tune_cpu()
     device = world.device(args.device)
-    weights = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
-    saved = {family: _load(path, args.net_type, family, device) for family, path in weights.items() if path}
-    classifiers = {
-        family: Classifier.from_description(each.net, each.description, weights[family])
-        for family, each in saved.items()
-    }
-    skip_broken = any(_skips_broken(each) for each in saved.values())
+    paths = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
+    saved = {family: _load(path, args.net_type, family, device) for family, path in paths.items() if path}
     with world.local_main_first():  # it may download
-        # Neither valid_size nor seed changes the test split.
-        data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken)
-    if data.skipped and world.is_main:
-        print(f"skipped {len(data.skipped):,} unreadable images of {data.name}, as the training of the network did")
-    for family, classifier in classifiers.items():
-        channels = classifier.image_shape[0]
-        if (classifier.classes, channels) != (data.classes, data.channels):
-            raise UserError(
-                f"the {family} weights know {len(classifier.classes)} classes of {channels}-channel images, "
-                f"{data.name} has {len(data.classes)} of {data.channels}: give the --dataset that they were trained on"
-            )
-    folder = args.ood_dir or _not_mnist(args.not_mnist_dir)
-    unknown, skipped = read_images(folder, data.channels)
-    if skipped and world.is_main:
-        print(f"skipped {len(skipped)} unreadable of {len(skipped) + len(unknown)} images, the first {skipped[0]}")
-    unknown = unknown[torch.randperm(len(unknown), generator=torch.Generator().manual_seed(args.seed))]
+        data = load_test_data({paths[family]: each for family, each in saved.items()}, args.dataset, args.data_dir)
+    folder = args.ood_dir or find_not_mnist(args.not_mnist_dir)
+    if folder is None:
+        raise UserError(
+            f"{args.not_mnist_dir} has no notMNIST_small or notMNIST_large and no folders A to J: give "
+            f"--not_mnist_dir, or another set of unknown images with --ood_dir"
+        )
     limit = args.num_batches * args.batch_size if args.num_batches else None
-    order = torch.arange(len(data.test))[:limit]
-    known, labels = next(data.test.batches(len(order), order))
-    unknown = unknown[:limit]
-    names = (f"{data.name} test", folder.resolve().name)
+    images = ImageSets.read(data, folder, args.seed, limit)
+    if world.is_main and images.notes:
+        print(*images.notes, sep="\n")
+    classifiers = {
+        family: Classifier.from_description(each.net, each.description, paths[family]) for family, each in saved.items()
+    }
     predictives, report = evaluate(
-        classifiers, known, labels, unknown, names, num_samples=args.num_samples, seed=args.seed,
-        method=args.prediction, batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
-        world=world,
+        classifiers, images, num_samples=args.num_samples, seed=args.seed, method=args.prediction,
+        batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)], world=world,
     )  # fmt: skip
     if not world.is_main:
         return
-    for family, network in report["networks"].items():
-        print(f"\n{family} {args.net_type}: mean uncertainty per mini-batch of {args.batch_size}")
-        for name, rows in network["batches"].items():
-            print_batches(name, rows)
-    print_summary(report)
+    print_report(report, args.net_type, args.batch_size)
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
-    pictures = plots.plot_evaluation(
-        save_dir, report, predictives, (known, unknown), labels, data.classes, args.net_type
-    )
-    write_json(save_dir / "uncertainty.json", report | {"skipped": len(skipped), "skipped_known": len(data.skipped)})
+    pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
+    write_json(save_dir / "uncertainty.json", report)
     print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
 
 
@@ -127,23 +118,6 @@ def _load(path: Path, net_type: str, family: str, device: torch.device) -> Saved
             f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
         )
     return saved
-
-
-def _skips_broken(saved: SavedNetwork) -> bool:
-    """Whether the network was trained without the images that cannot be read."""
-    settings = saved.content.get("settings")
-    return isinstance(settings, dict) and settings.get("skip_broken") is True
-
-
-def _not_mnist(folder: Path) -> Path:
-    """The folder of the letters: notMNIST_small or notMNIST_large below `folder`, or `folder` itself."""
-    for candidate in (folder / "notMNIST_small", folder / "notMNIST_large", folder):
-        if all((candidate / letter).is_dir() for letter in "ABCDEFGHIJ"):
-            return candidate
-    raise UserError(
-        f"{folder} has no notMNIST_small or notMNIST_large and no folders A to J: give --not_mnist_dir, or another "
-        f"set of unknown images with --ood_dir"
-    )
 
 
 def main(flags: Sequence[str] | None = None) -> None:

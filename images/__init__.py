@@ -3,7 +3,7 @@
 from images.corruptions import CORRUPTIONS, SEVERITIES, corrupt, gaussian_noise, rotate
 from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, read_images, to_pixels
-from images.sources import SOURCES, Contents, Source
+from images.sources import SOURCES, Contents, Source, find_not_mnist
 from images.splits import Split
 from images.transforms import CHUNK, augment, normalize
 
@@ -20,6 +20,7 @@ __all__ = [
     "augment",
     "corrupt",
     "data_name",
+    "find_not_mnist",
     "gaussian_noise",
     "load_data",
     "normalize",

@@ -109,6 +109,14 @@ def _cifar(kind: type[datasets.CIFAR10], data_dir: Path) -> Contents:
     return Contents(tuple(train.classes), True, train_split, test_split)
 
 
+def find_not_mnist(folder: Path) -> Path | None:
+    """Where the folders A to J are: in `notMNIST_small` or `notMNIST_large` of `folder`, or in `folder` itself."""
+    for candidate in (folder / "notMNIST_small", folder / "notMNIST_large", folder):
+        if all((candidate / letter).is_dir() for letter in "ABCDEFGHIJ"):
+            return candidate
+    return None
+
+
 SOURCES = {
     "MNIST5k": Source(5_000, False, _mnist5k),
     "MNIST": Source(60_000, True, _mnist),

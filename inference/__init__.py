@@ -16,10 +16,13 @@ from inference.deployment import MeanNetwork, MomentNetwork, PredictiveNetwork, 
 from inference.ensembles import dropout_predictive, ensemble_predictive
 from inference.evaluation import (
     SHIFTS,
+    ImageSets,
     Shift,
     batch_means,
     evaluate,
     known_scores,
+    load_test_data,
+    load_training_data,
     novelties,
     split_scores,
     under_shift,
@@ -40,7 +43,7 @@ from inference.metrics import (
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import GaussianLikelihood, RegressionPredictive, regression_predictive
-from inference.tables import print_batches, print_summary
+from inference.tables import print_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "BernoulliPredictive",
     "Classifier",
     "GaussianLikelihood",
+    "ImageSets",
     "MeanNetwork",
     "MomentNetwork",
     "Predictive",
@@ -70,6 +74,8 @@ __all__ = [
     "export_network",
     "known_scores",
     "load_finite_network",
+    "load_test_data",
+    "load_training_data",
     "nll",
     "normalized_softplus",
     "novelties",
@@ -77,8 +83,7 @@ __all__ = [
     "posterior_draws",
     "posterior_predictive",
     "predict",
-    "print_batches",
-    "print_summary",
+    "print_report",
     "pruned",
     "pruning_curve",
     "quantized",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from images import ImageData, Split, gaussian_noise, load_data, rotate
+from images import ImageData, Split, gaussian_noise, load_data, read_images, rotate
 from inference import metrics
 from inference.classifier import Classifier
 from inference.likelihoods import Predictive
@@ -49,6 +49,78 @@ SHIFTS: Mapping[str, Shift] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class ImageSets:
+    """Images of the classes that networks know, and images of others.
+
+    Attributes:
+        names: of the two sets, in tables and pictures.
+        known: uint8 [n, channels, height, width].
+        labels: [n], the classes of the known images.
+        classes: the names of the classes, by label.
+        unknown: uint8 [m, channels, height, width].
+        skipped: how many images of each set were left out because they cannot be read.
+        notes: which those are, one line per set that has such.
+    """
+
+    names: tuple[str, str]
+    known: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    unknown: Tensor
+    skipped: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, data: ImageData, folder: Path, seed: int = 0, limit: int | None = None) -> ImageSets:
+        """The test split of a data set, and the images anywhere below a folder.
+
+        Args:
+            data: the data set.
+            folder: of the unknown images.
+            seed: of the order of the unknown images.
+            limit: how many images of each set are taken, the first ones; by default all.
+
+        Raises:
+            UserError: there is no such folder, or no readable image in it; a test image cannot be read.
+        """
+        unknown, skipped = read_images(folder, data.channels)
+        order = torch.randperm(len(unknown), generator=torch.Generator().manual_seed(seed))[:limit]
+        known, labels = next(data.test.batches(limit or len(data.test)))
+        names, counts = (f"{data.name} test", folder.resolve().name), (len(data.skipped), len(skipped))
+        notes = []
+        if data.skipped:
+            notes.append(f"skipped {counts[0]:,} unreadable images of {data.name}, as the training of the network did")
+        if skipped:
+            total = len(skipped) + len(unknown)
+            notes.append(f"skipped {len(skipped)} unreadable of {total} images, the first {skipped[0]}")
+        return cls(names, known, labels, data.classes, unknown[order], counts, tuple(notes))
+
+
+def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir: str | Path) -> ImageData:
+    """A data set on whose test split networks are evaluated.
+
+    Args:
+        networks: by the paths of their checkpoints. If the training of one of them left out images that cannot be
+            read, they are left out here too.
+        dataset: as for `images.load_data`.
+        data_dir: where downloaded data lies or goes.
+
+    Raises:
+        UserError: as `images.load_data`; a network is of other classes or channels than the data.
+    """
+    skip_broken = any(saved.skips_broken for saved in networks.values())
+    data = load_data(dataset, data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken)  # any give this test split
+    for path, saved in networks.items():
+        classes, channels = saved.description.classes, len(saved.description.mean)
+        if (classes, channels) != (data.classes, data.channels):
+            raise UserError(
+                f"{path} is for {len(classes)} classes of {channels}-channel images, {data.name} has "
+                f"{len(data.classes)} of {data.channels}: give the dataset that it was trained on"
+            )
+    return data
+
+
 def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
     """The data that a network was trained on, split as it was then.
 
@@ -62,8 +134,9 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
     """
     check_settings(saved.content, path)
     settings = saved.content["settings"]
-    skip_broken = bool(settings.get("skip_broken", False))
-    data = load_data(settings["dataset"], data_dir, settings["valid_size"], settings["seed"], skip_broken=skip_broken)
+    data = load_data(
+        settings["dataset"], data_dir, settings["valid_size"], settings["seed"], skip_broken=saved.skips_broken
+    )
     if (data.mean, data.classes) != (saved.description.mean, saved.description.classes):
         raise UserError(f"{path} was trained on other {data.name} images than those here: restore its data")
     return data
@@ -131,10 +204,7 @@ def under_shift(
 
 def evaluate(
     classifiers: Mapping[str, Classifier],
-    known: Tensor,
-    labels: Tensor,
-    unknown: Tensor,
-    names: tuple[str, str],
+    images: ImageSets,
     *,
     num_samples: int = 25,
     seed: int = 0,
@@ -147,10 +217,7 @@ def evaluate(
 
     Args:
         classifiers: the networks, by name.
-        known: images of the classes that the networks know, uint8 [n, channels, height, width].
-        labels: [n], their classes.
-        unknown: images of other classes, uint8 [m, channels, height, width].
-        names: of the two sets of images.
+        images: known and unknown.
         num_samples: draws from each posterior.
         seed: of the draws.
         method: 'draws', or 'moments' for a single pass without draws.
@@ -168,21 +235,21 @@ def evaluate(
         for network, classifier in classifiers.items()
     }
     started = time.perf_counter()
-    predictives = {network: (predict(known), predict(unknown)) for network, predict in predictors.items()}
+    predictives = {network: (predict(images.known), predict(images.unknown)) for network, predict in predictors.items()}
     seconds = time.perf_counter() - started
     report = {
-        "known": names[0],
-        "unknown": names[1],
-        "known_images": len(known),
-        "unknown_images": len(unknown),
+        "known": images.names[0],
+        "unknown": images.names[1],
+        "known_images": len(images.known),
+        "unknown_images": len(images.unknown),
         "prediction": method,
         "samples": num_samples,
         "seed": seed,
         "prediction_seconds": round(seconds, 2),
         "networks": {
             network: {
-                "batches": {name: batch_means(each, batch_size) for name, each in zip(names, sets, strict=True)},
-                "known": known_scores(sets[0], labels),
+                "batches": {name: batch_means(p, batch_size) for name, p in zip(images.names, sets, strict=True)},
+                "known": known_scores(sets[0], images.labels),
                 "novelty": novelties(*sets),
             }
             for network, sets in predictives.items()
@@ -190,7 +257,8 @@ def evaluate(
     }
     for name in shifts:
         report[name] = {
-            network: under_shift(predict, known[:SHIFTED], labels[:SHIFTED], SHIFTS[name])
+            network: under_shift(predict, images.known[:SHIFTED], images.labels[:SHIFTED], SHIFTS[name])
             for network, predict in predictors.items()
         }
+    report |= {"skipped": images.skipped[1], "skipped_known": images.skipped[0]}
     return predictives, report

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from images import CORRUPTIONS, SEVERITIES, corrupt
-from inference.evaluation import SHIFTS
+from inference.evaluation import SHIFTS, ImageSets
 from inference.likelihoods import Predictive
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from support import BLUE, COLORS, ORANGE, figure_style, save_figure
@@ -173,9 +173,7 @@ def plot_evaluation(
     folder: Path,
     report: Mapping[str, Any],
     predictives: Mapping[str, tuple[Predictive, Predictive]],
-    images: tuple[Tensor, Tensor],
-    labels: Tensor,
-    classes: Sequence[str],
+    images: ImageSets,
     net_type: str,
 ) -> list[Path]:
     """Every picture of an evaluation: scores, reliability, risk against coverage, images, shifts.
@@ -184,29 +182,26 @@ def plot_evaluation(
         folder: where the pictures go.
         report: of `inference.evaluate`.
         predictives: of `inference.evaluate`.
-        images: the known and the unknown images, uint8 [n, channels, height, width] each.
-        labels: [n], the classes of the known images.
-        classes: the names of the classes, by label.
+        images: that were evaluated.
         net_type: the architecture of the networks, for titles.
 
     Returns:
         The paths of the pictures.
     """
-    names = (report["known"], report["unknown"])
     known = {network: sets[0] for network, sets in predictives.items()}
     probs = {network: predictive.probs for network, predictive in known.items()}
     return [
         *(
-            plot_scores(folder / f"scores_{network}.png", *sets, names, f"{network} {net_type}")
+            plot_scores(folder / f"scores_{network}.png", *sets, images.names, f"{network} {net_type}")
             for network, sets in predictives.items()
         ),
-        plot_reliability(folder / "reliability.png", probs, labels),
-        plot_risk_coverage(folder / "risk_coverage.png", known, labels),
+        plot_reliability(folder / "reliability.png", probs, images.labels),
+        plot_risk_coverage(folder / "risk_coverage.png", known, images.labels),
         *(
             plot_sheet(
                 folder / f"images_{network}.png",
-                dict(zip(names, zip(images, sets, strict=True), strict=True)),
-                classes,
+                dict(zip(images.names, zip((images.known, images.unknown), sets, strict=True), strict=True)),
+                images.classes,
             )
             for network, sets in predictives.items()
         ),

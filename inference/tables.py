@@ -6,8 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def print_batches(name: str, rows: Sequence[Mapping[str, float]]) -> None:
-    """Print the uncertainties of every mini-batch of one set of images, the rows of `batch_means`, and their means."""
+def print_report(report: Mapping[str, Any], net_type: str, batch_size: int) -> None:
+    """Print a report of `evaluate`: the uncertainties of every mini-batch, then the scores of all networks.
+
+    Args:
+        report: of `evaluate`.
+        net_type: the architecture of the networks, for titles.
+        batch_size: that the report was made with.
+    """
+    for family, network in report["networks"].items():
+        print(f"\n{family} {net_type}: mean uncertainty per mini-batch of {batch_size}")
+        for name, rows in network["batches"].items():
+            _print_batches(name, rows)
+    _print_summary(report)
+
+
+def _print_batches(name: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """One set of images: the rows of `batch_means`, and their means."""
     print(f"{name:<20}{'softmax':>24}{'normalized':>26}\n{'batch':<20}" + f"{'epistemic':>13}{'aleatoric':>13}" * 2)
     for index, row in enumerate(rows):
         print(f"{index + 1:<20}" + "".join(f"{value:>13.6f}" for value in row.values()))
@@ -15,8 +30,8 @@ def print_batches(name: str, rows: Sequence[Mapping[str, float]]) -> None:
     print(f"{'mean of batches':<20}" + "".join(f"{mean:>13.6f}" for mean in means))
 
 
-def print_summary(report: Mapping[str, Any]) -> None:
-    """Print the scores of all networks in a report of `evaluate`, side by side."""
+def _print_summary(report: Mapping[str, Any]) -> None:
+    """The scores of all networks, side by side."""
     networks = report["networks"]
     first = next(iter(networks.values()))
     print(f"\n{report['known']} ({report['known_images']:,} images)")

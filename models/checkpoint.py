@@ -81,6 +81,12 @@ class SavedNetwork(NamedTuple):
     description: Description
     content: dict[str, Any]
 
+    @property
+    def skips_broken(self) -> bool:
+        """Whether it was trained without the images that cannot be read."""
+        settings = self.content.get("settings")
+        return isinstance(settings, dict) and settings.get("skip_broken") is True
+
 
 def save_network(path: Path, net: nn.Module, description: Description, **report: Any) -> None:
     """Write a network to a file, atomically.

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from recording import hdf5
 from recording.hdf5 import Rows
 from support import UserError, atomic_write, first_line, whole
-from support.checks import LARGEST
+from support.checks import INT64_MAX
 
 SUFFIX = ".sqlite"
 APPLICATION_ID, VERSION = 0x42434E4E, 2  # "BCNN"; version 1 was HDF5
@@ -335,7 +335,7 @@ def _recorded(about: Mapping[str, Any], tables: Mapping[str, Rows]) -> Recorded:
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     shape = tuple(map(whole(1), sizes))
-    if len(shape) > DIMENSIONS or math.prod(shape) > LARGEST:
+    if len(shape) > DIMENSIONS or math.prod(shape) > INT64_MAX:
         raise ValueError(f"it is of a tensor too large: {shape}")
     return shape
 

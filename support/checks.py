@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Check = Callable[[Any], Any]
-LARGEST = 2**63 - 1  # what a 64-bit integer holds
+INT64_MAX = 2**63 - 1
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -22,12 +22,12 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return by_lower[difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0)[0]]
 
 
-def whole(low: int, high: int = LARGEST) -> Check:
+def whole(low: int, high: int = INT64_MAX) -> Check:
     """An integer from `low` to `high`, which True and False are not."""
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"an integer ≥ {low}" if high == LARGEST else f"an integer from {low} to {high}")
+            raise ValueError(f"an integer ≥ {low}" if high == INT64_MAX else f"an integer from {low} to {high}")
         return value
 
     return check

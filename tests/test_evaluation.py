@@ -13,6 +13,7 @@ from images import Split, rotate
 from inference import (
     SHIFTS,
     Classifier,
+    ImageSets,
     Predictive,
     Shift,
     batch_means,
@@ -48,11 +49,11 @@ def test_the_mean_of_each_mini_batch_is_over_its_own_images(trained: Classifier,
 
 def test_an_evaluation_has_all_scores_of_every_network(trained: Classifier, images: Tensor) -> None:
     labels, unknown = torch.arange(9) % 10, images.flip(-1)[:6]
+    sets = ImageSets(("digits", "others"), images, labels, trained.classes, unknown, skipped=(0, 2))
     twin = Classifier(build("lenet", False, 10, 1), trained.classes, trained.mean, trained.std)
     predictives, report = evaluate(
-        {"bayesian": trained, "twin": twin}, images, labels, unknown, ("digits", "others"),
-        num_samples=3, seed=2, batch_size=5, shifts=["noise"],
-    )  # fmt: skip
+        {"bayesian": trained, "twin": twin}, sets, num_samples=3, seed=2, batch_size=5, shifts=["noise"]
+    )
     assert (report["known_images"], report["unknown_images"], report["samples"], report["seed"]) == (9, 6, 3, 2)
     for name, classifier in (("bayesian", trained), ("twin", twin)):
         known, other = classifier.predict(images, 3, 2), classifier.predict(unknown, 3, 2)
@@ -66,7 +67,7 @@ def test_an_evaluation_has_all_scores_of_every_network(trained: Classifier, imag
             lambda shifted, classifier=classifier: classifier.predict(shifted, 3, 2),  # type: ignore[misc]
             images, labels, SHIFTS["noise"],
         )  # fmt: skip
-    assert "rotation" not in report
+    assert "rotation" not in report and (report["skipped_known"], report["skipped"]) == (0, 2)
 
 
 def test_known_images_and_novelty_are_scored_by_the_metrics(trained: Classifier, images: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.checks import LARGEST, either, flag, number, whole
+from support import INT64_MAX, either, flag, number, whole
 from training.ivon import IVON
 from training.optimizers import JointOptimizer
 
@@ -103,4 +103,4 @@ def check_progress(saved: Mapping[str, Any], last_epoch: Any, steps: Tensor) -> 
 
 
 def _is_figure(value: object) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= INT64_MAX)
