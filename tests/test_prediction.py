@@ -270,3 +270,16 @@ def test_a_network_that_cannot_take_all_draws_at_once_takes_them_in_turn() -> No
     net, inputs = Branching(), torch.randn(1, 4)
     expected = posterior_predictive(net, inputs, 5)
     torch.testing.assert_close(Predictor(net, 5)(inputs).probs, expected.probs)
+
+
+def test_energies_and_votes_are_those_of_the_samples_and_logits_are_divided_by_the_temperature() -> None:
+    logits = 3 * torch.randn(9, 20, 4, dtype=torch.float64)
+    predictive = summarize(logits)
+    torch.testing.assert_close(predictive.energy, -logits.exp().sum(-1).log().mean(0))
+    votes = torch.stack([(logits.argmax(-1) == label).sum(0) for label in range(4)])
+    torch.testing.assert_close(predictive.variation_ratio.double(), 1 - votes.amax(0) / 9, check_dtype=False)
+    assert predictive.accepted.all()
+    tempered, divided = summarize(logits, temperature=2.5), summarize(logits / 2.5)
+    assert all(torch.equal(getattr(tempered, f.name), getattr(divided, f.name)) for f in fields(predictive))
+    some = predictive.subset(torch.tensor([3, 1]))
+    assert torch.equal(some.energy, predictive.energy[[3, 1]]) and torch.equal(some.entropy, predictive.entropy[[3, 1]])
