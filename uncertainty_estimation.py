@@ -1,8 +1,8 @@
 """Ask a trained network what it does not know: known test images against unknown ones, by default notMNIST.
 
-Prints the mean epistemic and aleatoric uncertainty of every mini-batch, and how well each score separates the two
-sets; writes the same to uncertainty.json, and pictures. Images of any size are resized to the network's.
-Under torchrun the processes share the images.
+Prints the mean epistemic and aleatoric uncertainty of every mini-batch, how well each score separates known from
+unknown images, and how the network fares under corruption; writes the same to uncertainty.json, and pictures. Images
+of any size are resized to the network's. Under torchrun the processes share the images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import torch
 
-from images import find_not_mnist
+from images import CORRUPTIONS, UNKNOWN
 from inference import (
     METHODS,
     SHIFTS,
@@ -38,6 +38,7 @@ from support import (
     UserError,
     World,
     argument,
+    nearest,
     process_group,
     report_user_errors,
     tune_cpu,
@@ -59,6 +60,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", default="data", help="where downloaded data lies or goes (%(default)s)")
     add("--not_mnist_dir", type=Path, default="data", help="has notMNIST_small, notMNIST_large or A..J (%(default)s)")
     add("--ood_dir", type=Path, help="a folder of other unknown images, instead of notMNIST")
+    add("--unknown", nargs="+", metavar="NAME", default=[], help=f"unknown sets: {', '.join(UNKNOWN)}, or folders")
     add("--num_batches", type=count, help="mini-batches of each set (default: all)")
     add("--num_samples", type=count, default=25, help="posterior samples (%(default)s)")
     add("--prediction", choices=METHODS, default="draws", help="by posterior samples, or by moments in one pass")
@@ -67,8 +69,14 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps …")
     add("--rotate", dest="rotation", action="store_true", help="also accuracy and uncertainty under rotation to 180°")
     add("--noise", action="store_true", help="also accuracy and uncertainty under noise on the pixels")
+    kinds = ", ".join(CORRUPTIONS)
+    add("--shift", nargs="*", metavar="KIND", help=f"also accuracy, NLL, ECE and entropy under corruption: {kinds}")
     add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
-    return parser.parse_args(flags)
+    args = parser.parse_args(flags)
+    for kind in args.shift or ():
+        if kind not in CORRUPTIONS:
+            parser.error(f"--shift: unknown corruption {kind!r}: did you mean {nearest(kind, CORRUPTIONS)!r}?")
+    return args
 
 
 def run(args: argparse.Namespace, world: World = ALONE) -> None:
@@ -79,22 +87,19 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     saved = {family: _load(path, args.net_type, family, device) for family, path in paths.items() if path}
     with world.local_main_first():  # it may download
         data = load_test_data({paths[family]: each for family, each in saved.items()}, args.dataset, args.data_dir)
-    folder = args.ood_dir or find_not_mnist(args.not_mnist_dir)
-    if folder is None:
-        raise UserError(
-            f"{args.not_mnist_dir} has no notMNIST_small or notMNIST_large and no folders A to J: give "
-            f"--not_mnist_dir, or another set of unknown images with --ood_dir"
-        )
+    sets = args.unknown or ([] if args.ood_dir else ["notMNIST"])
+    unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
+    if args.ood_dir:
+        unknown[str(args.ood_dir)] = args.data_dir
     limit = args.num_batches * args.batch_size if args.num_batches else None
-    images = ImageSets.read(data, folder, args.seed, limit)
+    images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
         print(*images.notes, sep="\n")
-    classifiers = {
-        family: Classifier.from_description(each.net, each.description, paths[family]) for family, each in saved.items()
-    }
+    classifiers = {family: Classifier.from_saved(each, paths[family]) for family, each in saved.items()}
     predictives, report = evaluate(
         classifiers, images, num_samples=args.num_samples, seed=args.seed, method=args.prediction,
-        batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)], world=world,
+        batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
+        corruptions=() if args.shift is None else args.shift or tuple(CORRUPTIONS), world=world,
     )  # fmt: skip
     if not world.is_main:
         return

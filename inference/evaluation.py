@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from images import ImageData, Split, gaussian_noise, load_data, read_images, rotate
+from images import CORRUPTIONS, SEVERITIES, ImageData, Split, corrupt, gaussian_noise, load_data, load_unknown, rotate
 from inference import metrics
 from inference.classifier import Classifier
+from inference.decisions import Decisions, decision_scores
 from inference.likelihoods import Predictive
 from models import SavedNetwork, check_settings
 from support import ALONE, UserError, World
@@ -38,58 +41,70 @@ class Shift:
     label: str
 
 
+def _add_noise(images: Tensor, std: float) -> Tensor:
+    """The same noise in every call, but for its scale."""
+    return gaussian_noise(images, std, torch.Generator().manual_seed(0))
+
+
 SHIFTS: Mapping[str, Shift] = {
     "rotation": Shift(range(0, 181, 15), rotate, "rotation (degrees)"),
-    "noise": Shift([level / 10 for level in range(11)], gaussian_noise, "standard deviation of the noise"),
+    "noise": Shift([level / 10 for level in range(11)], _add_noise, "standard deviation of the noise"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSets:
-    """Images of the classes that networks know, and images of others.
+    """Images of the classes that networks know, and sets of images of others.
 
     Attributes:
-        names: of the two sets, in tables and pictures.
+        name: of the known images, in tables and pictures.
         known: uint8 [n, channels, height, width].
         labels: [n], the classes of the known images.
         classes: the names of the classes, by label.
-        unknown: uint8 [m, channels, height, width].
-        skipped: how many images of each set were left out because they cannot be read.
-        notes: which those are, one line per set that has such.
+        unknown: by name, uint8 [m, channels, height, width].
+        skipped: how many images of each set, by its name, were left out because they cannot be read.
+        notes: what was made of the sets where they are not what they could be, one line each.
     """
 
-    names: tuple[str, str]
+    name: str
     known: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    unknown: Tensor
-    skipped: tuple[int, int] = (0, 0)
+    unknown: Mapping[str, Tensor]
+    skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, data: ImageData, folder: Path, seed: int = 0, limit: int | None = None) -> ImageSets:
-        """The test split of a data set, and the images anywhere below a folder.
+    def read(
+        cls, data: ImageData, unknown: Mapping[str, str | Path], seed: int = 0, limit: int | None = None
+    ) -> ImageSets:
+        """The test split of a data set, and sets of unknown images.
 
         Args:
             data: the data set.
-            folder: of the unknown images.
+            unknown: by the name of each set, as for `images.load_unknown`, where it is looked for.
             seed: of the order of the unknown images.
             limit: how many images of each set are taken, the first ones; by default all.
 
         Raises:
-            UserError: there is no such folder, or no readable image in it; a test image cannot be read.
+            UserError: as `images.load_unknown`; a test image cannot be read; two sets of the same name.
         """
-        unknown, skipped = read_images(folder, data.channels)
-        order = torch.randperm(len(unknown), generator=torch.Generator().manual_seed(seed))[:limit]
+        name = f"{data.name} test"
         known, labels = next(data.test.batches(limit or len(data.test)))
-        names, counts = (f"{data.name} test", folder.resolve().name), (len(data.skipped), len(skipped))
-        notes = []
+        in_memory = [split.images for split in (data.train, data.valid, data.test) if isinstance(split.images, Tensor)]
+        sets = [
+            load_unknown(each, folder, data.channels, [known, *in_memory], seed) for each, folder in unknown.items()
+        ]
+        names = [name, *(each.name for each in sets)]
+        if len({*names}) < len(names):
+            raise UserError(f"two sets of images have the same name ({', '.join(names)}): rename a folder")
+        notes = [note for each in sets for note in each.notes]
         if data.skipped:
-            notes.append(f"skipped {counts[0]:,} unreadable images of {data.name}, as the training of the network did")
-        if skipped:
-            total = len(skipped) + len(unknown)
-            notes.append(f"skipped {len(skipped)} unreadable of {total} images, the first {skipped[0]}")
-        return cls(names, known, labels, data.classes, unknown[order], counts, tuple(notes))
+            notes.insert(0, f"skipped {len(data.skipped):,} unreadable images of {data.name}, as the training of the "
+                         f"network did")  # fmt: skip
+        skipped = {name: len(data.skipped)} | {each.name: each.skipped for each in sets}
+        return cls(name, known, labels, data.classes, {each.name: each.images[:limit] for each in sets}, skipped,
+                   tuple(notes))  # fmt: skip
 
 
 def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir: str | Path) -> ImageData:
@@ -146,11 +161,10 @@ def split_scores(classifier: Classifier, split: Split, num_samples: int = 25, se
 
 
 def known_scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
-    """`metrics.scores`, the adaptive ECE, and the area under the risk–coverage curve of the total entropy."""
-    return metrics.scores(predictive, labels) | {
-        "adaptive_ece": metrics.adaptive_ece(predictive.probs, labels),
-        "risk_coverage_area": metrics.risk_coverage_area(predictive.entropy, predictive.labels != labels),
-    }
+    """`metrics.scores`, the adaptive ECE, and `metrics.selective_scores` of the total entropy."""
+    selective = metrics.selective_scores(predictive.entropy, predictive.labels != labels)
+    adaptive_ece = metrics.adaptive_ece(predictive.probs, labels)
+    return metrics.scores(predictive, labels) | {"adaptive_ece": adaptive_ece} | selective
 
 
 def novelties(
@@ -170,19 +184,24 @@ def batch_means(predictive: Predictive, batch_size: int) -> list[dict[str, float
 
 
 def under_shift(
-    predict: Callable[[Tensor], Predictive], images: Tensor, labels: Tensor, shift: Shift
+    predict: Callable[[Tensor], Predictive],
+    images: Tensor,
+    labels: Tensor,
+    shift: Shift,
+    decisions: Decisions | None = None,
 ) -> list[dict[str, float]]:
-    """Accuracy and mean uncertainty at every severity of a shift.
+    """Scores and mean uncertainty at every severity of a shift.
 
     Args:
         predict: from uint8 images to their predictive, such as `Classifier.predict`.
         images: uint8 [n, channels, height, width].
         labels: [n].
         shift: one of `SHIFTS`, or another.
+        decisions: of the classifier that predicts, whose `decision_scores` are added.
 
     Returns:
-        One row per severity; entropies and mutual information in nats, `epistemic` and `aleatoric` the traces of the
-        covariances by softmax.
+        One row per severity; NLL, entropies and mutual information in nats, `epistemic` and `aleatoric` the traces of
+        the covariances by softmax, `confidence` the mean of the largest probability.
     """
     rows = []
     for severity in shift.severities:
@@ -191,13 +210,89 @@ def under_shift(
             {
                 "shift": severity,
                 "accuracy": metrics.accuracy(predictive.probs, labels),
+                "confidence": predictive.probs.amax(1).mean().item(),
+                "nll": metrics.nll(predictive, labels),
+                "ece": metrics.ece(predictive.probs, labels),
                 "entropy": predictive.entropy.mean().item(),
                 "mutual_information": predictive.mutual_information.mean().item(),
                 "epistemic": predictive.epistemic_softmax.mean().item(),
                 "aleatoric": predictive.aleatoric_softmax.mean().item(),
+                **({} if decisions is None else decision_scores(decisions, predictive, labels)),
             }
         )
     return rows
+
+
+def under_corruptions(
+    predict: Callable[[Tensor], Predictive],
+    images: Tensor,
+    labels: Tensor,
+    kinds: Iterable[str] = tuple(CORRUPTIONS),
+    seed: int = 0,
+    decisions: Decisions | None = None,
+) -> dict[str, list[dict[str, float]]]:
+    """For each kind of `images.CORRUPTIONS`, the rows of `under_shift` at the severities 0 to 5.
+
+    Args:
+        predict: as for `under_shift`.
+        images: uint8 [n, channels, height, width].
+        labels: [n].
+        kinds: of corruption.
+        seed: of the corruptions.
+        decisions: as for `under_shift`.
+    """
+
+    def rows(kind: str, severities: Sequence[float]) -> list[dict[str, float]]:
+        shift = Shift(severities, lambda images, severity: corrupt(images, kind, int(severity), seed), "severity")
+        return under_shift(predict, images, labels, shift, decisions)
+
+    kinds = tuple(kinds)
+    clean = rows(kinds[0], SEVERITIES[:1])  # the same for all
+    return {kind: clean + rows(kind, SEVERITIES[1:]) for kind in kinds}
+
+
+def is_honest(rows: Sequence[Mapping[str, float]], count: int) -> bool | None:
+    """Whether a network is less certain of images wherever it is more often wrong about them.
+
+    Args:
+        rows: of `under_shift`.
+        count: how many images they are about.
+
+    Returns:
+        Whether, for every two severities whose errors differ by more than two standard errors, the mean entropy is
+        higher where the error is. None if there are no such two: the shift does no harm that could be seen.
+    """
+    rises = []
+    for less, more in permutations(rows, 2):
+        variance = sum(row["accuracy"] * (1 - row["accuracy"]) / count for row in (less, more))
+        if less["accuracy"] - more["accuracy"] > 2 * math.sqrt(variance):
+            rises.append(more["entropy"] > less["entropy"])
+    return all(rises) if rises else None
+
+
+def shift_summary(corruptions: Mapping[str, Sequence[Mapping[str, float]]], count: int) -> dict[str, Any]:
+    """How honest a network is under corruption.
+
+    Args:
+        corruptions: of `under_corruptions`.
+        count: how many images they are about.
+
+    Returns:
+        harmful: the kinds of corruption under which its error rises, as for `is_honest`.
+        honest: those of them under which its mean entropy rises with it.
+        overconfidence: by kind, how far its mean confidence exceeds its accuracy at the highest severity.
+        mean: accuracy, NLL, ECE and entropy, averaged over the kinds and over the severities 3 to 5.
+    """
+    verdicts = {kind: is_honest(rows, count) for kind, rows in corruptions.items()}
+    severe = [row for rows in corruptions.values() for row in rows if row["shift"] >= 3]
+    return {
+        "harmful": [kind for kind, honest in verdicts.items() if honest is not None],
+        "honest": [kind for kind, honest in verdicts.items() if honest],
+        "overconfidence": {kind: rows[-1]["confidence"] - rows[-1]["accuracy"] for kind, rows in corruptions.items()},
+        "mean": {
+            name: sum(row[name] for row in severe) / len(severe) for name in ("accuracy", "nll", "ece", "entropy")
+        },
+    }
 
 
 def evaluate(
@@ -209,54 +304,77 @@ def evaluate(
     method: str = "draws",
     batch_size: int = 1000,
     shifts: Iterable[str] = (),
+    corruptions: Sequence[str] = (),
     world: World = ALONE,
-) -> tuple[dict[str, tuple[Predictive, Predictive]], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Predictive]], dict[str, Any]]:
     """All scores of some networks on known and on unknown images.
 
     Args:
         classifiers: the networks, by name.
         images: known and unknown.
         num_samples: draws from each posterior.
-        seed: of the draws.
+        seed: of the draws, and of corruptions.
         method: 'draws', or 'moments' for a single pass without draws.
         batch_size: images per mini-batch of the report's `batches`.
         shifts: which of `SHIFTS` the first 2,000 known images undergo.
+        corruptions: which of `images.CORRUPTIONS` they undergo.
         world: the processes that predict together.
 
     Returns:
-        By network, the predictives of the known and of the unknown images; and the report, of plain values: what was
-        evaluated, for each of `networks` its `batches` (`batch_means` of both sets), `known` (`known_scores`) and
-        `novelty` (`novelties`), and for each shift and network the rows of `under_shift`.
+        By network, the predictives of the known images and of each unknown set, by name; and the report, of plain
+        values: what was evaluated, for each of `networks` its `batches` (`batch_means` of all sets), `known`
+        (`known_scores`), `novelty` (`novelties` of each unknown set), `decisions` (of a network that has them: their
+        `decision_scores` for all sets) and `shift` (`shift_summary`), for each shift and network the rows of
+        `under_shift`, and in `corruptions`, for each network, those of `under_corruptions`.
     """
     predictors = {
         network: partial(classifier.predict, num_samples=num_samples, seed=seed, method=method, world=world)
         for network, classifier in classifiers.items()
     }
     started = time.perf_counter()
-    predictives = {network: (predict(images.known), predict(images.unknown)) for network, predict in predictors.items()}
+    predictives = {
+        network: {name: predict(pixels) for name, pixels in {images.name: images.known, **images.unknown}.items()}
+        for network, predict in predictors.items()
+    }
     seconds = time.perf_counter() - started
-    report = {
-        "known": images.names[0],
-        "unknown": images.names[1],
+    report: dict[str, Any] = {
+        "known": images.name,
         "known_images": len(images.known),
-        "unknown_images": len(images.unknown),
+        "unknown_images": {name: len(pixels) for name, pixels in images.unknown.items()},
         "prediction": method,
         "samples": num_samples,
         "seed": seed,
         "prediction_seconds": round(seconds, 2),
         "networks": {
             network: {
-                "batches": {name: batch_means(p, batch_size) for name, p in zip(images.names, sets, strict=True)},
-                "known": known_scores(sets[0], images.labels),
-                "novelty": novelties(*sets),
+                "batches": {name: batch_means(predictive, batch_size) for name, predictive in sets.items()},
+                "known": known_scores(sets[images.name], images.labels),
+                "novelty": {name: novelties(sets[images.name], sets[name]) for name in images.unknown},
+                **_decided(classifiers[network].decisions, sets, images),
             }
             for network, sets in predictives.items()
         },
     }
+    known, labels = images.known[:SHIFTED], images.labels[:SHIFTED]
     for name in shifts:
         report[name] = {
-            network: under_shift(predict, images.known[:SHIFTED], images.labels[:SHIFTED], SHIFTS[name])
+            network: under_shift(predict, known, labels, SHIFTS[name]) for network, predict in predictors.items()
+        }
+    if corruptions:
+        report["corruptions"] = {
+            network: under_corruptions(predict, known, labels, corruptions, seed, classifiers[network].decisions)
             for network, predict in predictors.items()
         }
-    report |= {"skipped": images.skipped[1], "skipped_known": images.skipped[0]}
-    return predictives, report
+        for network, rows in report["corruptions"].items():
+            report["networks"][network]["shift"] = shift_summary(rows, len(known))
+    return predictives, report | {"skipped": dict(images.skipped)}
+
+
+def _decided(decisions: Decisions | None, sets: Mapping[str, Predictive], images: ImageSets) -> dict[str, Any]:
+    if decisions is None:
+        return {}
+    scores = {
+        name: decision_scores(decisions, predictive, images.labels if name == images.name else None)
+        for name, predictive in sets.items()
+    }
+    return {"decisions": asdict(decisions) | {"scores": scores}}

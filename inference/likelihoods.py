@@ -52,6 +52,12 @@ class Predictive:
             al. 2018, eq. 15).
         aleatoric_normalized: [n], as `aleatoric_softmax` with the same p̂.
         log_probs: [n, classes], log p̄, finite also where p̄ rounds to 0.
+        energy: [n], the mean of −log Σ_c exp(logit_c) over the samples, in nats (Liu et al. 2020, eq. 4): higher where
+            the network has seen less of its kind.
+        variation_ratio: [n], the fraction of the samples whose most probable class is not the one that most of them
+            have (Gal 2016, section 3.3.1).
+        accepted: [n], bool, whether the prediction is certain enough to act on: all are, unless a classifier's
+            `Decisions` say otherwise.
     """
 
     probs: Tensor
@@ -62,6 +68,9 @@ class Predictive:
     epistemic_normalized: Tensor
     aleatoric_normalized: Tensor
     log_probs: Tensor
+    energy: Tensor
+    variation_ratio: Tensor
+    accepted: Tensor
 
     @staticmethod
     def concatenate(predictives: Sequence[Predictive]) -> Predictive:
@@ -83,6 +92,10 @@ class Predictive:
 
         kind = type(shares[0])
         return shares[0] if len(shares) == 1 else kind(*(interleave(field.name) for field in fields(kind)))
+
+    def subset(self, indices: Tensor) -> Predictive:
+        """The predictive for the images at these indices, or where a mask [n] is true."""
+        return replace(self, **{field.name: getattr(self, field.name)[indices] for field in fields(self)})
 
     @property
     def labels(self) -> Tensor:

@@ -8,6 +8,7 @@ In all of these functions, `probs` are probabilities [n, classes] and `labels` t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -148,10 +149,67 @@ def risk_coverage_area(uncertainty: Tensor, wrong: Tensor) -> float:
     return risk_coverage(uncertainty, wrong)[1].mean().item()
 
 
+def threshold_at_risk(uncertainty: Tensor, wrong: Tensor, risk: float) -> tuple[float, float]:
+    """The largest uncertainty up to which predictions can be accepted at a risk.
+
+    Args:
+        uncertainty: [n], higher where the network is less certain.
+        wrong: bool [n], whether the prediction is wrong.
+        risk: the largest fraction of the accepted predictions that may be wrong, on these n.
+
+    Returns:
+        The threshold, −∞ if none is low enough, and the coverage, the fraction of the predictions at or below it.
+
+    Raises:
+        UserError: an uncertainty is not finite.
+    """
+    _check_finite("uncertainties", uncertainty)
+    values, ties, sizes = uncertainty.unique(return_inverse=True, return_counts=True)  # sorted
+    accepted, errors = sizes.cumsum(0), torch.bincount(ties, weights=wrong.double()).cumsum(0)
+    fits = (errors <= risk * accepted).nonzero()
+    if not len(fits):
+        return -math.inf, 0.0
+    last = int(fits[-1])
+    return values[last].item(), accepted[last].item() / len(wrong)
+
+
+RISKS = (0.005, 0.01, 0.05)
+
+
+def selective_scores(uncertainty: Tensor, wrong: Tensor) -> dict[str, float]:
+    """How well an uncertainty says which predictions to leave out.
+
+    Args:
+        uncertainty: [n], higher where the network is less certain.
+        wrong: bool [n], whether the prediction is wrong.
+
+    Returns:
+        risk_coverage_area: `risk_coverage_area`, AURC.
+        excess_risk_coverage_area: what of it is more than that of an uncertainty which leaves the wrong predictions out
+            first (Geifman et al. 2019, E-AURC).
+        generalized_risk_area: the mean over all coverages of the fraction of all predictions that are accepted and
+            wrong (Traub et al. 2024, AUGRC): for an error rate e, from e²/2 at best to e/2 at random, for large n.
+        coverage_at_…_risk: the fraction of predictions that can be accepted with at most .5, 1 and 5 % of them wrong.
+
+    Raises:
+        UserError: an uncertainty is not finite.
+    """
+    coverage, risk = risk_coverage(uncertainty, wrong)
+    area = risk.mean().item()
+    return {
+        "risk_coverage_area": area,
+        "excess_risk_coverage_area": area - risk_coverage_area(wrong.double(), wrong),
+        "generalized_risk_area": (coverage * risk).mean().item(),
+        **{f"coverage_at_{100 * r:g}%_risk": threshold_at_risk(uncertainty, wrong, r)[1] for r in RISKS},
+    }
+
+
 SCORES: dict[str, Callable[[Predictive], Tensor]] = {
     "total entropy": lambda predictive: predictive.entropy,
     "mutual information": lambda predictive: predictive.mutual_information,
     "max probability": lambda predictive: _one_minus_max(predictive.probs),
+    "energy": lambda predictive: predictive.energy,
+    "variation ratio": lambda predictive: predictive.variation_ratio,
     "epistemic (softmax)": lambda predictive: predictive.epistemic_softmax,
     "aleatoric (softmax)": lambda predictive: predictive.aleatoric_softmax,
     "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
@@ -183,6 +241,7 @@ def novelty(known: Tensor, unknown: Tensor) -> dict[str, float]:
 
     score = torch.cat([known, unknown]).double()
     # torchmetrics applies a sigmoid to scores outside [0, 1], which would turn large entropies into ties.
+    score = score - score.min().clamp_max(0)
     score = score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
     target = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))]).long()
     fpr, tpr, _ = binary_roc(score, target)

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from images import CORRUPTIONS, SEVERITIES, corrupt
 from inference.evaluation import SHIFTS, ImageSets
 from inference.likelihoods import Predictive
 from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
 from support import BLUE, COLORS, ORANGE, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")
-UNITS = {"total entropy": "nats", "mutual information": "nats", "max probability": "1 − largest probability"}
+UNITS = {
+    "total entropy": "nats",
+    "mutual information": "nats",
+    "max probability": "1 − largest probability",
+    "energy": "−log Σ exp(logits), nats",
+    "variation ratio": "fraction of samples",
+}
+QUANTITIES = {
+    "accuracy": "accuracy",
+    "nll": "NLL (nats per example)",
+    "ece": "ECE",
+    "entropy": "mean entropy (nats)",
+}  # of a network under corruption
 
 
 @figure_style()
-def plot_scores(path: Path, known: Predictive, unknown: Predictive, names: tuple[str, str], title: str) -> Path:
-    """A histogram of every score for the known and for the unknown images."""
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    axes = figure.subplots(2, 4).flat
-    lowest = 0.5 / max(len(known.probs), len(unknown.probs))  # half of one image
+def plot_scores(path: Path, sets: Mapping[str, Predictive], title: str) -> Path:
+    """A histogram of every score for each set of images, the known ones first."""
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    axes = figure.subplots(2, 5).flat
+    lowest = 0.5 / max(len(predictive.probs) for predictive in sets.values())  # half of one image
+    styles = list(zip(sets, cycle(COLORS), cycle(DASHES), strict=False))
     for ax, (name, score) in zip(axes, SCORES.items(), strict=False):
-        values = [score(known).numpy(), score(unknown).numpy()]
-        highest = max(float(value.max()) for value in values)
-        edges = np.linspace(0, highest or 1, 41)
-        for value, label, color, dash in zip(values, names, COLORS, DASHES, strict=False):
+        values = [score(predictive).numpy() for predictive in sets.values()]
+        low, high = min(0.0, *(value.min() for value in values)), max(value.max() for value in values)
+        edges = np.linspace(low, high if high > low else low + 1, 41)
+        for value, (label, color, dash) in zip(values, styles, strict=True):
             weights = np.full(len(value), 1 / len(value))
             ax.hist(value, edges, weights=weights, alpha=0.35, color=color, label=label)
             ax.hist(value, edges, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5)
-        if highest == 0:
+        if low == high:
             ax.text(0.5, 0.5, "0 for every image", ha="center", transform=ax.transAxes)
         ax.set(title=name, xlabel=UNITS.get(name, "trace of the covariance"), yscale="log", ylim=(lowest, 1.5))
-    for ax in figure.axes[::4]:
+    for ax in figure.axes[::5]:
         ax.set_ylabel("fraction of images")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.axes[7].axis("off")
-    figure.axes[7].legend(handles, labels, loc="center", fontsize=13)
+    figure.axes[9].axis("off")
+    figure.axes[9].legend(handles, labels, loc="center", fontsize=13)
     figure.suptitle(title)
     return save_figure(figure, path)
 
@@ -82,13 +98,15 @@ def plot_sheet(
 ) -> Path:
     """The most and the least certain images of each set, above their class probabilities as bars.
 
+    Above each image are its two most probable classes, with their probabilities, and its total entropy.
+
     Args:
         path: of the PNG file.
         sets: by name, uint8 images [n, channels, height, width] and their predictive.
         classes: the names of the classes, by label.
         count: how many of the most certain images, and of the least.
     """
-    figure = Figure(figsize=(1.5 * count + 1, 5.6 * len(sets)), layout="constrained")
+    figure = Figure(figsize=(1.5 * count + 1, 6.4 * len(sets)), layout="constrained")
     grid = figure.subplots(4 * len(sets), count, squeeze=False, height_ratios=(1.4, 1) * 2 * len(sets))
     for block, (name, (images, predictive)) in enumerate(sets.items()):
         order = predictive.entropy.argsort(stable=True)
@@ -100,7 +118,13 @@ def plot_sheet(
                 pictures[column].imshow(pixels, cmap="grey", vmin=0, vmax=255)
                 pictures[column].axis("off")
                 nats = float(predictive.entropy[index])
-                pictures[column].set_title(f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats", fontsize=9)
+                likeliest = predictive.probs[index].topk(2)
+                answers = (
+                    f"{classes[label][:12]} {probability:.2f}"
+                    for probability, label in zip(*(values.tolist() for values in likeliest), strict=True)
+                )
+                certainty_in_nats = f"{nats:.2f} nats" if nats >= 0.005 else f"{nats:.0e} nats"
+                pictures[column].set_title("\n".join((*answers, certainty_in_nats)), fontsize=8)
                 bars[column].bar(range(len(classes)), predictive.probs[index].numpy(), color=COLORS[row])
                 bars[column].grid(False)
                 bars[column].set(ylim=(0, 1.03), yticks=[], xticks=[])
@@ -117,6 +141,58 @@ def plot_sheet(
                 )  # fmt: skip
             for unused in [*pictures[len(chosen) :], *bars[len(chosen) :]]:
                 unused.axis("off")
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_corruptions(path: Path, image: Tensor, seed: int = 0) -> Path:
+    """An image under every kind of corruption, a strip per kind: as it is, then at each severity.
+
+    Args:
+        path: of the PNG file.
+        image: uint8 [channels, height, width].
+        seed: as for `images.corrupt`.
+    """
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    panels = figure.subplots(-(-len(CORRUPTIONS) // 3), 3)
+    for ax, kind in zip(panels.flat, CORRUPTIONS, strict=False):
+        shown = [F.pad(corrupt(image[None], kind, severity, seed)[0], [1] * 4, value=255) for severity in SEVERITIES]
+        strip = np.concatenate([each.permute(1, 2, 0).squeeze(-1).numpy() for each in shown], 1)
+        ax.imshow(strip, cmap="grey", vmin=0, vmax=255)
+        ax.set_title(kind.replace("_", " "), fontsize=10)
+    for ax in panels.flat:
+        ax.axis("off")
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_under_corruptions(
+    path: Path, corruptions: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], quantity: str
+) -> Path:
+    """One of `QUANTITIES` against the severity, a panel per kind of corruption and a line per network.
+
+    Args:
+        path: of the PNG file.
+        corruptions: by network, of `inference.evaluation.under_corruptions`.
+        quantity: a key of `QUANTITIES`.
+    """
+    kinds = list(next(iter(corruptions.values())))
+    columns = min(5, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(2.4 * columns + 0.6, 2 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax, kind in zip(panels.flat, kinds, strict=False):
+        for (network, rows_by_kind), color, dash in zip(
+            corruptions.items(), cycle(COLORS), cycle(DASHES), strict=False
+        ):
+            points = rows_by_kind[kind]
+            ax.plot([p["shift"] for p in points], [p[quantity] for p in points], dash, color=color, label=network)
+        ax.set_title(kind.replace("_", " "), fontsize=10)
+    for ax in list(panels.flat)[len(kinds) :]:
+        ax.axis("off")
+    panels[0, 0].legend(fontsize=8)
+    figure.supxlabel("severity", fontsize=11)
+    figure.supylabel(QUANTITIES[quantity], fontsize=11)
     return save_figure(figure, path)
 
 
@@ -149,37 +225,33 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
 def plot_evaluation(
     folder: Path,
     report: Mapping[str, Any],
-    predictives: Mapping[str, tuple[Predictive, Predictive]],
+    predictives: Mapping[str, Mapping[str, Predictive]],
     images: ImageSets,
     net_type: str,
 ) -> list[Path]:
-    """Every picture of an evaluation: scores, reliability, risk against coverage, images, shifts.
+    """Every picture of an evaluation: scores, reliability, risk against coverage, images, shifts, corruptions.
 
     Args:
         folder: where the pictures go.
         report: of `inference.evaluate`.
         predictives: of `inference.evaluate`.
-        images: that were evaluated.
+        images: known and unknown, as for `inference.evaluate`.
         net_type: the architecture of the networks, for titles.
 
     Returns:
         The paths of the pictures.
     """
-    known = {network: sets[0] for network, sets in predictives.items()}
+    known = {network: sets[images.name] for network, sets in predictives.items()}
     probs = {network: predictive.probs for network, predictive in known.items()}
-    return [
+    paths = [
         *(
-            plot_scores(folder / f"scores_{network}.png", *sets, images.names, f"{network} {net_type}")
+            plot_scores(folder / f"scores_{network}.png", sets, f"{network} {net_type}")
             for network, sets in predictives.items()
         ),
         plot_reliability(folder / "reliability.png", probs, images.labels),
         plot_risk_coverage(folder / "risk_coverage.png", known, images.labels),
         *(
-            plot_sheet(
-                folder / f"images_{network}.png",
-                dict(zip(images.names, zip((images.known, images.unknown), sets, strict=True), strict=True)),
-                images.classes,
-            )
+            plot_sheet(folder / f"images_{network}.png", _sheet(sets, images), images.classes)
             for network, sets in predictives.items()
         ),
         *(
@@ -188,6 +260,25 @@ def plot_evaluation(
             if name in report
         ),
     ]
+    if "corruptions" in report:
+        paths.append(plot_corruptions(folder / "corruptions.png", images.known[0], report["seed"]))
+        paths += [
+            plot_under_corruptions(folder / f"corruptions_{quantity}.png", report["corruptions"], quantity)
+            for quantity in QUANTITIES
+        ]
+    return paths
+
+
+def _sheet(sets: Mapping[str, Predictive], images: ImageSets) -> dict[str, tuple[Tensor, Predictive]]:
+    """The known images that are classified correctly, those that are not, and each unknown set."""
+    predictive = sets[images.name]
+    right = predictive.labels == images.labels
+    known = {
+        f"{images.name}, {name}": (images.known[mask], predictive.subset(mask))
+        for name, mask in (("right", right), ("wrong", ~right))
+        if mask.any()
+    }
+    return known | {name: (pixels, sets[name]) for name, pixels in images.unknown.items()}
 
 
 @figure_style()

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -181,6 +182,7 @@ def posterior_predictive(
     *,
     method: str = "draws",
     likelihood: str | None = None,
+    temperature: float = 1.0,
 ) -> Predictive:
     """The summaries of the posterior predictive: mean probabilities and uncertainties.
 
@@ -193,6 +195,7 @@ def posterior_predictive(
         method: 'draws' for samples of the network, whose number does not add to memory; 'moments' for a single pass
             that carries means and variances instead (the room `moments`), where `num_samples` and `seed` do nothing.
         likelihood: what the outputs are, as for `summarize`.
+        temperature: as for `summarize`.
 
     Raises:
         ValueError: `num_samples` is below 1, the method or the likelihood is unknown, or the outputs are not what the
@@ -201,8 +204,9 @@ def posterior_predictive(
     """
     _check_method(method)
     if method == "moments":
-        return Predictor(net, method=method, likelihood=likelihood)(images, batch_size)
-    return summarize(posterior_outputs(net, images, num_samples, batch_size, seed), likelihood=likelihood)
+        return Predictor(net, method=method, likelihood=likelihood, temperature=temperature)(images, batch_size)
+    outputs = posterior_outputs(net, images, num_samples, batch_size, seed)
+    return summarize(outputs, likelihood=likelihood, temperature=temperature)
 
 
 def _check_method(method: str) -> None:
@@ -221,6 +225,7 @@ class Predictor:
         seed: of the draws.
         method: 'draws' or 'moments', as for `posterior_predictive`.
         likelihood: what the outputs are, as for `summarize`.
+        temperature: as for `summarize`.
         fit_to: by moments, images [n, ...] as those of a call, of validation for example. The covariances of the
             logits are corrected so that on average they are those of `num_samples` draws on these images; 64 images
             suffice. Moments alone do not know how convolutions' outputs are correlated, and understate them.
@@ -239,13 +244,14 @@ class Predictor:
         *,
         method: str = "draws",
         likelihood: str | None = None,
+        temperature: float = 1.0,
         fit_to: Tensor | None = None,
     ) -> None:
         _check_method(method)
         get_likelihood(likelihood)
         if fit_to is not None and (method != "moments" or num_samples < 2):
             raise ValueError("fit_to expects the method 'moments' and at least 2 samples: leave it out otherwise")
-        self.likelihood = likelihood
+        self.likelihood, self.temperature = likelihood, temperature
         self._propagation: Propagation | None = None
         if method == "moments":
             self._net = copy.deepcopy(net).eval()
@@ -270,11 +276,13 @@ class Predictor:
             MissingRuleError: by moments, the network has an operation without a rule.
         """
         if self._propagation is None:
-            return _summarize_blocks(self._outputs(images, batch_size), self.likelihood)
+            return _summarize_blocks(self._outputs(images, batch_size), self.likelihood, self.temperature)
         device = next(self._net.parameters()).device
         return Predictive.concatenate(
             [
-                _summarize_blocks([logit_draws(*self._propagation(batch.to(device)))], self.likelihood)
+                _summarize_blocks(
+                    [logit_draws(*self._propagation(batch.to(device)))], self.likelihood, self.temperature
+                )
                 for batch in images.split(batch_size)
             ]
         )
@@ -294,7 +302,7 @@ class Predictor:
             yield self._net
 
 
-def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None) -> Predictive:
+def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None, temperature: float = 1.0) -> Predictive:
     """The predictive of any samples: draws from a posterior, members of an ensemble, passes with dropout.
 
     Args:
@@ -302,20 +310,22 @@ def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None) -> Pr
         likelihood: None for logits [n, classes] of one of at least 2 classes. 'categorical' also for maps of them,
             [n, classes, ...]. 'bernoulli' for one logit per label, [n, labels], of which each applies or not; the
             summaries are then a `BernoulliPredictive`.
+        temperature: what all logits are divided by (Guo et al. 2017, section 4.2): above 1 for less confidence.
 
     Raises:
         ValueError: there is no sample, the likelihood is unknown, or the samples are not what it reads.
     """
-    return _summarize_blocks((sample[None] for sample in samples), likelihood)
+    return _summarize_blocks((sample[None] for sample in samples), likelihood, temperature)
 
 
-def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None) -> Predictive:
+def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None, temperature: float) -> Predictive:
     """`summarize`, of blocks of samples [k, n, outputs, ...] instead of one sample after the other."""
     reading = get_likelihood(likelihood)
     softmax_traces, normalized_traces = _CovarianceTraces(reading.total), _CovarianceTraces(reading.total)
     log_sums = log_totals = entropies = None  # Σ log p̂, log Σ p̂ and Σ H(p̂) over the samples
+    energies, votes = torch.zeros(()), torch.zeros(())  # Σ −log Σ exp(logit), and the samples for each choice
     for block in blocks:
-        logits = reading.logits(block.flatten(0, 1)).unflatten(0, block.shape[:2])
+        logits = reading.logits(block.flatten(0, 1)).unflatten(0, block.shape[:2]) / temperature
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
         softmax_traces.add(p)
@@ -324,6 +334,8 @@ def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None) -> Predi
         log_totals = log_total if log_totals is None else torch.logaddexp(log_totals, log_total, out=log_totals)
         log_sums = log_sum if log_sums is None else log_sums.add_(log_sum)
         entropies = h if entropies is None else entropies.add_(h)
+        energies = energies - logits.logsumexp(-1).sum(0)
+        votes = votes + F.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
     if log_totals is None or log_sums is None or entropies is None:
         raise ValueError("there is no sample to summarize")
     count, mean = softmax_traces.count, softmax_traces.mean
@@ -337,6 +349,9 @@ def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None) -> Predi
         *softmax_traces.traces(),
         *normalized_traces.traces(),
         log_probs,
+        energies / count,
+        1 - votes.amax(-1) / count,
+        torch.ones_like(entropies, dtype=torch.bool),
     )
     return reading.predictive(*(summary.cpu() for summary in summaries))
 

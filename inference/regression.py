@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inference.decisions import conformal_quantile
 from inference.prediction import posterior_outputs
 from layers.kernels import std_to_rho
 
@@ -86,6 +88,54 @@ class RegressionPredictive:
     def std(self) -> Tensor:
         """[n, d], the standard deviation of y."""
         return (self.aleatoric + self.epistemic).sqrt()
+
+    def interval(self, level: float = 0.9, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        """The central interval of a normal distribution with this mean and deviation, per example and target.
+
+        Args:
+            level: the probability of the interval, between 0 and 1.
+            scale: what its width is multiplied by, such as a `conformal_scale`, [d] or a number.
+
+        Returns:
+            Its lower and its upper ends, [n, d] each.
+
+        Raises:
+            ValueError: `level` is not between 0 and 1.
+        """
+        reach = scale * _normal_quantile(level) * self.std
+        return self.mean - reach, self.mean + reach
+
+    def coverage(self, targets: Tensor, level: float = 0.9, scale: Tensor | float = 1.0) -> Tensor:
+        """How many of the targets [n, d] are within their `interval`, a fraction per target, [d]."""
+        low, high = self.interval(level, scale)
+        return ((low <= targets) & (targets <= high)).double().mean(0)
+
+    def conformal_scale(self, targets: Tensor, level: float = 0.9) -> Tensor:
+        """By what the intervals must be multiplied to hold a new target with a probability of at least `level`.
+
+        The split conformal quantile of |y − mean| / std (Angelopoulos & Bates 2023, section 2.3), as a multiple of the
+        normal distribution's. It holds for targets that are exchangeable with these.
+
+        Args:
+            targets: [n, d], of held-out examples, to which this predictive belongs.
+            level: the probability.
+
+        Returns:
+            [d], one per target; ∞ if there are too few examples for this level.
+
+        Raises:
+            ValueError: `level` is not between 0 and 1.
+        """
+        scores = (targets - self.mean).abs() / self.std
+        quantiles = [conformal_quantile(column, 1 - level) for column in scores.unbind(1)]
+        return torch.tensor(quantiles) / _normal_quantile(level)
+
+
+def _normal_quantile(level: float) -> float:
+    """How many standard deviations the central interval of this probability reaches to each side."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def regression_predictive(

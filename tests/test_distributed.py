@@ -138,7 +138,7 @@ def test_what_was_predicted_in_shares_is_put_together_in_order() -> None:
     def numbered(*numbers: int) -> Predictive:
         column = torch.tensor(numbers, dtype=torch.float32)
         pair = torch.stack([column, -column], 1)
-        return Predictive(pair, pair, *[column] * 5, pair)
+        return Predictive(pair, pair, *[column] * 5, pair, column, column, column > 0)
 
     whole = Predictive.from_shares([numbered(0, 3, 6), numbered(1, 4), numbered(2, 5)])
     assert whole.expected_entropy.tolist() == [0, 1, 2, 3, 4, 5, 6]

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import Tensor
 
 from experiments import running
-from images import Split, gaussian_noise, rotate
+from images import Split, corrupt, rotate
 from inference import (
     SHIFTS,
     Classifier,
+    Decisions,
     ImageSets,
     Predictive,
     Shift,
     batch_means,
+    decision_scores,
     evaluate,
+    is_honest,
     known_scores,
     metrics,
     novelties,
+    shift_summary,
     split_scores,
+    under_corruptions,
     under_shift,
 )
 from models import build
@@ -48,26 +54,70 @@ def test_the_mean_of_each_mini_batch_is_over_its_own_images(trained: Classifier,
 
 
 def test_an_evaluation_has_all_scores_of_every_network(trained: Classifier, images: Tensor) -> None:
-    labels, unknown = torch.arange(9) % 10, images.flip(-1)[:6]
-    sets = ImageSets(("digits", "others"), images, labels, trained.classes, unknown, skipped=(0, 2))
-    twin = Classifier(build("lenet", False, 10, 1), trained.classes, trained.mean, trained.std)
+    labels, unknown = torch.arange(9) % 10, {"others": images.flip(-1)[:6], "more": images.flip(-2)[:4]}
+    sets = ImageSets("digits", images, labels, trained.classes, unknown, skipped={"digits": 0, "others": 2})
+    decisions = Decisions(2.0, "energy", 0.1, -1.0, 0.1, 0.8, 0.9, 50)
+    twin = Classifier(build("lenet", False, 10, 1), *(trained.classes, trained.mean, trained.std), decisions=decisions)
     predictives, report = evaluate(
-        {"bayesian": trained, "twin": twin}, sets, num_samples=3, seed=2, batch_size=5, shifts=["noise"]
-    )
-    assert (report["known_images"], report["unknown_images"], report["samples"], report["seed"]) == (9, 6, 3, 2)
+        {"bayesian": trained, "twin": twin}, sets, num_samples=3, seed=2, batch_size=5, shifts=["noise"],
+        corruptions=["fog", "jpeg"],
+    )  # fmt: skip
+    assert report["known_images"] == 9 and report["unknown_images"] == {"others": 6, "more": 4}
+    assert (report["samples"], report["seed"], report["skipped"]) == (3, 2, {"digits": 0, "others": 2})
     for name, classifier in (("bayesian", trained), ("twin", twin)):
-        known, other = classifier.predict(images, 3, 2), classifier.predict(unknown, 3, 2)
-        assert all(torch.equal(predictives[name][index].probs, p.probs) for index, p in enumerate((known, other)))
-        assert report["networks"][name] == {
-            "batches": {"digits": batch_means(known, 5), "others": batch_means(other, 5)},
+
+        def predict(pixels: Tensor, classifier: Classifier = classifier) -> Predictive:
+            return classifier.predict(pixels, 3, 2)
+
+        known, others = predict(images), {name: predict(pixels) for name, pixels in unknown.items()}
+        for each, expected in ({"digits": known} | others).items():
+            assert torch.equal(predictives[name][each].probs, expected.probs)
+        rows = under_corruptions(predict, images, labels, ["fog", "jpeg"], 2, classifier.decisions)
+        expected_report = {
+            "batches": {each: batch_means(p, 5) for each, p in ({"digits": known} | others).items()},
             "known": known_scores(known, labels),
-            "novelty": novelties(known, other),
+            "novelty": {each: novelties(known, predictive) for each, predictive in others.items()},
+            "shift": shift_summary(rows, 9),
         }
-        assert report["noise"][name] == under_shift(
-            lambda shifted, classifier=classifier: classifier.predict(shifted, 3, 2),  # type: ignore[misc]
-            images, labels, SHIFTS["noise"],
-        )  # fmt: skip
-    assert "rotation" not in report and (report["skipped_known"], report["skipped"]) == (0, 2)
+        if classifier.decisions:
+            scores = {"digits": decision_scores(decisions, known, labels)}
+            scores |= {each: decision_scores(decisions, predictive) for each, predictive in others.items()}
+            expected_report["decisions"] = asdict(decisions) | {"scores": scores}
+        assert report["networks"][name] == expected_report
+        assert report["corruptions"][name] == rows
+        assert report["noise"][name] == under_shift(predict, images, labels, SHIFTS["noise"])
+    assert "rotation" not in report
+
+
+def test_corruptions_start_from_the_images_as_they_are(trained: Classifier, images: Tensor) -> None:
+    labels = torch.arange(9) % 10
+    rows = under_corruptions(lambda pixels: trained.predict(pixels, 2), images, labels, ["contrast", "scale"], seed=5)
+    for kind, expected_at_5 in (("contrast", "contrast"), ("scale", "scale")):
+        assert [row["shift"] for row in rows[kind]] == [0, 1, 2, 3, 4, 5]
+        for severity, row in ((0, rows[kind][0]), (5, rows[kind][-1])):
+            predictive = trained.predict(corrupt(images, expected_at_5, severity, 5), 2)
+            assert row["nll"] == metrics.nll(predictive, labels) and row["ece"] == metrics.ece(predictive.probs, labels)
+            assert row["confidence"] == predictive.probs.amax(1).mean().item()
+
+
+def test_honest_is_who_is_less_certain_wherever_it_is_more_often_wrong() -> None:
+    def rows(*points: tuple[float, float]) -> list[dict[str, float]]:
+        return [
+            {"shift": 2 * s, "accuracy": a, "entropy": h, "confidence": a + 0.1 * s, "nll": s, "ece": a}
+            for s, (a, h) in enumerate(points)
+        ]
+
+    honest = rows((0.9, 0.1), (0.8, 0.2), (0.5, 0.9))
+    certain = rows((0.9, 0.1), (0.8, 0.2), (0.5, 0.15))
+    recovers = rows((0.9, 0.2), (0.5, 0.7), (0.9, 0.1))  # elastic: the error falls again, and so does the entropy
+    harmless = rows((0.9, 0.3), (0.895, 0.2), (0.89, 0.1))  # one standard error of a difference is .013 at n = 1,000
+    assert [is_honest(each, 1000) for each in (honest, certain, recovers, harmless)] == [True, False, True, None]
+    assert is_honest(harmless, 100_000) is False
+    summary = shift_summary({"a": honest, "b": certain, "c": harmless}, 1000)
+    assert summary["harmful"] == ["a", "b"] and summary["honest"] == ["a"]
+    assert summary["overconfidence"] == pytest.approx({"a": 0.2, "b": 0.2, "c": 0.2})
+    six = [{"shift": s, "accuracy": s / 5, "confidence": 1, "nll": 2 * s, "ece": 3 * s, "entropy": s} for s in range(6)]
+    assert shift_summary({"a": six}, 10)["mean"] == pytest.approx({"accuracy": 0.8, "nll": 8, "ece": 12, "entropy": 4})
 
 
 def test_known_images_and_novelty_are_scored_by_the_metrics(trained: Classifier, images: Tensor) -> None:
@@ -77,6 +127,7 @@ def test_known_images_and_novelty_are_scored_by_the_metrics(trained: Classifier,
     assert scores["adaptive_ece"] == metrics.adaptive_ece(known.probs, labels)
     wrong = known.probs.argmax(-1) != labels
     assert scores["risk_coverage_area"] == metrics.risk_coverage_area(known.entropy, wrong)
+    assert metrics.selective_scores(known.entropy, wrong).items() <= scores.items()
     assert split_scores(trained, Split(images, labels), 3) == metrics.scores(known, labels)
     assert list(novelties(known, unknown)) == list(metrics.SCORES)
     some = novelties(known, unknown, running.SCORES)  # as the experiments call it
@@ -93,7 +144,7 @@ def test_a_shift_is_applied_at_each_of_its_severities(images: Tensor) -> None:
         seen.append(shifted)
         probs = torch.full((len(shifted), 2), 0.5)
         half, zero = torch.full((len(shifted),), 0.25), torch.zeros(len(shifted))
-        return Predictive(probs, probs.log(), zero, half, zero, half, zero, probs.log())
+        return Predictive(probs, probs.log(), zero, half, zero, half, zero, probs.log(), zero, zero, zero > 0)
 
     shift = Shift((0, 3), lambda images, severity: images + int(severity), "")
     rows = under_shift(predict, images // 2, torch.zeros(9, dtype=torch.int64), shift)
@@ -111,8 +162,8 @@ def test_no_shift_changes_nothing_and_a_quarter_turn_is_exact(images: Tensor) ->
 
 def test_noise_has_its_standard_deviation_and_stays_within_bytes() -> None:
     grey = torch.full((8, 1, 32, 32), 128, dtype=torch.uint8)
-    noisy = gaussian_noise(grey, 0.1)
+    noisy = SHIFTS["noise"].corrupt(grey, 0.1)
     assert noisy.dtype == torch.uint8 and noisy.double().std().item() == pytest.approx(25.5, rel=0.05)
-    assert torch.equal(noisy, gaussian_noise(grey, 0.1))
-    extreme = gaussian_noise(grey, 3.0)
+    assert torch.equal(noisy, SHIFTS["noise"].corrupt(grey, 0.1))
+    extreme = SHIFTS["noise"].corrupt(grey, 3.0)
     assert (extreme == 0).any() and (extreme == 255).any()

@@ -58,6 +58,9 @@ def test_bernoulli_summaries_are_their_formulas_per_label(labels: int) -> None:
         "epistemic_normalized": q.var(0, correction=0),
         "aleatoric_normalized": (q * (1 - q)).mean(0),
         "log_probs": torch.stack([(1 - mean).log(), mean.log()], -1),
+        "energy": -nn.functional.softplus(logits).mean(0),
+        "variation_ratio": (0.5 - ((logits > 0).double().mean(0) - 0.5).abs()).float(),
+        "accepted": torch.ones(5, labels, dtype=torch.bool),
         "expected_log_probs": torch.stack([(1 - p).log(), p.log()], -1).mean(0),
     }
     for name, value in expected.items():

@@ -61,6 +61,44 @@ def test_risk_falls_when_the_uncertain_are_left_out() -> None:
     assert metrics.risk_coverage_area(uncertainty, wrong) == pytest.approx((1 / 3 + 0.5) / 4)
 
 
+def test_a_threshold_keeps_its_risk_and_leaves_out_no_more_than_it_must() -> None:
+    uncertainty = torch.randint(12, (60,)).double() / 7  # with ties, which are accepted together
+    wrong = torch.rand(60) < uncertainty / 4
+    for risk in (0.0, 0.05, 0.2, 1.0):
+        threshold, coverage = metrics.threshold_at_risk(uncertainty, wrong, risk)
+        fits = [t for t in uncertainty.tolist() if wrong[uncertainty <= t].double().mean() <= risk]
+        assert threshold == max(fits, default=-math.inf)
+        assert coverage == pytest.approx((uncertainty <= threshold).double().mean().item())
+    assert metrics.threshold_at_risk(torch.zeros(3), torch.ones(3, dtype=torch.bool), 0.5) == (-math.inf, 0.0)
+
+
+@pytest.mark.parametrize(("count", "errors"), [(400, 60), (7, 1), (5, 5), (6, 0)])
+def test_selective_scores_of_the_best_order_and_of_none(count: int, errors: int) -> None:
+    """AUGRC (Traub et al. 2024): m(m + 1)/2n² with all m errors last, about e²/2; e(n + 1)/2n without an order."""
+    wrong = torch.arange(count) < errors
+    best = metrics.selective_scores(wrong.double() + torch.arange(count).double().neg() / 1e6, wrong)
+    assert best["generalized_risk_area"] == pytest.approx(errors * (errors + 1) / (2 * count**2))
+    assert best["excess_risk_coverage_area"] == pytest.approx(0, abs=1e-12)
+    kept = [sum(max(0, k - (count - errors)) / k for k in range(1, count + 1)) / count]
+    assert best["risk_coverage_area"] == pytest.approx(kept[0])
+    at_1 = max((k for k in range(count + 1) if max(0, k - (count - errors)) <= 0.01 * k), default=0) / count
+    assert best["coverage_at_1%_risk"] == pytest.approx(at_1)
+    none = metrics.selective_scores(torch.ones(count), wrong)
+    rate = errors / count
+    assert none["risk_coverage_area"] == pytest.approx(rate)
+    assert none["generalized_risk_area"] == pytest.approx(rate * (count + 1) / (2 * count))
+    assert none["excess_risk_coverage_area"] == pytest.approx(rate - kept[0])
+    assert [none[f"coverage_at_{r}%_risk"] for r in ("0.5", "1", "5")] == [float(rate == 0)] * 3
+
+
+def test_scores_below_zero_separate_as_well_as_those_above() -> None:
+    """An energy is negative; torchmetrics alone would squeeze it by a sigmoid."""
+    known, unknown = 3 * torch.randn(200).double(), 3 * torch.randn(150).double() + 1
+    expected = metrics.novelty(known + 100, unknown + 100)
+    assert metrics.novelty(known - 40, unknown - 40) == pytest.approx(expected)
+    assert expected["auroc"] == pytest.approx((unknown[:, None] > known).double().mean().item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e-6])
 def test_novelty_is_counted_pair_by_pair(scale: float) -> None:
     known = scale * torch.rand(300).square()
@@ -91,7 +129,7 @@ def test_near_certain_predictions_still_differ() -> None:
     probs = torch.stack([1 - rest, rest / 2, rest / 2], -1)
     assert (probs[:, 0] == 1).all()
     zero = torch.zeros(3)
-    predictive = Predictive(probs, probs.log(), zero, zero, zero, zero, zero, probs.log())
+    predictive = Predictive(probs, probs.log(), *[zero] * 5, probs.log(), zero, zero, zero > 0)
     torch.testing.assert_close(metrics.SCORES["max probability"](predictive), rest, rtol=1e-5, atol=0)
 
 
@@ -102,7 +140,7 @@ def test_every_score_is_higher_for_a_less_certain_prediction() -> None:
         one = torch.tensor([1.0])
         e, a = traces
         p, h = torch.tensor(probs), expected_entropy * one
-        return Predictive(p, half.log(), h, e * one, a * one, e * one, a * one, p.log())
+        return Predictive(p, half.log(), h, e * one, a * one, e * one, a * one, p.log(), a * one, e * one, one > 0)
 
     sure = predictive([[0.99, 0.01]], (0.001, 0.01), 0.05)
     unsure = predictive([[0.5, 0.5]], (0.2, 0.3), 0.4)

@@ -287,3 +287,16 @@ def test_moments_are_fitted_to_draws() -> None:
     assert errors[1] < 0.1 < 0.5 < errors[0]
     with pytest.raises(ValueError, match="fit_to expects the method 'moments'"):
         Predictor(net, fit_to=inputs)
+
+
+def test_energies_and_votes_are_those_of_the_samples_and_logits_are_divided_by_the_temperature() -> None:
+    logits = 3 * torch.randn(9, 20, 4, dtype=torch.float64)
+    predictive = summarize(logits)
+    torch.testing.assert_close(predictive.energy, -logits.exp().sum(-1).log().mean(0))
+    votes = torch.stack([(logits.argmax(-1) == label).sum(0) for label in range(4)])
+    torch.testing.assert_close(predictive.variation_ratio.double(), 1 - votes.amax(0) / 9, check_dtype=False)
+    assert predictive.accepted.all()
+    tempered, divided = summarize(logits, temperature=2.5), summarize(logits / 2.5)
+    assert all(torch.equal(getattr(tempered, f.name), getattr(divided, f.name)) for f in fields(predictive))
+    some = predictive.subset(torch.tensor([3, 1]))
+    assert torch.equal(some.energy, predictive.energy[[3, 1]]) and torch.equal(some.entropy, predictive.entropy[[3, 1]])

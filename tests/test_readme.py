@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Script
+from conftest import ROOT, Script, draw_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -94,7 +94,8 @@ def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, 
         script(name, *small)
     (command,) = (words for words in commands() if words[1:2] == ["uncertainty_estimation.py"])
     flags = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in command[1:]]
-    script(*flags, "--dataset", pictures, "--ood_dir", pictures / "train", "--num_samples", 2)
+    draw_pictures(tmp_path / "others", 20, seed=9)
+    script(*flags, "--dataset", pictures, "--ood_dir", tmp_path / "others", "--num_samples", 2)
     folder = tmp_path / pictures.name / "bayesian"
     assert (folder / "lenet" / "uncertainty" / "rotation.png").exists()
     modules = [words for words in commands() if words[0] == "python" and words[1] == "-m"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions, nn
 
-from inference import GaussianLikelihood, posterior_draws, regression_predictive
+from inference import GaussianLikelihood, RegressionPredictive, posterior_draws, regression_predictive
 from layers import BBBLinear, ModuleWrapper
 
 
@@ -75,3 +75,33 @@ def test_targets_of_another_shape_and_an_impossible_noise_are_refused() -> None:
         with pytest.raises(ValueError, match="noise must be above 0 and finite"):
             GaussianLikelihood(noise=noise)
     assert GaussianLikelihood(noise=1000.0).moments(torch.zeros(1, 1))[1].item() == pytest.approx(1e6)
+
+
+def test_intervals_have_their_coverage_and_a_wrong_deviation_is_corrected() -> None:
+    """y ~ N(mean, s²) of two targets; the first's deviation is told as it is, the second's as half of it."""
+    held_out, fresh, level = 4000, 40_000, 0.8
+    std = torch.rand(held_out + fresh, 2) + 0.5
+    targets = std * torch.randn(held_out + fresh, 2)
+    told = std * torch.tensor([1.0, 0.5])
+    parts = [
+        RegressionPredictive(torch.zeros(len(s), 2), 0.36 * s.square(), 0.64 * s.square())
+        for s in told.split([held_out, fresh])
+    ]
+    before, after = targets.split([held_out, fresh])
+    low, high = parts[1].interval(level)
+    expected = torch.special.ndtri(torch.tensor((1 + level) / 2)) * told[held_out:]
+    torch.testing.assert_close(high, expected)
+    torch.testing.assert_close(low, -expected)
+    sampling = 4 * math.sqrt(level * (1 - level) * (1 / held_out + 1 / fresh))
+    half = torch.special.erf(torch.special.ndtri(torch.tensor((1 + level) / 2)) / 2 / math.sqrt(2))
+    covered = parts[1].coverage(after, level)
+    torch.testing.assert_close(covered, torch.tensor([level, half]).double(), rtol=0, atol=sampling)
+    scale = parts[0].conformal_scale(before, level)
+    torch.testing.assert_close(scale, torch.tensor([1.0, 2.0]), rtol=0.06, atol=0)
+    corrected = parts[1].coverage(after, level, scale)
+    torch.testing.assert_close(corrected, torch.full((2,), level).double(), rtol=0, atol=sampling)
+    few = RegressionPredictive(torch.zeros(3, 1), torch.ones(3, 1), torch.ones(3, 1))
+    assert few.conformal_scale(torch.zeros(3, 1), 0.9).tolist() == [math.inf]
+    for broken in (0.0, 1.0, -0.5, math.nan):
+        with pytest.raises(ValueError, match="level must be between 0 and 1"):
+            few.interval(broken)

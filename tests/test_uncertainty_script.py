@@ -37,7 +37,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def letters(tmp_path: Path) -> Path:
     """A small notMNIST: folders A to J, with one broken picture among them."""
     root = tmp_path / "data" / "notMNIST_small"
-    for seed, letter in enumerate("ABCDEFGHIJ"):
+    for seed, letter in enumerate("ABCDEFGHIJ", 10):  # other images than the known ones, of the seeds 0 and 1
         draw_pictures(tmp_path / letter, 2, seed=seed)
         (root / letter).mkdir(parents=True)
         for name in ("lying", "upright"):
@@ -53,15 +53,19 @@ def letters(tmp_path: Path) -> Path:
 def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters: Path, tmp_path: Path) -> None:
     weights = trained / "bayesian" / "model_lenet.pt"
     out = tmp_path / "out"
+    draw_pictures(tmp_path / "others", 8, seed=9)
     answer = script(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", letters,
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
-        "--save_dir", out, "--rotate", "--noise", fresh=True,
+        "--save_dir", out, "--rotate", "--noise", "--shift", "fog", "scale",
+        "--unknown", "notMNIST", tmp_path / "others", fresh=True,
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
     assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
     report = json.loads((out / "uncertainty.json").read_text())
-    assert (report["known_images"], report["unknown_images"], report["skipped"]) == (40, 40, 1)
+    sets = {"notMNIST_small": 40, "others": 16}
+    assert (report["known_images"], report["unknown_images"]) == (40, sets)
+    assert report["skipped"] == {"bars test": 0, "notMNIST_small": 1, "others": 0}
     net, description, _ = load_network(weights)
     test = load_data(str(pictures), "data", 0.1, 0).test
     predictive = posterior_predictive(net, normalize(test.images, description.mean, description.std), 4)  # type: ignore[arg-type]
@@ -72,10 +76,22 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     accuracy = (predictive.probs.argmax(-1) == test.labels).double().mean().item()
     assert report["networks"]["bayesian"]["known"]["accuracy"] == pytest.approx(accuracy)
     for network in ("bayesian", "frequentist"):
-        assert len(report["networks"][network]["novelty"]) == 7
         assert report["rotation"][network][0]["accuracy"] == report["noise"][network][0]["accuracy"]
-        assert f"{report['networks'][network]['novelty']['total entropy']['auroc']:.4f}" in answer
-    named = ["scores_bayesian", "scores_frequentist", "reliability", "risk_coverage", "rotation", "noise"]
+        for novelty in (report["networks"][network]["novelty"][name] for name in sets):
+            assert len(novelty) == 9 and f"{novelty['total entropy']['auroc']:.4f}" in answer
+        for kind, rows in report["corruptions"][network].items():
+            assert kind in ("fog", "scale") and len(rows) == 6
+            assert f"{rows[0]['nll']:.3f} → {rows[5]['nll']:.3f}" in answer
+    named = [
+        "scores_bayesian",
+        "scores_frequentist",
+        "reliability",
+        "risk_coverage",
+        "rotation",
+        "noise",
+        "corruptions",
+    ]
+    named += [f"corruptions_{quantity}" for quantity in ("accuracy", "nll", "ece", "entropy")]
     for name in [*named, "images_bayesian", "images_frequentist"]:
         assert matplotlib.image.imread(out / f"{name}.png")[..., :3].std() > 0.05  # not an empty page
         assert f"{name}.png" in answer
@@ -115,7 +131,8 @@ def test_two_processes_share_the_images_and_tell_the_same(trained: Path, picture
     for name, rows in alone["batches"].items():
         for row, other in zip(rows, together["batches"][name], strict=True):
             assert other == pytest.approx(row, rel=1e-3, abs=1e-6)
-    assert together["novelty"]["total entropy"] == pytest.approx(alone["novelty"]["total entropy"], rel=1e-3)
+    separation, shared = (each["novelty"]["others"]["total entropy"] for each in (alone, together))
+    assert shared == pytest.approx(separation, rel=1e-3)
     assert [row["accuracy"] for row in reports[0]["rotation"]["bayesian"]] == pytest.approx(
         [row["accuracy"] for row in reports[1]["rotation"]["bayesian"]]
     )
@@ -135,7 +152,7 @@ def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_
         "--not_mnist_dir", letters / "notMNIST_small", "--num_samples", 3, "--save_dir", tmp_path / "out",
     )  # fmt: skip
     report = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
-    assert (report["known_images"], report["unknown_images"]) == (1000, 40)
+    assert (report["known_images"], report["unknown_images"]) == (1000, {"notMNIST_small": 40})
     assert report["networks"]["bayesian"]["known"]["accuracy"] > 0.5
     assert set(report["networks"]["bayesian"]["batches"]) == {"MNIST5k test", "notMNIST_small"}
 
@@ -177,8 +194,16 @@ def test_every_mistake_is_reported_in_one_line(
         (["--weights_path", weights, "--net_type", "lennet"], "did you mean 'lenet'"),
         (["--weights_path", weights, "--dataset", "MNIST5k"], "MNIST5k has 10 of 1: give the dataset"),
         (["--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", nothing], "has no notMNIST_small"),
-        (["--weights_path", weights, "--dataset", pictures, "--ood_dir", tmp_path / "none"], "there is no folder"),
+        (
+            ["--weights_path", weights, "--dataset", pictures, "--ood_dir", tmp_path / "none"],
+            "there is no folder of this name",
+        ),
         (["--weights_path", weights, "--dataset", pictures, "--ood_dir", nothing], "holds no readable image"),
+        ([*quick, "--ood_dir", pictures / "test"], "test has no image that is not among the known ones"),
+        ([*quick, "--ood_dir", pictures / "train"], "train has no image that is not among the known ones"),
+        ([*quick, "--unknown", "FashionMNST"], "unknown set 'FashionMNST': did you mean 'FashionMNIST'"),
+        ([*quick, "--unknown", "SVHN", "--data_dir", nothing], f"SVHN is not in {nothing}: download it there"),
+        ([*quick, "--shift", "fgo"], "--shift: unknown corruption 'fgo': did you mean 'fog'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             uncertainty_estimation.main([str(argument) for argument in arguments])

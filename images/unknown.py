@@ -1,0 +1,164 @@
+"""Sets of images whose classes a network does not know, by name: letters, clothes, house numbers, noise, a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from images.files import is_folder, read_images
+from images.sources import resize
+from models import IMAGE_SIZE
+from support import UserError, nearest
+
+GENERATED = 2000  # images of noise, and of constants
+LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue (ITU-R BT.601)
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownSet:
+    """Images of other classes than those that a network knows.
+
+    Attributes:
+        name: of the set, in tables and pictures.
+        images: uint8 [n, channels, 32, 32], in random order.
+        skipped: how many files were left out because they cannot be read.
+        notes: what was made of the set where it is not what it could be, one line each.
+    """
+
+    name: str
+    images: Tensor
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def load_unknown(
+    name: str, data_dir: str | Path, channels: int, known: Iterable[Tensor] = (), seed: int = 0
+) -> UnknownSet:
+    """A set of unknown images by its name, or a folder of images.
+
+    Grey images become RGB ones of equal channels for a network of color, and RGB images become grey by Pillow's
+    weights for a network of grey. Exact copies of known images are taken out.
+
+    Args:
+        name: a key of `UNKNOWN`, or the path of a folder, of which every image is taken, also those in its subfolders.
+        data_dir: where data sets are. One that torchvision has not downloaded there is looked for as a folder of
+            images: `<data_dir>/<name>/test`, `<data_dir>/<name>-png/test` or `<data_dir>/<name>`.
+        channels: 1 for grey, 3 for RGB.
+        known: uint8 [n, channels, 32, 32], the images of which none is unknown.
+        seed: of the order, and of noise and constants.
+
+    Raises:
+        UserError: an unknown name, a set that is not there, no readable image, or none but copies of known ones.
+    """
+    if name in UNKNOWN:
+        loaded = UNKNOWN[name](Path(data_dir), channels, seed)
+    elif is_folder(Path(name)):
+        loaded = _from_folder(Path(name), channels)
+    elif os.sep in name:
+        raise UserError(f"unknown set '{name}': there is no folder of this name")
+    else:
+        raise UserError(
+            f"unknown set '{name}': did you mean {nearest(name, UNKNOWN)!r}? Known are {', '.join(UNKNOWN)}, or the "
+            f"path of a folder of images"
+        )
+    images, notes = loaded.images, loaded.notes
+    if images.shape[1] != channels:
+        notes += (f"{loaded.name}: converted to {'grey' if channels == 1 else 'RGB'}, which the networks take",)
+        images = _convert(images)
+    copies = {_pixels(image) for batch in known for image in batch}
+    fresh = torch.tensor([_pixels(image) not in copies for image in images])
+    if not fresh.any():
+        raise UserError(f"{loaded.name} has no image that is not among the known ones: give another unknown set")
+    if not fresh.all():
+        notes += (f"{loaded.name}: left out {int((~fresh).sum()):,} images that are exact copies of known ones",)
+        images = images[fresh]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return UnknownSet(loaded.name, images[order], loaded.skipped, notes)
+
+
+def _from_folder(folder: Path, channels: int) -> UnknownSet:
+    images, skipped = read_images(folder, channels)
+    total = len(skipped) + len(images)
+    notes = (f"skipped {len(skipped)} unreadable of {total} images, the first {skipped[0]}",) if skipped else ()
+    return UnknownSet(folder.resolve().name, images, len(skipped), notes)
+
+
+def _letters(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+    """The folders A to J of `notMNIST_small` or `notMNIST_large`, or of the folder itself."""
+    for folder in (data_dir / "notMNIST_small", data_dir / "notMNIST_large", data_dir):
+        if all(is_folder(folder / letter) for letter in "ABCDEFGHIJ"):
+            return _from_folder(folder, channels)
+    raise UserError(
+        f"{data_dir} has no notMNIST_small or notMNIST_large and no folders A to J: give --not_mnist_dir, or another "
+        f"set of unknown images with --unknown or --ood_dir"
+    )
+
+
+def _test_split(
+    load: Callable[[str], datasets.VisionDataset], name: str, data_dir: Path, channels: int, seed: int
+) -> UnknownSet:
+    """The test images of a torchvision data set that is there, or of a folder of its name."""
+    try:
+        data = load(str(data_dir))
+    except (RuntimeError, OSError):  # it is not there, or not whole
+        for folder in (data_dir / name / "test", data_dir / f"{name}-png" / "test", data_dir / name):
+            if is_folder(folder) and not is_folder(folder / "raw"):  # where torchvision keeps its own files
+                return replace(_from_folder(folder, channels), name=name)
+        raise UserError(
+            f"{name} is not in {data_dir}: download it there by torchvision.datasets.{name}, or put a folder of its "
+            f"images at {data_dir / name}"
+        ) from None
+    pixels = torch.as_tensor(np.asarray(data.data))  # [n, h, w], [n, h, w, 3], or [n, 3, h, w] of SVHN
+    pixels = pixels[:, None] if pixels.dim() == 3 else pixels
+    return UnknownSet(name, resize(pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)))
+
+
+def _noise(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+    """Every value uniform and independent."""
+    shape, generator = (GENERATED, channels, IMAGE_SIZE, IMAGE_SIZE), torch.Generator().manual_seed(seed)
+    return UnknownSet("noise", torch.randint(256, shape, dtype=torch.uint8, generator=generator))
+
+
+def _constants(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+    """Images of one color each, uniform and independent."""
+    shape, generator = (GENERATED, channels, 1, 1), torch.Generator().manual_seed(seed)
+    colors = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return UnknownSet("constants", colors.expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).contiguous())
+
+
+UNKNOWN: dict[str, Callable[[Path, int, int], UnknownSet]] = {
+    "notMNIST": _letters,
+    **{
+        name: partial(_test_split, partial(kind, train=False, download=False), name)
+        for name, kind in {
+            "MNIST": datasets.MNIST,
+            "FashionMNIST": datasets.FashionMNIST,
+            "KMNIST": datasets.KMNIST,
+            "CIFAR10": datasets.CIFAR10,
+            "CIFAR100": datasets.CIFAR100,
+        }.items()
+    },
+    "SVHN": partial(_test_split, partial(datasets.SVHN, split="test", download=False), "SVHN"),
+    "noise": _noise,
+    "constants": _constants,
+}
+
+
+def _convert(images: Tensor) -> Tensor:
+    """Grey images as RGB ones, or RGB images as grey ones."""
+    if images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    red, green, blue = (weight * channel.int() for weight, channel in zip(LUMA, images.unbind(1), strict=True))
+    return ((red + green + blue + 2**15) >> 16).to(torch.uint8)[:, None]
+
+
+def _pixels(image: Tensor) -> bytes:
+    return image.numpy().tobytes()
