@@ -40,7 +40,7 @@ from support import (
     whole,
     write_json,
 )
-from training import fit, fit_jointly, fitted_to, joined, k_center_coreset, random_coreset
+from training import fit_jointly, fit_task, fitted_to_coreset, join_tasks, k_center_coreset, random_coreset
 
 SIDE = 28  # pixels, as in the papers
 CORESETS = {"random": random_coreset, "k-center": k_center_coreset}
@@ -132,9 +132,9 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
     for count, (net, twin, (task, _)) in enumerate(zip(nets, twins, problem.tasks, strict=True), start=1):
         coreset, rest = CORESETS[args.choose](task, args.coreset, seed)
         coresets.append(coreset)
-        fit(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
+        fit_task(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
         posterior_as_prior(net)
-        fit(twin, task, args.twin_epochs, **steps)
+        fit_task(twin, task, args.twin_epochs, **steps)
         rows[BAYESIAN].append(accuracies(nets, problem, count, args))
         rows[WITH_CORESETS].append(accuracies(with_coresets(nets, coresets, args), problem, count, args))
         rows[TWIN].append(accuracies(twins, problem, count, args))
@@ -147,8 +147,8 @@ def with_coresets(nets: Sequence[nn.Module], coresets: Sequence[Split], args: ar
     """The networks for prediction: one head learns the coresets of all tasks so far, a head per task its own."""
     steps: dict[str, Any] = {"epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     if nets[0] is nets[-1]:
-        return [fitted_to(nets[0], joined(coresets), **steps)] * len(coresets)
-    return [fitted_to(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
+        return [fitted_to_coreset(nets[0], join_tasks(coresets), **steps)] * len(coresets)
+    return [fitted_to_coreset(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
 
 
 def jointly(problem: Problem, args: argparse.Namespace, seed: int) -> list[float]:
@@ -173,10 +173,10 @@ def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str,
     parts, test = [part for part, _ in problem.tasks], problem.tasks[0][1]
     steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     results = {}
-    for name, tasks in (("in parts", parts), ("at once", [joined(parts)])):
+    for name, tasks in (("in parts", parts), ("at once", [join_tasks(parts)])):
         net = bayesian_learners(problem, args)[0]
         for task in tasks:
-            fit(net, task, args.epochs, seed=seed, **steps)
+            fit_task(net, task, args.epochs, seed=seed, **steps)
             posterior_as_prior(net)
         results[name] = evaluate(net, test, args)
         print(f"seed {seed}, {name}: {', '.join(f'{key} {value:.4f}' for key, value in results[name].items())}")
@@ -186,7 +186,7 @@ def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str,
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Solve the problem that the command line names, for each seed; returns the results by seed."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    args = _parse(words)
+    args = parse_arguments(words)
     tune_cpu()
     data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0)
     train, test = _flattened(data.train), _flattened(data.valid if args.valid else data.test)
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             results[str(seed)] = in_sequence(problem, args, seed) | {JOINT: jointly(problem, args, seed)}
             print(f"seed {seed}, {JOINT}: {_mean(results[str(seed)][JOINT]):.2%}", flush=True)
         results[str(seed)]["seconds"] = round(time.perf_counter() - started)
-        _add_to_record(args, words, results, {"train": len(train), "valid" if args.valid else "test": len(test)})
+        add_to_record(args, words, results, {"train": len(train), "valid" if args.valid else "test": len(test)})
     if args.problem != "streaming":
         print(_plot(args.picture, results[str(args.seeds[0])], f"{args.problem} {args.dataset}, seed {args.seeds[0]}"))
     return results
@@ -222,7 +222,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
+def add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
     """Earlier seeds stay where the settings are the same."""
     record = json.loads(args.record.read_text(encoding="utf-8")) if args.record.exists() else {}
     name, settings = f"{args.problem} {args.dataset}", vars(args).copy()
@@ -262,7 +262,8 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
     return save_figure(figure, path)
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The problem and its settings, checked."""
     parser = OneLineParser("python -m examples.continual", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("problem", choices=PROBLEMS)
