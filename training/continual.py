@@ -5,8 +5,8 @@ its learner a network that takes the split's own uint8 images and returns (logit
 
     coreset, rest = random_coreset(task, 200)  # kept out of training
     fit_task(net, rest, epochs=50)
-    posterior_as_prior(net)                    # of `layers`: what the network knows is now its prior
-    ready = fitted_to_coreset(net, coreset, epochs=50) # a copy, for prediction alone
+    posterior_as_prior(net)  # of `layers`: what the network knows is now its prior
+    ready = fitted_to_coreset(net, coreset, epochs=50)  # a copy, for prediction alone
 
 per task. With one head, `net` is the same network for every task, and `coreset` holds those of all tasks so far. With
 a head per task, the learners share a body: `ModuleWrapper(body, head)` per head. Then only the heads of tasks that have
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,7 @@ def fit_jointly(
         UserError: the tasks have no image.
     """
     learners = nn.ModuleList(nets).train()
+    device = next(learners.parameters()).device
     optimizer = torch.optim.Adam(parameter_groups(learners, lr, lr_spread_factor), fused=True)
     generator = torch.Generator().manual_seed(seed)
     train_size = sum(map(len, tasks))
@@ -99,16 +101,16 @@ def fit_jointly(
         for which in torch.randperm(len(batches), generator=generator).tolist():
             index, batch = batches[which]
             images, labels = next(tasks[index].batches(batch_size, batch))
-            logits, kl = nets[index](images)
+            logits, kl = nets[index](images.to(device))
             kl = kl if len(nets) == 1 else kl_divergence(learners)
-            loss = negative_elbo(F.cross_entropy(logits, labels), kl, 1.0, train_size)
+            loss = negative_elbo(F.cross_entropy(logits, labels.to(device)), kl, 1.0, train_size)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
 
 
-def fitted_to_coreset(net: nn.Module, coreset: Split, epochs: int, **settings: float) -> nn.Module:
+def fitted_to_coreset(net: nn.Module, coreset: Split, epochs: int, **settings: Any) -> nn.Module:
     """A copy of a network that has learnt a coreset as well, for prediction alone (Nguyen et al. 2018, algorithm 2).
 
     The network itself goes on to the next task without it: had it learnt the coreset, it would count it twice at the
@@ -121,7 +123,7 @@ def fitted_to_coreset(net: nn.Module, coreset: Split, epochs: int, **settings: f
         settings: the further arguments of `fit_task`.
     """
     copied = copy.deepcopy(net)
-    fit_task(copied, coreset, epochs, **settings)  # type: ignore[arg-type]
+    fit_task(copied, coreset, epochs, **settings)
     return copied
 
 
