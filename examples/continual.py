@@ -1,10 +1,10 @@
 """Learn tasks one after the other, each with the posterior of those before it as its prior.
 
-Three problems: "permuted" has ten tasks, each the ten digits under a permutation of the pixels of its own, and one
-head; "split" has five tasks of two digits each, and a head per task; "streaming" has one task, in 20 parts that come
-one after the other. Beside the Bayesian network, its twin is trained in sequence, where it forgets, and on all tasks at
-once, which bounds what a sequence can reach. Adds the accuracies of every task after every task to a JSON record, and
-draws them.
+Four problems: "permuted" has ten tasks, each the ten digits under a permutation of the pixels of its own, and one head;
+"split" has five tasks of two digits each, and a head per task; "incremental" has the same tasks and one head for all
+ten digits; "streaming" has one task, in 20 parts that come one after the other. Beside the Bayesian network, its twin
+is trained in sequence, where it forgets, and on all tasks at once, which bounds what a sequence can reach. Adds the
+accuracies of every task after every task to a JSON record, and draws them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from support import (
     whole,
     write_json,
 )
-from training import fit, fit_jointly, fitted_to, joined, k_center_coreset, random_coreset
+from training import fit_jointly, fit_task, fitted_to_coreset, join_tasks, k_center_coreset, random_coreset
 
 SIDE = 28  # pixels, as in the papers
 CORESETS = {"random": random_coreset, "k-center": k_center_coreset}
@@ -82,14 +82,19 @@ def permuted(train: Split, test: Split, count: int, seed: int) -> Problem:
 
 
 def split(train: Split, test: Split, count: int, seed: int) -> Problem:
-    """0 or 1, 2 or 3, … 8 or 9."""
-
-    def pair(images: Split, first: int) -> Split:
-        chosen = images.subset((images.labels // 2 == first // 2).nonzero().flatten())
-        return Split(chosen.images, chosen.labels - first)
-
-    tasks = [(pair(train, first), pair(test, first)) for first in range(0, 2 * count, 2)]
+    """0 or 1, 2 or 3, … 8 or 9; the task is known in prediction."""
+    pairs = incremental(train, test, count, seed).tasks
+    tasks = [(Split(a.images, a.labels % 2), Split(b.images, b.labels % 2)) for a, b in pairs]
     return Problem(tasks, width=256, heads=count, outputs=2)
+
+
+def incremental(train: Split, test: Split, count: int, seed: int) -> Problem:
+    """0 and 1, then 2 and 3, … then 8 and 9; in prediction any of the ten."""
+
+    def pair(images: Split, number: int) -> Split:
+        return images.subset((images.labels // 2 == number).nonzero().flatten())
+
+    return Problem([(pair(train, number), pair(test, number)) for number in range(count)], 256, heads=1, outputs=10)
 
 
 def streaming(train: Split, test: Split, count: int, seed: int) -> Problem:
@@ -98,7 +103,12 @@ def streaming(train: Split, test: Split, count: int, seed: int) -> Problem:
     return Problem([(train.subset(part), test) for part in order.tensor_split(count)], width=100, heads=1, outputs=10)
 
 
-PROBLEMS = {"permuted": (permuted, 10), "split": (split, 5), "streaming": (streaming, 20)}  # with their tasks
+PROBLEMS = {  # and how many tasks they have
+    "permuted": (permuted, 10),
+    "split": (split, 5),
+    "incremental": (incremental, 5),
+    "streaming": (streaming, 20),
+}
 
 
 class Pixels(nn.Module):
@@ -132,9 +142,9 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
     for count, (net, twin, (task, _)) in enumerate(zip(nets, twins, problem.tasks, strict=True), start=1):
         coreset, rest = CORESETS[args.choose](task, args.coreset, seed)
         coresets.append(coreset)
-        fit(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
+        fit_task(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
         posterior_as_prior(net)
-        fit(twin, task, args.twin_epochs, **steps)
+        fit_task(twin, task, args.twin_epochs, **steps)
         rows[BAYESIAN].append(accuracies(nets, problem, count, args))
         rows[WITH_CORESETS].append(accuracies(with_coresets(nets, coresets, args), problem, count, args))
         rows[TWIN].append(accuracies(twins, problem, count, args))
@@ -147,8 +157,8 @@ def with_coresets(nets: Sequence[nn.Module], coresets: Sequence[Split], args: ar
     """The networks for prediction: one head learns the coresets of all tasks so far, a head per task its own."""
     steps: dict[str, Any] = {"epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     if nets[0] is nets[-1]:
-        return [fitted_to(nets[0], joined(coresets), **steps)] * len(coresets)
-    return [fitted_to(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
+        return [fitted_to_coreset(nets[0], join_tasks(coresets), **steps)] * len(coresets)
+    return [fitted_to_coreset(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
 
 
 def jointly(problem: Problem, args: argparse.Namespace, seed: int) -> list[float]:
@@ -173,10 +183,10 @@ def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str,
     parts, test = [part for part, _ in problem.tasks], problem.tasks[0][1]
     steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
     results = {}
-    for name, tasks in (("in parts", parts), ("at once", [joined(parts)])):
+    for name, tasks in (("in parts", parts), ("at once", [join_tasks(parts)])):
         net = bayesian_learners(problem, args)[0]
         for task in tasks:
-            fit(net, task, args.epochs, seed=seed, **steps)
+            fit_task(net, task, args.epochs, seed=seed, **steps)
             posterior_as_prior(net)
         results[name] = evaluate(net, test, args)
         print(f"seed {seed}, {name}: {', '.join(f'{key} {value:.4f}' for key, value in results[name].items())}")
@@ -186,7 +196,7 @@ def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str,
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Solve the problem that the command line names, for each seed; returns the results by seed."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    args = _parse(words)
+    args = parse_arguments(words)
     tune_cpu()
     data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0)
     train, test = _flattened(data.train), _flattened(data.valid if args.valid else data.test)
@@ -202,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             results[str(seed)] = in_sequence(problem, args, seed) | {JOINT: jointly(problem, args, seed)}
             print(f"seed {seed}, {JOINT}: {_mean(results[str(seed)][JOINT]):.2%}", flush=True)
         results[str(seed)]["seconds"] = round(time.perf_counter() - started)
-        _add_to_record(args, words, results, {"train": len(train), "valid" if args.valid else "test": len(test)})
+        add_to_record(args, words, results, {"train": len(train), "valid" if args.valid else "test": len(test)})
     if args.problem != "streaming":
         print(_plot(args.picture, results[str(args.seeds[0])], f"{args.problem} {args.dataset}, seed {args.seeds[0]}"))
     return results
@@ -222,7 +232,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
+def add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
     """Earlier seeds stay where the settings are the same."""
     record = json.loads(args.record.read_text(encoding="utf-8")) if args.record.exists() else {}
     name, settings = f"{args.problem} {args.dataset}", vars(args).copy()
@@ -262,7 +272,8 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
     return save_figure(figure, path)
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The problem and its settings, checked."""
     parser = OneLineParser("python -m examples.continual", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("problem", choices=PROBLEMS)
@@ -270,7 +281,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         "--dataset", choices=("MNIST5k", "MNIST"), default="MNIST5k", help="5,000 embedded digits, or all (%(default)s)"
     )
     add("--data_dir", default="data", help="where MNIST lies or goes (%(default)s)")
-    add("--tasks", type=argument(whole(2)), help="how many, or parts of the stream (10, 5 and 20)")
+    add("--tasks", type=argument(whole(2)), help="how many, or parts of the stream (10, 5, 5 and 20)")
     add("--coreset", type=argument(whole(1)), default=40, help="images per task kept out of training (%(default)s)")
     add("--choose", choices=CORESETS, default="random", help="how they are chosen (%(default)s)")
     add("--epochs", type=argument(whole(1)), default=60, help="per task (%(default)s)")
@@ -287,8 +298,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--record", type=Path, default=Path("continual.json"), help="JSON to add the results to (%(default)s)")
     add("--picture", type=Path, default=Path("continual.png"), help="where to draw them (%(default)s)")
     args = parser.parse_args(words)
-    if args.problem == "split" and (args.tasks or 5) > 5:
-        parser.error("split has at most 5 tasks: give --tasks 5 or fewer")
+    if args.problem in ("split", "incremental") and (args.tasks or 5) > 5:
+        parser.error(f"{args.problem} has at most 5 tasks: give --tasks 5 or fewer")
     return args
 
 

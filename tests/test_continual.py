@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import Script, bayesian_settings, draw_pictures, frequentist_settings, run_files, same, weights
+from conftest import ROOT, Script, bayesian_settings, draw_pictures, frequentist_settings, run_files, same, weights
 from sklearn.datasets import load_digits
+from test_readme import blocks, commands
 from torch import Tensor, distributions, nn
 
 from examples import continual
@@ -39,12 +41,13 @@ from models import load_network
 from support import UserError
 from tests.processes import run_together
 from training import (
+    Alarms,
     BayesianSettings,
-    fit,
     fit_jointly,
-    fitted_to,
+    fit_task,
+    fitted_to_coreset,
     initial_state,
-    joined,
+    join_tasks,
     k_center_coreset,
     prepare,
     random_coreset,
@@ -199,7 +202,7 @@ def test_the_twin_forgets_what_the_bayesian_network_knows() -> None:
     for layer in (bayesian_layer, nn.Linear):
         net = linear(layer)
         for task, _ in tasks:
-            fit(net, task, 15, batch_size=100, lr=1e-2)
+            fit_task(net, task, 15, batch_size=100, lr=1e-2)
             if layer is bayesian_layer:
                 posterior_as_prior(net)
         final.append([accuracy(posterior_predictive(net, t.images, 10).probs, t.labels) for _, t in tasks])
@@ -215,7 +218,7 @@ def test_a_stream_in_parts_predicts_as_all_data_at_once() -> None:
     def learn(*parts: Split) -> float:
         net = linear(bayesian_layer)
         for part in parts:
-            fit(net, part, 20, batch_size=60, lr=1e-2)
+            fit_task(net, part, 20, batch_size=60, lr=1e-2)
             posterior_as_prior(net)
         return nll(posterior_predictive(net, test.images, 25), test.labels)
 
@@ -230,7 +233,7 @@ def test_heads_share_a_body_and_only_those_that_have_learnt_are_in_the_kl() -> N
     body = BBBLinear(64, 8)
     nets = [ModuleWrapper(Standardized(), body, nn.ReLU(), BBBLinear(8, 10)) for _ in range(2)]
     untouched = copy.deepcopy(nets[1].state_dict())
-    fit(nets[0], task, 1, batch_size=400)
+    fit_task(nets[0], task, 1, batch_size=400)
     posterior_as_prior(nets[0])
     now = nets[1].state_dict()
     assert not torch.equal(now["1.weight"], untouched["1.weight"])
@@ -256,10 +259,10 @@ def test_learning_jointly_needs_no_memory_of_tasks() -> None:
 def test_a_coreset_is_learnt_by_a_copy() -> None:
     (task, _), (other, test) = digits(2)
     net = ModuleWrapper(Standardized(), BBBLinear(64, 32), nn.ReLU(), BBBLinear(32, 10))
-    fit(net, task, 10, batch_size=100, lr=5e-3)
+    fit_task(net, task, 10, batch_size=100, lr=5e-3)
     posterior_as_prior(net)
     before = copy.deepcopy(net.state_dict())
-    ready = fitted_to(net, joined([random_coreset(part, 200)[0] for part in (task, other)]), 60, lr=5e-3)
+    ready = fitted_to_coreset(net, join_tasks([random_coreset(part, 200)[0] for part in (task, other)]), 60, lr=5e-3)
     assert same(net.state_dict(), before) and net.kl() == 0 and ready.kl() > 0
     accuracies = [accuracy(posterior_predictive(each, test.images, 5).probs, test.labels) for each in (net, ready)]
     assert accuracies[1] > accuracies[0] + 0.2
@@ -295,7 +298,7 @@ def test_k_centers_cover_the_task_at_most_twice_as_far_as_the_best_ones() -> Non
 def test_a_task_without_images_is_refused() -> None:
     nothing = Split(torch.zeros(0, 64, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(UserError, match="there is no image to learn from"):
-        fit(ModuleWrapper(BBBLinear(64, 10)), nothing, 1)
+        fit_task(ModuleWrapper(BBBLinear(64, 10)), nothing, 1)
 
 
 # Runs that continue others
@@ -402,25 +405,44 @@ def test_a_checkpoint_that_cannot_be_continued_from_is_refused_in_a_line(
         assert "\n" not in str(error.value)
 
 
+def test_a_kl_that_grows_from_the_prior_is_no_alarm() -> None:
+    history = [{"epoch": float(epoch), "valid_accuracy": 0.9, "train_kl": 100.0 * epoch} for epoch in range(1, 8)]
+    net = BBBLinear(2, 2)
+    assert Alarms(net, 2, 8, starts_at_prior=True).check(history, 100) == []
+    assert len(Alarms(net, 2, 8).check(history, 100)) == 1
+
+
 # The example
 
 
-def test_the_example_records_and_draws_what_it_measures(tmp_path: Path) -> None:
-    files = ["--record", str(tmp_path / "record.json"), "--picture", str(tmp_path / "picture.png")]
-    quick = ["--epochs", "1", "--twin_epochs", "1", "--coreset_epochs", "1", "--num_samples", "1"]
-    for words in ("permuted --tasks 2 --choose k-center", "split --tasks 2 --seeds 1", "streaming --tasks 3"):
-        continual.main([*words.split(), *quick, *files])
-    continual.main(["split", "--tasks", "2", "--seeds", "0", *quick, *files])
-    record = json.loads((tmp_path / "record.json").read_text())
-    assert list(record) == ["permuted MNIST5k", "split MNIST5k", "streaming MNIST5k"]
-    assert list(record["split MNIST5k"]["results"]) == ["1", "0"]  # of the same settings
-    for name in list(record)[:2]:
-        results = record[name]["results"]["0"]
+PAGE = (ROOT / "docs" / "continual.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs_as_the_page_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one epoch, few tasks and the embedded digits."""
+    monkeypatch.chdir(tmp_path)
+    quick = "--dataset MNIST5k --tasks 2 --epochs 1 --twin_epochs 1 --coreset_epochs 1 --num_samples 1 --record r.json"
+    examples = [words[3:] for words in commands(PAGE) if words[1:3] == ["-m", "examples.continual"]]
+    assert {words[0] for words in examples} == set(continual.PROBLEMS)
+    for words in [*examples, ["split", "--seeds", "1"]]:
+        continual.main([*words, *quick.split(), *([] if "--seeds" in words[1:2] else ["--seeds", "0"])])
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert set(record) == {f"{name} MNIST5k" for name in continual.PROBLEMS}
+    for name, seed in (("permuted", "0"), ("split", "1"), ("incremental", "0")):
+        results = record[f"{name} MNIST5k"]["results"][seed]
         assert [[len(row) for row in results[kind]] for kind in continual.SEQUENCES] == 3 * [[1, 2]]
-        assert all(0 < value <= 1 for value in results[continual.JOINT])
+        assert 0 < sum(results[continual.JOINT]) <= 2
     streams = record["streaming MNIST5k"]["results"]["0"]
     assert math.isfinite(streams["in parts"]["nll"]) and math.isfinite(streams["at once"]["nll"])
-    assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0.05
+    assert matplotlib.image.imread(tmp_path / "continual.png").std() > 0.05
+
+
+def test_seeds_of_the_same_settings_are_recorded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, sigma, expected in (("0", "1", ["0"]), ("1", "1", ["0", "1"]), ("2", "0.5", ["2"])):
+        args = continual.parse_arguments(["split", "--seeds", seed, "--prior_sigma", sigma])
+        continual.add_to_record(args, ["split"], {seed: {}}, {})
+        assert list(json.loads(Path("continual.json").read_text())["split MNIST5k"]["results"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -435,3 +457,21 @@ def test_the_example_records_and_draws_what_it_measures(tmp_path: Path) -> None:
 def test_the_example_refuses_what_it_cannot_do(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         continual.main(words.split())
+
+
+def test_the_page_runs_as_written(
+    script: Script, later_pictures: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one epoch, with pictures in place of the folders of photographs."""
+    photographs = {"photos/monday": str(pictures), "photos/tuesday": str(later_pictures)}
+    runs = [words[1:] for words in commands(PAGE) if words[1] == "main_bayesian.py"]
+    assert len(runs) == 2 and "--prior_from" in runs[1]
+    for words in runs:
+        flags = [photographs.get(word, word.replace("checkpoints/monday", f"{tmp_path}/bars")) for word in words]
+        script(*flags, "--n_epochs", 1, "--batch_size", 40, "--checkpoint_dir", tmp_path)
+    assert (tmp_path / "later" / "bayesian" / "model_lenet.pt").exists()
+    (snippet,) = blocks("python", PAGE)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet.replace("epochs=60", "epochs=1"), "continual.md", "exec"), {})
+    for name in re.findall(r"images/(\w+\.png)", PAGE):
+        assert (ROOT / "docs" / "images" / name).exists(), name

@@ -14,12 +14,12 @@ from conftest import ROOT, Script, draw_pictures
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).splitlines()
+def commands(page: str = README) -> list[list[str]]:
+    lines = "\n".join(blocks("bash", page)).splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

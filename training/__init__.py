@@ -14,7 +14,14 @@ from training.settings import BayesianSettings, Role, Settings, from_config, nam
 
 if TYPE_CHECKING:
     from training.alarms import Alarms
-    from training.continual import fit, fit_jointly, fitted_to, joined, k_center_coreset, random_coreset
+    from training.continual import (
+        fit_jointly,
+        fit_task,
+        fitted_to_coreset,
+        join_tasks,
+        k_center_coreset,
+        random_coreset,
+    )
     from training.interruption import StopRequest, stop_requests
     from training.ivon import IVON
     from training.loop import compare, run, start, step, test, train, train_epoch, validate
@@ -42,12 +49,12 @@ __all__ = [
     "compare",
     "comparison",
     "expected_nll",
-    "fit",
     "fit_jointly",
-    "fitted_to",
+    "fit_task",
+    "fitted_to_coreset",
     "from_config",
     "initial_state",
-    "joined",
+    "join_tasks",
     "k_center_coreset",
     "kl_weight",
     "names_with",
@@ -72,7 +79,7 @@ __all__ = [
 
 _LATER = {
     "alarms": ("Alarms",),
-    "continual": ("fit", "fit_jointly", "fitted_to", "joined", "k_center_coreset", "random_coreset"),
+    "continual": ("fit_task", "fit_jointly", "fitted_to_coreset", "join_tasks", "k_center_coreset", "random_coreset"),
     "interruption": ("StopRequest", "stop_requests"),
     "ivon": ("IVON",),
     "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),

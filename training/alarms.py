@@ -28,12 +28,20 @@ class Alarms:
         batches: the number of batches per epoch, if the network is at the start of its run and σ has to move from
             there; otherwise 0.
         faster: what lets σ move faster.
+        starts_at_prior: whether the posterior was its prior at the start, so that the KL can only grow from there.
     """
 
     def __init__(
-        self, net: nn.Module, classes: int, epochs: int, batches: int = 0, faster: str = "a larger lr_spread_factor"
+        self,
+        net: nn.Module,
+        classes: int,
+        epochs: int,
+        batches: int = 0,
+        faster: str = "a larger lr_spread_factor",
+        starts_at_prior: bool = False,
     ) -> None:
-        self.net, self.classes, self.epochs, self.faster = net, classes, epochs, faster
+        self.net, self.classes, self.epochs = net, classes, epochs
+        self.faster, self.starts_at_prior = faster, starts_at_prior
         self.steps = epochs * batches
         self.first_stds = self._sample_stds() if self.steps >= STEPS else None
         self.reported: set[str] = set()
@@ -74,7 +82,7 @@ class Alarms:
     def _kl_grows(self, history: Sequence[Row]) -> str | None:
         kls = [row["train_kl"] for row in history[-GROWTH - 1 :] if "train_kl" in row]
         grows = len(kls) > GROWTH and all(later > earlier for earlier, later in pairwise(kls))
-        if not grows or kls[-1] < 2 * kls[0]:
+        if self.starts_at_prior or not grows or kls[-1] < 2 * kls[0]:
             return None
         return (
             f"the KL has grown in {GROWTH} epochs in a row, from {kls[0]:,.0f} to {kls[-1]:,.0f} nats: try a smaller "

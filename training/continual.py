@@ -4,9 +4,9 @@ Tasks come one after the other, and the images of an earlier one are gone when a
 its learner a network that takes the split's own uint8 images and returns (logits, kl). Algorithm 2 of the paper is
 
     coreset, rest = random_coreset(task, 200)  # kept out of training
-    fit(net, rest, epochs=50)
-    posterior_as_prior(net)                    # of `layers`: what the network knows is now its prior
-    ready = fitted_to(net, coreset, epochs=50) # a copy, for prediction alone
+    fit_task(net, rest, epochs=50)
+    posterior_as_prior(net)  # of `layers`: what the network knows is now its prior
+    ready = fitted_to_coreset(net, coreset, epochs=50)  # a copy, for prediction alone
 
 per task. With one head, `net` is the same network for every task, and `coreset` holds those of all tasks so far. With
 a head per task, the learners share a body: `ModuleWrapper(body, head)` per head. Then only the heads of tasks that have
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from support import UserError
 from training.objective import negative_elbo
 
 
-def fit(
+def fit_task(
     net: nn.Module,
     task: Split,
     epochs: int,
@@ -77,15 +78,16 @@ def fit_jointly(
         nets: the learner of each task; they may share weights, or be one network.
         tasks: as many, images and labels.
         epochs: passes over all of them.
-        batch_size: as for `fit`.
-        lr: as for `fit`.
-        lr_spread_factor: as for `fit`.
+        batch_size: as for `fit_task`.
+        lr: as for `fit_task`.
+        lr_spread_factor: as for `fit_task`.
         seed: of the order of the images and of the tasks.
 
     Raises:
         UserError: the tasks have no image.
     """
     learners = nn.ModuleList(nets).train()
+    device = next(learners.parameters()).device
     optimizer = torch.optim.Adam(parameter_groups(learners, lr, lr_spread_factor), fused=True)
     generator = torch.Generator().manual_seed(seed)
     train_size = sum(map(len, tasks))
@@ -99,16 +101,16 @@ def fit_jointly(
         for which in torch.randperm(len(batches), generator=generator).tolist():
             index, batch = batches[which]
             images, labels = next(tasks[index].batches(batch_size, batch))
-            logits, kl = nets[index](images)
+            logits, kl = nets[index](images.to(device))
             kl = kl if len(nets) == 1 else kl_divergence(learners)
-            loss = negative_elbo(F.cross_entropy(logits, labels), kl, 1.0, train_size)
+            loss = negative_elbo(F.cross_entropy(logits, labels.to(device)), kl, 1.0, train_size)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
 
 
-def fitted_to(net: nn.Module, coreset: Split, epochs: int, **settings: float) -> nn.Module:
+def fitted_to_coreset(net: nn.Module, coreset: Split, epochs: int, **settings: Any) -> nn.Module:
     """A copy of a network that has learnt a coreset as well, for prediction alone (Nguyen et al. 2018, algorithm 2).
 
     The network itself goes on to the next task without it: had it learnt the coreset, it would count it twice at the
@@ -116,12 +118,12 @@ def fitted_to(net: nn.Module, coreset: Split, epochs: int, **settings: float) ->
 
     Args:
         net: whose prior is its posterior: call `posterior_as_prior` first.
-        coreset: images that no call of `fit` has seen, of one task or of several.
+        coreset: images that no call of `fit_task` has seen, of one task or of several.
         epochs: passes over them.
-        settings: the further arguments of `fit`.
+        settings: the further arguments of `fit_task`.
     """
     copied = copy.deepcopy(net)
-    fit(copied, coreset, epochs, **settings)  # type: ignore[arg-type]
+    fit_task(copied, coreset, epochs, **settings)
     return copied
 
 
@@ -158,7 +160,7 @@ def k_center_coreset(task: Split, size: int, seed: int = 0) -> tuple[Split, Spli
     return _divide(task, torch.tensor(chosen))
 
 
-def joined(tasks: Sequence[Split]) -> Split:
+def join_tasks(tasks: Sequence[Split]) -> Split:
     """Several tasks, or their coresets, as one.
 
     Raises:

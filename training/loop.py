@@ -125,10 +125,12 @@ def train(
         progress.run = world.broadcast_from_main(lambda: _begin(setup.files))
     evaluated = state.net if evaluated is None else evaluated
     forward = wrap_for_training(state.net, settings, world)
-    # MOPED, or an earlier run, has put σ where it belongs.
-    is_new = not resumed and not (setup.bayesian and (setup.bayesian.moped or setup.bayesian.prior_from))
+    continues = setup.bayesian is not None and setup.bayesian.prior_from is not None
+    # MOPED, or the run that this one continues, has put σ where it belongs.
+    is_new = not (resumed or continues or (setup.bayesian and setup.bayesian.moped))
     faster = "a smaller curvature_decay" if settings.optimizer == "ivon" else "a larger lr_spread_factor"
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, setup.batches if is_new else 0, faster)
+    batches = setup.batches if is_new else 0
+    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, batches, faster, continues)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
