@@ -104,10 +104,7 @@ class Decisions:
         """
         if kind not in SET_SCORES:
             raise ValueError(f"unknown kind of sets {kind!r}: expected {' or '.join(map(repr, SET_SCORES))}")
-        members = SET_SCORES[kind](predictive.probs) <= getattr(self, kind)
-        if kind == "adaptive":
-            members = members.scatter(1, predictive.labels[:, None], True)
-        return members
+        return SET_SCORES[kind](predictive.probs) <= getattr(self, kind)
 
 
 def lac_scores(probs: Tensor) -> Tensor:
@@ -116,9 +113,15 @@ def lac_scores(probs: Tensor) -> Tensor:
 
 
 def adaptive_scores(probs: Tensor) -> Tensor:
-    """The total p̄ of each class and of all likelier ones, [n, classes] (Romano et al. 2020, without randomization)."""
+    """The total p̄ of all likelier classes, [n, classes], 0 for the most probable class.
+
+    A set of them has classes in the order of their p̄ until a total is passed (Romano et al. 2020, without the
+    randomization: where more than 1 − α of the predictions are right, sets of one class hold the right one more often).
+    """
     ordered, order = probs.sort(stable=True, dim=-1, descending=True)
-    return torch.empty_like(probs).scatter_(-1, order, ordered.cumsum(-1).clamp_max(1))
+    totals = ordered.cumsum(-1).roll(1, -1)
+    totals[..., 0] = 0
+    return torch.empty_like(probs).scatter_(-1, order, totals)
 
 
 SET_SCORES: dict[str, Callable[[Tensor], Tensor]] = {"lac": lac_scores, "adaptive": adaptive_scores}

@@ -270,7 +270,7 @@ def plot_evaluation(
 
 
 def _sheet(sets: Mapping[str, Predictive], images: ImageSets) -> dict[str, tuple[Tensor, Predictive]]:
-    """The known images that are classified correctly, those that are not, and each unknown set."""
+    """The known images that are classified correctly, those that are not, and the first unknown set."""
     predictive = sets[images.name]
     right = predictive.labels == images.labels
     known = {
@@ -278,7 +278,7 @@ def _sheet(sets: Mapping[str, Predictive], images: ImageSets) -> dict[str, tuple
         for name, mask in (("right", right), ("wrong", ~right))
         if mask.any()
     }
-    return known | {name: (pixels, sets[name]) for name, pixels in images.unknown.items()}
+    return known | {name: (pixels, sets[name]) for name, pixels in list(images.unknown.items())[:1]}
 
 
 @figure_style()

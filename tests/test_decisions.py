@@ -90,10 +90,10 @@ def test_sets_hold_the_class_as_often_as_they_promise(kind: str) -> None:
 
 def test_sets_are_those_classes_whose_scores_fit() -> None:
     predictive = summarize(torch.tensor([[0.6, 0.3, 0.1], [0.05, 0.05, 0.9], [0.34, 0.33, 0.33]]).log()[None])
-    decisions = replace(SETTLED, lac=0.65, adaptive=0.92)
+    decisions = replace(SETTLED, lac=0.65, adaptive=0.7)
     assert decisions.sets(predictive).int().tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert decisions.sets(predictive, "adaptive").int().tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
-    narrow = replace(SETTLED, adaptive=0.1).sets(predictive, "adaptive")
+    assert decisions.sets(predictive, "adaptive").int().tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 1]]
+    narrow = replace(SETTLED, adaptive=0.0).sets(predictive, "adaptive")
     assert narrow.int().tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0]]  # none is empty
     with pytest.raises(ValueError, match="unknown kind of sets 'aps': expected 'lac' or 'adaptive'"):
         decisions.sets(predictive, "aps")

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, Script, draw_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+UNCERTAINTY = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -104,3 +105,32 @@ def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, 
         flags = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in words[1:]]
         script(*flags, "--num_samples", 2)
     assert (folder / "model_lenet.pruned.png").exists() and (folder / "model_lenet.predictive.onnx").exists()
+
+
+def test_the_page_about_uncertainties_runs_from_top_to_bottom(
+    script: Script, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With networks of one epoch on the bars in place of those on the digits, and bars of others as letters."""
+    small = {"MNIST5k": str(pictures), "notMNIST": str(draw_pictures(tmp_path / "letters", 20, seed=9))}
+    data = tmp_path / "checkpoints" / pictures.name
+
+    def run(words: list[str], *flags: object) -> str:
+        words = [small.get(word, word.replace("checkpoints/MNIST5k", str(data))) for word in words]
+        return script(*words[1:], *flags).stdout
+
+    recipe = ["python", "main_bayesian.py", "--dataset", "MNIST5k"]
+    train, calibrate, classify, evaluate = commands(UNCERTAINTY)
+    for words in (recipe, train):
+        run(words, "--n_epochs", 1, "--batch_size", 32, "--checkpoint_dir", tmp_path / "checkpoints")
+    assert "accepted, of which" in run(calibrate, "--risk", 0.4, "--num_samples", 2)
+    assert run(classify, "--num_samples", 2).startswith("docs/images/digit.png  ")
+    answer = run(evaluate, "fog", "--num_samples", 2, "--num_batches", 1, "--batch_size", 50)
+    assert "honest under" in answer and "calibrated on 20 validation images" in answer
+    for name in re.findall(r"images/(\w+\.png)", UNCERTAINTY):
+        assert (ROOT / "docs" / "images" / name).exists(), name
+    (snippet,) = blocks("python", UNCERTAINTY)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    data.rename(tmp_path / "checkpoints" / "MNIST5k")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "uncertainty.md", "exec"), {})
+    assert re.fullmatch(r"(lying|upright|I do not know)\ntensor\(.*\) tensor\(.*\)\n", capsys.readouterr().out)
