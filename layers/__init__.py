@@ -16,10 +16,11 @@ from .BBBLinear import BBBEmbedding, BBBLinear
 from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
-from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
+from .posteriors import FAMILIES, AlphaPosterior, Family, GaussianPosterior, KTiedPosterior, Posterior
 from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
 __all__ = [
+    "FAMILIES",
     "AlphaPosterior",
     "BBBConv1d",
     "BBBConv2d",
@@ -35,9 +36,11 @@ __all__ = [
     "BayesianLayer",
     "CorrelatedGaussianPrior",
     "DistributionPrior",
+    "Family",
     "FlattenLayer",
     "GaussianPosterior",
     "GaussianPrior",
+    "KTiedPosterior",
     "ModuleWrapper",
     "Posterior",
     "Prior",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, share_draws, weight_posteriors
-from .posteriors import GaussianPosterior, Posterior
+from .posteriors import Family, Posterior
 from .priors import Priors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,6 +23,7 @@ def to_bayesian(
     layers: Selection = "all",
     *,
     layer_type: str = "lrt",
+    posterior: str | Mapping[str, Any] = "gaussian",
     alpha_shape: Sequence[int] | None = None,
     priors: Priors | Mapping[str, Any] | None = None,
     moped: float | None = None,
@@ -41,6 +42,7 @@ def to_bayesian(
         layers: which layers become Bayesian: 'all', 'last' (the last one in the order of their construction), a
             pattern of dotted names such as 'layer4.*', several patterns, or a function of (dotted name, layer).
         layer_type: the estimator; layers that only support 'bbb' (recurrent, attention) use that one.
+        posterior: as for `BBBLinear`.
         alpha_shape: as for `BBBLinear`.
         priors: as for `BBBLinear`.
         moped: δ sets every σ to δ|w|, and 'posterior_rho_initial' has no effect (Krishnan et al. 2020).
@@ -53,7 +55,7 @@ def to_bayesian(
     Raises:
         ValueError: no layer is selected, or a layer refuses the settings.
     """
-    priors = Priors.parse(priors)
+    family, priors = Family.parse(posterior, alpha_shape), Priors.parse(priors)
     if priors.posterior_mu_initial is not None:
         raise ValueError("leave out posterior_mu_initial: the weights of the module are the posterior means")
     net = module if inplace else copy.deepcopy(module)
@@ -62,7 +64,7 @@ def to_bayesian(
         counterpart = COUNTERPARTS[type(layer)]
         supported = layer_type in counterpart.estimators or layer_type not in BayesianLayer.estimators
         estimator = layer_type if supported else "bbb"
-        replacements[layer] = bayesian_counterpart(layer, counterpart, alpha_shape, priors, estimator, name or None)
+        replacements[layer] = bayesian_counterpart(layer, counterpart, family, priors, estimator, name or None)
     net = _replace(net, replacements)
     start_at_means(net, moped, prior_at_means)
     share_draws(net)
@@ -93,8 +95,6 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
         if moped is not None:
             posterior.set_std_in_proportion(mean, moped)
         if prior_at_means:
-            if not isinstance(posterior, GaussianPosterior):
-                raise ValueError("only the prior of a Gaussian posterior can be centered: leave out alpha_shape")
             posterior.center_prior(mean)
 
 

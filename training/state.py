@@ -20,7 +20,13 @@ from training.reports import Row
 from training.restoring import check_optimizer_state, check_progress
 from training.settings import BayesianSettings, Role, Settings, names_with
 
-EARLIER = {"optimizer": "adam", "weight_decay": 0.0, "warmup_epochs": 0.0, "temperature": 1.0}  # of runs of before
+EARLIER = {  # of runs of before
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+    "temperature": 1.0,
+    "posterior": "gaussian",
+}
 
 
 @dataclass(frozen=True)

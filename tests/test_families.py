@@ -1,0 +1,269 @@
+"""Every family of posteriors beside the Gaussian and the alpha one: what it samples, its KL, and where it goes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bayesian_settings, draws_of, run_files
+from torch import Tensor, distributions, nn
+
+from inference import posterior_predictive, pruned, signal_to_noise
+from inference.prediction import posterior_draws
+from layers import (
+    FAMILIES,
+    BayesianLayer,
+    BBBConv2d,
+    BBBConvTranspose2d,
+    BBBLinear,
+    Family,
+    GaussianPosterior,
+    KTiedPosterior,
+    kl_divergence,
+    sampling,
+    to_bayesian,
+    to_deterministic,
+    weight_posteriors,
+)
+from models import Description, build, load_network, save_network
+from recording import read_recording
+from support import UserError
+from training import run
+
+WIDE = {"posterior_rho_initial": (-1.5, 0.5), "prior_sigma": 0.7}
+STILL = {"posterior_rho_initial": (-200.0, 0.0)}
+NAMES = [name for name in FAMILIES if name not in ("gaussian", "alpha")]
+WITH_ESTIMATORS = [(name, layer_type) for name in NAMES for layer_type in FAMILIES[name].estimators]
+LAYERS: dict[str, tuple[Callable[..., BayesianLayer], tuple[int, ...]]] = {
+    "linear": (partial(BBBLinear, 5, 4, dtype=torch.float64), (3, 5)),
+    "convolution": (partial(BBBConv2d, 2, 3, 3, stride=2, padding=1, dtype=torch.float64), (2, 2, 5, 4)),
+    "transposed": (partial(BBBConvTranspose2d, 2, 3, 2, stride=2, dtype=torch.float64), (2, 2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize(("name", "layer_type"), WITH_ESTIMATORS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_of_no_variance_is_that_of_torch_nn(kind: str, name: str, layer_type: str) -> None:
+    make, shape = LAYERS[kind]
+    layer, inputs = make(posterior=name, layer_type=layer_type, priors=STILL), torch.randn(shape, dtype=torch.float64)
+    plain = to_deterministic(layer)
+    assert not isinstance(plain, BayesianLayer)
+    for given in (inputs, inputs[0]):
+        torch.testing.assert_close(layer(given), plain(given), rtol=0, atol=1e-12)
+    assert f"posterior={name}" in repr(layer)
+
+
+@pytest.mark.parametrize(("name", "layer_type"), WITH_ESTIMATORS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_outputs_have_the_closed_mean_and_variance(kind: str, name: str, layer_type: str) -> None:
+    make, shape = LAYERS[kind]
+    layer = make(posterior=name, layer_type=layer_type, priors=WIDE)
+    inputs = torch.randn(shape, dtype=torch.float64)
+    mean, variance = (moment.detach() for moment in layer.output_moments(inputs))
+    draws = draws_of(lambda: layer(inputs), 10_000)
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / 10_000).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_of_the_weights_have_the_mean_and_the_variance_of_the_posterior(name: str) -> None:
+    layer = BBBLinear(5, 4, posterior=name, layer_type="bbb", dtype=torch.float64, priors=WIDE)
+    posterior = layer.posterior["weight"]
+    mean, variance = posterior.location(layer.weight).detach(), posterior.variance(layer.weight).detach()
+    draws = torch.stack([draw.weight.detach().clone() for draw in posterior_draws(layer, 8000, seed=3)])
+    for values in (draws, draws_of(lambda: posterior.sample(layer.weight), 20_000)):
+        assert ((values.mean(0) - mean).abs() < 5 * (variance / len(values)).sqrt()).all()
+        torch.testing.assert_close(values.var(0), variance, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_k_tied_posterior_has_the_kl_of_torch_distributions_and_few_parameters(bias: bool) -> None:
+    layer = BBBConv2d(3, 6, 3, bias=bias, posterior={"family": "k_tied", "rank": 3}, priors=WIDE)
+    posterior = layer.posterior["weight"]
+    assert isinstance(posterior, KTiedPosterior) and posterior.rho_columns.shape == (27, 3)
+    std = posterior.std(layer.weight)
+    assert torch.linalg.matrix_rank(std.detach().flatten(1)) == 3
+    expected = distributions.kl_divergence(distributions.Normal(layer.weight, std), distributions.Normal(0, 0.7)).sum()
+    torch.testing.assert_close(posterior.kl(layer.weight), expected)
+    if bias:
+        assert isinstance(layer.posterior["bias"], GaussianPosterior)
+    gaussian, k_tied = (build("3conv3fc", True, 10, 3, posterior=name) for name in ("gaussian", "k_tied"))
+    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (gaussian, k_tied)]
+    assert sizes[1] < 0.51 * sizes[0]
+    stds = [torch.cat([p.std(m).flatten() for _, m, p in weight_posteriors(net)]).mean() for net in (gaussian, k_tied)]
+    torch.testing.assert_close(*stds, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("name", "layer_type"), WITH_ESTIMATORS)
+def test_gradients_are_those_of_finite_differences(name: str, layer_type: str) -> None:
+    layer = BBBConv2d(1, 2, 2, dtype=torch.float64, layer_type=layer_type, posterior=name, priors=WIDE)
+    images = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(images), self.layer.kl()
+
+    def outputs(images: Tensor, *parameters: Tensor) -> Any:
+        torch.manual_seed(3)
+        weights = {f"layer.{name}": value for name, value in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(Both(), weights, (images,))
+
+    assert torch.autograd.gradcheck(outputs, (images, *parameters))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_survives_copy_pickle_state_and_casts(name: str) -> None:
+    make = partial(BBBConv2d, 2, 3, 3, posterior=name)
+    layer, images = make(priors=WIDE), torch.randn(2, 2, 5, 5)
+    kl = layer.kl()
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = make(priors={"prior_sigma": 0.7})
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), other):
+        assert torch.equal(twin.kl(), kl)
+        outputs = []
+        for each in (layer, twin):
+            torch.manual_seed(2)
+            outputs.append(each(images))
+        assert torch.equal(*outputs)
+    double = copy.deepcopy(layer).double()
+    torch.testing.assert_close(double.kl().float(), kl)
+    assert double(images.double()).dtype == torch.float64
+    half = layer.to(torch.bfloat16)
+    assert half(images.bfloat16()).isfinite().all() and half.kl().item() == pytest.approx(kl.item(), rel=0.03)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_another_family_is_one_line(name: str) -> None:
+    layer, gaussian = BBBLinear(3, 2, posterior=name), BBBLinear(3, 2)
+    if set(dict(layer.named_parameters())) != set(dict(gaussian.named_parameters())):
+        with pytest.raises(
+            ValueError, match=r"the state of posterior.weight is of another family than gaussian: it has"
+        ):
+            gaussian.load_state_dict(layer.state_dict())
+        with pytest.raises(ValueError, match=f"is of another family than {name}: it has rho and not"):
+            layer.load_state_dict(gaussian.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_compiles_in_one_graph(name: str) -> None:
+    layer = BBBConv2d(1, 2, 3, posterior=name, priors=STILL)
+    images = torch.randn(3, 1, 6, 6)
+
+    def both(images: Tensor) -> tuple[Tensor, Tensor]:
+        return layer(images), kl_divergence(layer)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), both(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_converted_network_goes_back(name: str) -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    net = to_bayesian(plain, posterior=name, layer_type=next(iter(FAMILIES[name].estimators)))
+    images = torch.randn(4, 1, 6, 6)
+    with sampling(net, False):
+        torch.testing.assert_close(to_deterministic(net)(images), net(images))
+    drawn = to_deterministic(net, sample=True)
+    assert [key for key, _ in drawn.named_parameters()] == [key for key, _ in plain.named_parameters()]
+    assert not torch.equal(drawn(images), to_deterministic(net, sample=True)(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_alone_rebuilds_the_network(name: str, tmp_path: Path) -> None:
+    architecture = {"posterior": name, "layer_type": "bbb", "priors": {"posterior_rho_initial": (-3.0, 0.2)}}
+    description = Description("lenet", True, architecture, tuple("01234"), (0.5,), (0.5,))
+    net, images = description.build().eval(), torch.randn(3, 1, 32, 32)
+    save_network(tmp_path / "net.pt", net, description)
+    loaded = load_network(tmp_path / "net.pt").net
+    assert torch.equal(kl_divergence(loaded), kl_divergence(net))
+    expected = posterior_predictive(net, images, 4)
+    assert torch.equal(posterior_predictive(loaded, images, 4).probs, expected.probs)
+    assert (expected.mutual_information > 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_learns_and_is_recorded_and_resumed(name: str, pictures: Path, tmp_path: Path) -> None:
+    settings = partial(
+        bayesian_settings, pictures, tmp_path, layer_type="bbb", posterior=name, record_mean_var=True,
+        record_layers=["fc3"], train_ens=1,
+    )  # fmt: skip
+    assert run(settings(n_epochs=3))["test"]["nll"] < math.log(2)
+    best = run_files(settings()).best
+    assert load_network(best).description.architecture["posterior"] == name
+    recorded = read_recording(run_files(settings()).reports / "fc3.sqlite")
+    assert recorded.variance.shape[0] == 9 and (recorded.variance > 0).all() and recorded.weights["weight"].std.all()
+    with pytest.raises(UserError, match=f"is of a run with posterior '{name}', not 'gaussian'"):
+        run(settings(posterior="gaussian", resume=True, n_epochs=4))
+    run(settings(n_epochs=4, resume=True))
+    assert len(read_recording(run_files(settings()).reports / "fc3.sqlite").epoch) == 12
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("k_tied", "radial", "low_rank")])
+def test_what_is_pruned_has_no_variance(name: str) -> None:
+    net = nn.Sequential(BBBLinear(8, 20, posterior=name, layer_type="bbb", priors=WIDE))
+    ratios = signal_to_noise(net)["0.weight"]
+    smaller = pruned(net, 0.5, by_layer=True)
+    gone = smaller[0].weight == 0
+    assert ratios[gone].max() < ratios[~gone].min()
+    std, before = (each[0].posterior["weight"].std(each[0].weight) for each in (smaller, net))
+    assert torch.equal(std[~gone], before[~gone]) and (std[gone] < 1e-30).all() and smaller[0].kl().isfinite()
+    other = copy.deepcopy(net)
+    other.load_state_dict(smaller.state_dict())
+    assert torch.equal(other[0].kl(), smaller[0].kl())
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other[0].kl(), net[0].kl())
+
+
+@pytest.mark.parametrize(
+    ("posterior", "message"),
+    [
+        ("gausian", "unknown posterior 'gausian': did you mean 'gaussian'"),
+        (3, "posterior must be the name of a family, or a dict of it and its options: 3"),
+        ({}, "unknown posterior ''"),
+        (
+            {"family": "k_tied", "components": 2},
+            "unknown option 'components': the k_tied posterior has the options rank",
+        ),
+        ({"family": "gaussian", "rank": 2}, "unknown option 'rank': the gaussian posterior has no options"),
+        ({"family": "k_tied", "rank": 0}, "rank of the k_tied posterior: expected an integer ≥ 1, got 0"),
+        ({"family": "k_tied", "rank": 2.0}, "rank of the k_tied posterior: expected an integer ≥ 1, got 2.0"),
+    ],
+)
+def test_a_posterior_that_does_not_exist_is_one_line(posterior: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        BBBLinear(2, 2, posterior=posterior)
+    with pytest.raises(UserError, match=message) as error:
+        bayesian_settings(tmp_path, tmp_path, posterior=posterior)
+    assert "\n" not in str(error.value)
+
+
+def test_a_posterior_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="alpha_shape is of the alpha posterior, and posterior is 'k_tied': give one"):
+        BBBLinear(2, 2, posterior="k_tied", alpha_shape=(1, 1))
+    with pytest.raises(UserError, match="alpha_shape is of the alpha posterior"):
+        bayesian_settings(tmp_path, tmp_path, posterior="k_tied", alpha_shape=(1, 1))
+    assert BBBLinear(2, 2, posterior="alpha").posterior["weight"].log_alpha.shape == (1, 1)
+    assert Family.parse("gaussian", (2, 1)) == Family.parse({"family": "alpha", "alpha_shape": (2, 1)})
+
+
+def test_a_sigma_in_proportion_to_the_weights_has_the_averages_that_factors_can_have() -> None:
+    net = to_bayesian(nn.Linear(30, 20), posterior="k_tied", moped=0.1)
+    std, target = net.posterior["weight"].std(net.weight), 0.1 * net.weight.abs()  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(std.mean(0), target.mean(0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(std.mean(1), target.mean(1), rtol=1e-3, atol=0)
