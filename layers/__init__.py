@@ -16,7 +16,16 @@ from .BBBLinear import BBBEmbedding, BBBLinear
 from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
-from .posteriors import FAMILIES, AlphaPosterior, Family, GaussianPosterior, KTiedPosterior, Posterior
+from .posteriors import (
+    FAMILIES,
+    AlphaPosterior,
+    Family,
+    GaussianPosterior,
+    KTiedPosterior,
+    LowRankPosterior,
+    Posterior,
+    RadialPosterior,
+)
 from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
 __all__ = [
@@ -41,10 +50,12 @@ __all__ = [
     "GaussianPosterior",
     "GaussianPrior",
     "KTiedPosterior",
+    "LowRankPosterior",
     "ModuleWrapper",
     "Posterior",
     "Prior",
     "Priors",
+    "RadialPosterior",
     "deterministic_layers",
     "entropy",
     "kl_divergence",

@@ -161,8 +161,8 @@ class BayesianLayer(nn.Module):
         return self._from_posteriors("location")
 
     def variances(self) -> Weights:
-        """Posterior variances of weight and bias."""
-        return self._from_posteriors("variance")
+        """Posterior variances of weight and bias, without those along directions that all weights share."""
+        return self._from_posteriors("independent_variance")
 
     def perturbations(self) -> Weights:
         """One draw of weight and bias, minus the means."""
@@ -335,8 +335,12 @@ def parameter_groups(
         One group of the means and the others, in two where only the latter decay; then, where the network has
         Bayesian layers, one of ρ and log α.
     """
-    deviations = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.deviations()}
-    pulled = {id(mean) for _, mean, posterior in weight_posteriors(net) if weight_decay and posterior.pulls_on_mean}
+    posteriors = [module for module in net.modules() if isinstance(module, Posterior)]
+    deviations = {id(p) for posterior in posteriors for p in posterior.deviations()}
+    pulled = set()
+    if weight_decay:
+        pulled = {id(mean) for _, mean, posterior in weight_posteriors(net) if posterior.pulls_on_mean}
+        pulled |= {id(p) for posterior in posteriors for p in posterior.parameters()} - deviations
     parameters = list(net.parameters())
     members = (
         ([p for p in parameters if id(p) in pulled], lr, 0.0),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,21 +34,25 @@ from moments.pair import (
 
 @dataclass(frozen=True, eq=False)
 class WeightMoments:
-    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two."""
+    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two.
+
+    `directions` are those that all of its weights share (see `Posterior`), which σ² leaves out and μ² + σ² has.
+    """
 
     variance: Tensor
     second: Tensor
     joint: Tensor
+    directions: Tensor | None = None
 
 
 def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
     """The moments of every Bayesian weight in a network, by the identity of its mean."""
     weights = {}
     for _, mean, posterior in weight_posteriors(net):
-        variance = posterior.variance(mean)
-        second = mean.square() + variance
+        variance = posterior.independent_variance(mean)
+        second = mean.square() + posterior.variance(mean)
         joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
-        weights[id(mean)] = WeightMoments(variance, second, joint)
+        weights[id(mean)] = WeightMoments(variance, second, joint, posterior.directions())
     return weights
 
 
@@ -113,8 +117,31 @@ def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> 
     return total
 
 
-register_each(_affine, F.linear, F.conv1d, F.conv2d, F.conv3d)
-register_each(partial(_affine, transposed=True), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _moving_together(operation: Callable[..., Tensor], transposed: bool = False) -> Rule:
+    """The rule of `_affine`, and the variance of directions that the weights share: Σ_k op(m, L_k)² + op(v, L_k²)."""
+    affine = _affine(operation, transposed)
+
+    def rule(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+        output: Moments = affine(input, weight, bias, *args, **kwargs)
+        of_weight = (_WEIGHTS.get() or {}).get(id(weight))
+        if of_weight is None or of_weight.directions is None:
+            return output
+        mean, variance = parts_of(input)
+        shared = torch.stack([operation(mean, each, None, *args, **kwargs) for each in of_weight.directions])
+        out_variance, link = variance_of(output) + shared.square().sum(0), output.link
+        if link is not None:
+            noise = link.noise
+            if variance is not None:  # which convolutions have in μ² + σ²
+                own = F.linear(variance, of_weight.directions.square().sum(0))
+                out_variance, noise = out_variance + own, noise + own
+            link = replace(link, noise=noise, shared=shared.movedim(0, 1))
+        return Moments(output.mean_value, out_variance, link)
+
+    return rule
+
+
+register_each(_moving_together, F.linear, F.conv1d, F.conv2d, F.conv3d)
+register_each(partial(_moving_together, transposed=True), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:

@@ -27,13 +27,18 @@ from layers import (
     Family,
     GaussianPosterior,
     KTiedPosterior,
+    LowRankPosterior,
+    RadialPosterior,
     kl_divergence,
+    parameter_groups,
     sampling,
     to_bayesian,
     to_deterministic,
     weight_posteriors,
 )
+from layers.priors import CorrelatedGaussianPrior
 from models import Description, build, load_network, save_network
+from moments import propagate
 from recording import read_recording
 from support import UserError
 from training import run
@@ -100,6 +105,103 @@ def test_the_k_tied_posterior_has_the_kl_of_torch_distributions_and_few_paramete
     assert sizes[1] < 0.51 * sizes[0]
     stds = [torch.cat([p.std(m).flatten() for _, m, p in weight_posteriors(net)]).mean() for net in (gaussian, k_tied)]
     torch.testing.assert_close(*stds, rtol=0.02, atol=0)
+
+
+def test_the_low_rank_posterior_is_that_of_torch_distributions() -> None:
+    """Its entropy, its KL to a Gaussian prior, and so that of one tensor beside another."""
+    layer = BBBLinear(5, 4, posterior={"family": "low_rank", "rank": 3}, dtype=torch.float64, priors=WIDE)
+    posterior = layer.posterior["weight"]
+    assert isinstance(posterior, LowRankPosterior) and isinstance(layer.posterior["bias"], GaussianPosterior)
+    nn.init.normal_(posterior.factor, std=0.5)
+    variance = posterior.independent_variance(layer.weight).flatten()
+    q = distributions.LowRankMultivariateNormal(layer.weight.flatten(), posterior.factor.flatten(1).mT, variance)
+    torch.testing.assert_close(posterior.variance(layer.weight).flatten(), q.variance)
+    torch.testing.assert_close(posterior.entropy(layer.weight), q.entropy())
+    p = distributions.MultivariateNormal(
+        torch.zeros(20, dtype=torch.float64), 0.49 * torch.eye(20, dtype=torch.float64)
+    )
+    whole = distributions.MultivariateNormal(q.mean, q.covariance_matrix)
+    expected = distributions.kl_divergence(whole, p)
+    torch.testing.assert_close(posterior.kl(layer.weight), expected)
+    torch.testing.assert_close(layer.kl(), expected + layer.posterior["bias"].kl(layer.bias))
+    draws = draws_of(lambda: posterior.sample(layer.weight).flatten(), 20_000)
+    torch.testing.assert_close(draws.T.cov(), q.covariance_matrix.detach(), rtol=0.1, atol=0.08)
+
+
+def test_the_outputs_of_a_low_rank_layer_move_together_as_its_weights_do() -> None:
+    """Local reparameterization is exact: it has the covariance of the outputs, as the moments of one pass have."""
+    layer = BBBLinear(3, 4, posterior="low_rank", dtype=torch.float64, priors=WIDE)
+    factor = nn.init.normal_(layer.posterior["weight"].factor)
+    inputs = torch.randn(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        _, covariance = propagate(layer, inputs)
+        own = layer.operation(inputs.square(), *layer.variances()).diag_embed()
+        moved = torch.einsum("koi,ni->nko", factor, inputs)
+        torch.testing.assert_close(covariance, own + moved.mT @ moved)
+    draws = draws_of(lambda: layer(inputs).flatten(), 20_000).T.cov().view(2, 4, 2, 4)
+    for one in range(2):
+        for other in range(2):
+            expected = covariance[one] if one == other else torch.zeros(4, 4, dtype=torch.float64)
+            torch.testing.assert_close(draws[one, :, other], expected, rtol=0.1, atol=0.25)
+    hidden = nn.Sequential(nn.Linear(3, 3), layer).double()
+    hidden[0] = BBBLinear(3, 3, dtype=torch.float64, priors=WIDE)
+    with torch.no_grad():
+        _, covariance = propagate(hidden, inputs)
+        sampled = torch.stack([draw(inputs) for draw in posterior_draws(hidden, 8000, seed=1)])
+    torch.testing.assert_close(covariance[0], sampled[:, 0].T.cov(), rtol=0.12, atol=0.12 * float(covariance[0].max()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_radial_posterior_has_the_entropy_and_the_kl_of_many_draws(size: int) -> None:
+    """Of radius r and direction: q(w) = p(r) / (S r^(D−1) Π σ), with S the surface of the unit sphere."""
+    layer = BBBLinear(size, 1, bias=False, posterior="radial", layer_type="bbb", dtype=torch.float64, priors=WIDE)
+    posterior, prior = layer.posterior["weight"], distributions.Normal(0, 0.7)
+    assert isinstance(posterior, RadialPosterior)
+    sigma = posterior.std(layer.weight).detach().flatten() * math.sqrt(size)
+    draws = draws_of(lambda: posterior.sample(layer.weight).flatten(), 200_000)
+    radius = ((draws - layer.weight.detach().flatten()) / sigma).norm(dim=1)
+    surface = {1: 2.0, 2: 2 * math.pi, 3: 4 * math.pi}[size]
+    log_q = distributions.HalfNormal(1.0).log_prob(radius) - (size - 1) * radius.log() - math.log(surface)
+    log_q -= sigma.log().sum()
+    for found, values in (
+        (posterior.entropy(layer.weight), -log_q),
+        (posterior.kl(layer.weight), log_q - prior.log_prob(draws).sum(1)),
+    ):
+        assert found.item() == pytest.approx(values.mean().item(), abs=5 * float(values.std()) / math.sqrt(len(draws)))
+    if size == 1:
+        gaussian = BBBLinear(1, 1, bias=False, dtype=torch.float64, priors={"prior_sigma": 0.7})
+        gaussian.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer.kl(), gaussian.kl(), rtol=1e-6, atol=0)
+
+
+def test_a_prior_whose_kl_a_family_does_not_know_is_one_line() -> None:
+    laplace = {"prior": {"family": "Laplace", "loc": 0.0, "scale": 1.0}}
+    correlated = {"prior": CorrelatedGaussianPrior(torch.eye(4) + 0.5)}
+    for name, priors in (("radial", laplace), ("low_rank", laplace), ("low_rank", correlated)):
+        with pytest.raises(ValueError, match=f"the {name} posterior needs a Gaussian prior, got"):
+            BBBConv2d(1, 2, 2, posterior=name, layer_type="bbb", priors=priors)
+    assert BBBConv2d(1, 2, 2, posterior="radial", priors=correlated).kl().isfinite()
+
+
+def test_an_estimator_that_a_family_does_not_have_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layer_type 'lrt' does not work with the radial posterior: give bbb or flip"):
+        BBBLinear(2, 2, posterior="radial", layer_type="lrt")
+    with pytest.raises(ValueError, match="layer_type 'flipout' does not work with the low_rank posterior: give lrt or"):
+        BBBLinear(2, 2, posterior="low_rank").layer_type = "flipout"
+    with pytest.raises(UserError, match="lenet cannot be built with these settings: layer_type 'lrt' does not work"):
+        run(bayesian_settings(Path("MNIST5k"), tmp_path, posterior="radial", layer_type="lrt"))
+    assert BBBLinear(2, 2, posterior="radial").layer_type == "bbb"
+
+
+def test_directions_learn_as_means_do_and_do_not_decay() -> None:
+    net = nn.Sequential(BBBLinear(3, 2, posterior="low_rank"), nn.BatchNorm1d(2))
+    pulled, decaying, deviations = parameter_groups(net, 1e-3, 10.0, weight_decay=0.1)
+    layer = net[0]
+    assert {id(p) for p in pulled["params"]} == {
+        id(p) for p in (layer.weight, layer.bias, layer.posterior["weight"].factor)
+    }
+    assert (pulled["weight_decay"], decaying["weight_decay"], deviations["lr"]) == (0.0, 0.1, 1e-2)
+    assert len(deviations["params"]) == 2 and len(decaying["params"]) == 2
 
 
 @pytest.mark.parametrize(("name", "layer_type"), WITH_ESTIMATORS)

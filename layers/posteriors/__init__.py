@@ -4,6 +4,17 @@ from .alpha import AlphaPosterior
 from .families import FAMILIES, Family
 from .gaussian import GaussianPosterior
 from .k_tied import KTiedPosterior
+from .low_rank import LowRankPosterior
 from .posterior import Posterior
+from .radial import RadialPosterior
 
-__all__ = ["FAMILIES", "AlphaPosterior", "Family", "GaussianPosterior", "KTiedPosterior", "Posterior"]
+__all__ = [
+    "FAMILIES",
+    "AlphaPosterior",
+    "Family",
+    "GaussianPosterior",
+    "KTiedPosterior",
+    "LowRankPosterior",
+    "Posterior",
+    "RadialPosterior",
+]

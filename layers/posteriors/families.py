@@ -13,12 +13,20 @@ from ..priors import Priors
 from .alpha import AlphaPosterior
 from .gaussian import GaussianPosterior
 from .k_tied import KTiedPosterior
+from .low_rank import LowRankPosterior
 from .posterior import Posterior
+from .radial import RadialPosterior
 
 FAMILIES: dict[str, type[Posterior]] = {
     kind.family: kind
-    for kind in (GaussianPosterior, AlphaPosterior, KTiedPosterior)
-}  # fmt: skip
+    for kind in (
+        GaussianPosterior,
+        AlphaPosterior,
+        KTiedPosterior,
+        RadialPosterior,
+        LowRankPosterior,
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,14 @@ class Posterior(nn.Module):
         """Variance of every weight."""
         return self.std(mean).square()
 
+    def independent_variance(self, mean: Tensor) -> Tensor:
+        """Variance of every weight without that along `directions`."""
+        return self.variance(mean)
+
+    def directions(self) -> Tensor | None:
+        """[k, *weight]: what all weights move along together, by one ε ~ N(0, 1) per direction; None for nothing."""
+        return None
+
     def perturbation(self, mean: Tensor) -> Tensor:
         """A draw from q minus its mean."""
         return self.std(mean) * normal_like(mean)
@@ -126,8 +134,8 @@ class Posterior(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         own = {name for name, _ in self.named_parameters(recurse=False)}
         names = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        theirs = {name for name in names if "prior" not in name and "." not in name and name != "_extra_state"}
-        if theirs and not own <= theirs:
+        theirs = {name for name in names if "prior" not in name and "." not in name} - {"_extra_state", *self._buffers}
+        if theirs and theirs != own:
             raise ValueError(
                 f"the state of {prefix.removesuffix('.')} is of another family than {self.family}: it has "
                 f"{', '.join(sorted(theirs))} and not {', '.join(sorted(own))}"
