@@ -34,7 +34,7 @@ def signal_to_noise(net: nn.Module) -> dict[str, Tensor]:
         if isinstance(posterior, AlphaPosterior):
             ratios[name] = (-0.5 * posterior.log_alpha).exp().expand_as(mean).clone()
         else:
-            ratios[name] = mean.abs() / posterior.std(mean)
+            ratios[name] = posterior.location(mean).abs() / posterior.std(mean)
     return ratios
 
 

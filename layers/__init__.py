@@ -25,6 +25,7 @@ from .posteriors import (
     LowRankPosterior,
     Posterior,
     RadialPosterior,
+    Rank1Posterior,
 )
 from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
@@ -56,6 +57,7 @@ __all__ = [
     "Prior",
     "Priors",
     "RadialPosterior",
+    "Rank1Posterior",
     "deterministic_layers",
     "entropy",
     "kl_divergence",

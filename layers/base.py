@@ -94,7 +94,9 @@ class BayesianLayer(nn.Module):
         for key, mean in list(self.named_parameters(recurse=False)):
             if priors.posterior_mu_initial is not None:
                 nn.init.normal_(mean, *priors.posterior_mu_initial)
-            self.posterior[key] = family.make(self, mean, priors)
+            posterior = family.make(self, mean, priors)
+            if posterior is not None:
+                self.posterior[key] = posterior
         if layer_type is None:
             layer_type = next(name for name in self.estimators if name in self._family().estimators)
         self.layer_type = layer_type
@@ -186,6 +188,8 @@ class BayesianLayer(nn.Module):
         mean = getattr(self, key)
         if mean is None:
             return None
+        if key not in self.posterior:  # a point
+            return mean if method in ("location", "sample") else None
         make = getattr(self.posterior[key], method)
         shared = current_pass()
         if shared is None or method not in ("perturbation", "sample"):
@@ -208,7 +212,7 @@ class BayesianLayer(nn.Module):
         return self.sampling if switches is None else switches.get(self, self.sampling)
 
     def plain(self) -> nn.Module:
-        """The `torch.nn` layer that this one extends; it shares the posterior means as its parameters."""
+        """The `torch.nn` layer that this one extends; it shares this layer's parameters."""
         plain_class = _plain_class(type(self))
         assert plain_class is not None
         plain: nn.Module = object.__new__(plain_class)

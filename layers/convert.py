@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, share_draws, weight_posteriors
+from .passes import one_pass
 from .posteriors import Family, Posterior
 from .priors import Priors
 
@@ -112,10 +113,9 @@ def to_deterministic(module: Network, sample: bool = False) -> Network:
         The copy.
     """
     twin = copy.deepcopy(module)
-    if sample:
-        with torch.no_grad():
-            for _, mean, posterior in weight_posteriors(twin):
-                mean.copy_(posterior.sample(mean))
+    with torch.no_grad(), one_pass():
+        for _, mean, posterior in weight_posteriors(twin):
+            mean.copy_(posterior.sample(mean) if sample else posterior.location(mean))
     return _replace(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
 
 

@@ -48,7 +48,11 @@ class WeightMoments:
 def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
     """The moments of every Bayesian weight in a network, by the identity of its mean."""
     weights = {}
-    for _, mean, posterior in weight_posteriors(net):
+    for name, mean, posterior in weight_posteriors(net):
+        if not posterior.goes_through_moments:
+            raise MissingRuleError(
+                f"moments cannot pass through the {posterior.family} posterior of {name}: predict by draws"
+            )
         variance = posterior.independent_variance(mean)
         second = mean.square() + posterior.variance(mean)
         joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance

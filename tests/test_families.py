@@ -19,16 +19,20 @@ from torch import Tensor, distributions, nn
 from inference import posterior_predictive, pruned, signal_to_noise
 from inference.prediction import posterior_draws
 from layers import (
+    BBBLSTM,
     FAMILIES,
     BayesianLayer,
     BBBConv2d,
     BBBConvTranspose2d,
+    BBBEmbedding,
     BBBLinear,
     Family,
     GaussianPosterior,
     KTiedPosterior,
     LowRankPosterior,
+    ModuleWrapper,
     RadialPosterior,
+    Rank1Posterior,
     kl_divergence,
     parameter_groups,
     sampling,
@@ -332,6 +336,132 @@ def test_what_is_pruned_has_no_variance(name: str) -> None:
     assert torch.equal(other[0].kl(), net[0].kl())
 
 
+def factors(layer: nn.Module) -> tuple[Any, Any]:
+    posterior = layer.posterior["weight"]  # type: ignore[index]
+    assert isinstance(posterior, Rank1Posterior)
+    return posterior.outputs, posterior.inputs
+
+
+def test_the_rank1_posterior_has_the_mean_kl_of_its_components_and_few_parameters() -> None:
+    layer = BBBLinear(5, 4, posterior={"family": "rank1", "components": 3}, dtype=torch.float64, priors=WIDE)
+    expected = 0.0
+    for factor in factors(layer):
+        signs = factor.mean.detach().clone()
+        assert (signs.abs() == 1).all() and (signs[0] == 1).all() and (signs < 0).any()
+        nn.init.normal_(factor.mean)
+        q, p = distributions.Normal(factor.mean, factor.deviation), distributions.Normal(signs, 0.7)
+        expected = expected + distributions.kl_divergence(q, p).sum() / 3
+        entropy = q.entropy().sum() / 3
+        torch.testing.assert_close(factor.total_entropy() / 3, entropy)
+    torch.testing.assert_close(layer.kl(), expected)
+    plain, rank1 = build("3conv3fc", False, 10, 3), build("3conv3fc", True, 10, 3, posterior="rank1")
+    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (plain, rank1)]
+    assert 1.0 < sizes[1] / sizes[0] < 1.01
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("layer_type", ["lrt", "bbb"])
+def test_outputs_of_a_mixture_have_its_mean_and_variance(layer_type: str, kind: str) -> None:
+    make, shape = LAYERS[kind]
+    layer = make(posterior={"family": "rank1", "components": 3}, layer_type=layer_type, priors=WIDE)
+    inputs = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        for factor in factors(layer):
+            factor.mean.add_(0.5 * torch.randn_like(factor.mean))
+        mean, variance = layer.output_moments(inputs)
+    draws = draws_of(lambda: layer(inputs), 10_000)
+    assert ((draws.mean(0) - mean).abs() < 5 * (variance / 10_000).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.12, atol=1e-9)
+
+
+def test_the_cauchy_factors_have_the_kl_of_the_integral_and_the_quartiles_of_the_scale() -> None:
+    layer = BBBLinear(1, 1, False, posterior={"family": "rank1", "factors": "cauchy"}, dtype=torch.float64, priors=WIDE)
+    factor, _ = factors(layer)
+    with torch.no_grad():
+        factor.mean.fill_(0.3)
+    q = distributions.Cauchy(factor.mean.detach(), factor.deviation.detach())
+    p = distributions.Cauchy(torch.ones(1, 1, dtype=torch.float64), 0.7)
+    at = q.icdf((torch.arange(200_000, dtype=torch.float64)[:, None] + 0.5) / 200_000)
+    integral = (q.log_prob(at) - p.log_prob(at)).mean()
+    torch.testing.assert_close(factor.total_kl(), integral, rtol=1e-4, atol=0)
+    torch.testing.assert_close(factor.total_entropy(), q.entropy().sum())
+    draws = factor.draw(torch.zeros(100_000, dtype=torch.int64), torch.randn_like).detach().flatten()
+    quartiles = draws.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    expected = q.icdf(torch.tensor([[0.25], [0.5], [0.75]], dtype=torch.float64)).flatten()
+    torch.testing.assert_close(quartiles, expected, rtol=0, atol=0.02 * factor.deviation.item())
+    with pytest.raises(ValueError, match="Cauchy factors need a fixed prior_sigma"):
+        BBBLinear(2, 2, posterior={"family": "rank1", "factors": "cauchy"}, priors={"learn_prior_sigma": True})
+
+
+def test_batch_ensemble_is_as_many_networks_as_it_has_components_and_a_pass_mixes_them() -> None:
+    """All layers of a pass, and of a draw, take the same component: y is that of one network of the K."""
+    posterior = {"family": "rank1", "components": 4, "factors": "point"}
+    net = ModuleWrapper(BBBLinear(3, 20, posterior=posterior), nn.Tanh(), BBBLinear(20, 2, posterior=posterior))
+    assert net.kl().item() == 0
+    inputs = torch.randn(1, 3)
+    with torch.no_grad():
+        members = torch.cat([draw(inputs)[0] for draw in posterior_draws(net, 4, seed=0)])
+        again = torch.cat([draw(inputs)[0] for draw in posterior_draws(net, 8, seed=5)])
+        assert torch.equal(again, members.repeat(2, 1)) and len(members.unique(dim=0)) == 4
+        per_example = net(inputs.expand(200, 3))[0]
+        net.set_flag("layer_type", "bbb")
+        per_pass = torch.cat([net(inputs)[0] for _ in range(60)])
+        sampled = torch.cat([to_deterministic(net, sample=True)(inputs)[0] for _ in range(40)])
+        with sampling(net, False):
+            torch.testing.assert_close(net(inputs)[0], members[:1])
+    for outputs, count in ((per_example, 200), (per_pass, 60), (sampled, 40)):
+        distances, chosen = (outputs[:, None] - members).abs().sum(-1).min(1)
+        assert (distances < 1e-5).all() and chosen.bincount(minlength=4).min() > count / 20
+
+
+def test_the_matrix_of_a_rank1_posterior_decays_and_its_factors_do_not(pictures: Path, tmp_path: Path) -> None:
+    net = nn.Sequential(BBBLinear(3, 2, posterior="rank1"))
+    pulled, decaying, deviations = parameter_groups(net, 1e-3, 10.0, weight_decay=0.1)
+    assert {id(p) for p in decaying["params"]} == {id(net[0].weight), id(net[0].bias)}
+    assert {id(p) for p in pulled["params"]} == {id(factor.mean) for factor in factors(net[0])}
+    assert {id(p) for p in deviations["params"]} == {id(factor.rho) for factor in factors(net[0])}
+    point = {"family": "rank1", "components": 2, "factors": "point"}
+    settings = bayesian_settings(
+        pictures, tmp_path, posterior=point, layer_type="lrt", optimizer="sgd", lr_start=0.05, weight_decay=1e-4,
+        n_epochs=1, valid_ens=2, test_ens=2,
+    )  # fmt: skip
+    assert run(settings)["parameters"] < 1.06 * sum(p.numel() for p in build("lenet", False, 2, 1).parameters())
+
+
+def test_a_rank1_network_starts_as_the_network_that_it_is_made_of() -> None:
+    plain, inputs = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)), torch.randn(2, 1, 4, 4)
+    net = to_bayesian(plain, posterior={"family": "rank1", "components": 3}, moped=0.2)
+    with torch.no_grad(), sampling(net, False):
+        torch.testing.assert_close(net(inputs), plain(inputs))
+    single = to_bayesian(plain, posterior="rank1", moped=0.2)
+    for _, weight, posterior in weight_posteriors(single):
+        torch.testing.assert_close(posterior.std(weight), 0.2 * weight.abs(), rtol=1e-4, atol=1e-6)
+    smaller = pruned(single, 0.5)
+    gone = smaller[2].weight == 0  # type: ignore[index]
+    assert gone.any() and (smaller[2].posterior["weight"].std(smaller[2].weight)[gone] == 0).all()  # type: ignore[index]
+
+
+def test_what_the_rank1_posterior_does_not_support_is_one_line() -> None:
+    for make in (
+        lambda: BBBEmbedding(3, 2, posterior="rank1"),
+        lambda: BBBLSTM(3, 2, posterior="rank1"),
+        lambda: BBBConv2d(2, 2, 3, groups=2, posterior="rank1"),
+    ):
+        with pytest.raises(ValueError, match="is for linear layers and convolutions without groups, not for this BBB"):
+            make()
+    with pytest.raises(ValueError, match="the rank1 posterior has a prior around 1 of its own"):
+        BBBLinear(2, 2, posterior="rank1", priors={"prior_mu": 0.5})
+    with pytest.raises(ValueError, match="layer_type 'flipout' does not work with the rank1 posterior: give lrt"):
+        BBBLinear(2, 2, posterior="rank1", layer_type="flipout")
+    net = build("lenet", True, 5, 1, posterior="rank1").eval()
+    with pytest.raises(UserError, match="moments cannot pass through the rank1 posterior of conv1.weight: predict by"):
+        propagate(net, torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="the prior of the rank1 posterior cannot be centered"):
+        to_bayesian(nn.Linear(2, 2), posterior="rank1", prior_at_means=True)
+    with pytest.raises(ValueError, match="point factors have no standard deviation: leave out moped"):
+        to_bayesian(nn.Linear(2, 2), posterior={"family": "rank1", "factors": "point"}, moped=0.1)
+
+
 @pytest.mark.parametrize(
     ("posterior", "message"),
     [
@@ -344,6 +474,8 @@ def test_what_is_pruned_has_no_variance(name: str) -> None:
         ),
         ({"family": "gaussian", "rank": 2}, "unknown option 'rank': the gaussian posterior has no options"),
         ({"family": "k_tied", "rank": 0}, "rank of the k_tied posterior: expected an integer ≥ 1, got 0"),
+        ({"family": "rank1", "factors": "laplace"}, "factors of the rank1 posterior: expected one of gaussian, cauchy"),
+        ({"family": "rank1", "components": 0}, "components of the rank1 posterior: expected an integer ≥ 1, got 0"),
         ({"family": "k_tied", "rank": 2.0}, "rank of the k_tied posterior: expected an integer ≥ 1, got 2.0"),
     ],
 )

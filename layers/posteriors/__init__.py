@@ -7,6 +7,7 @@ from .k_tied import KTiedPosterior
 from .low_rank import LowRankPosterior
 from .posterior import Posterior
 from .radial import RadialPosterior
+from .rank1 import Rank1Posterior
 
 __all__ = [
     "FAMILIES",
@@ -17,4 +18,5 @@ __all__ = [
     "LowRankPosterior",
     "Posterior",
     "RadialPosterior",
+    "Rank1Posterior",
 ]

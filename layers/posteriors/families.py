@@ -16,6 +16,7 @@ from .k_tied import KTiedPosterior
 from .low_rank import LowRankPosterior
 from .posterior import Posterior
 from .radial import RadialPosterior
+from .rank1 import Rank1Posterior
 
 FAMILIES: dict[str, type[Posterior]] = {
     kind.family: kind
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Posterior]] = {
         KTiedPosterior,
         RadialPosterior,
         LowRankPosterior,
+        Rank1Posterior,
     )
 }
 
@@ -80,6 +82,6 @@ class Family:
                 raise ValueError(f"{option} of the {name} posterior: expected {error}, got {value!r}") from error
         return cls(name, values)
 
-    def make(self, layer: Any, mean: Tensor, priors: Priors) -> Posterior:
+    def make(self, layer: Any, mean: Tensor, priors: Priors) -> Posterior | None:
         """The posterior of a parameter of a layer: see `Posterior.for_parameter`."""
         return FAMILIES[self.name].for_parameter(layer, mean, priors, **self.options)

@@ -9,7 +9,7 @@ passed to each of its methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,16 +34,18 @@ class Posterior(nn.Module):
         options: what `posterior={"family": …}` may say besides, by name.
         estimators: the estimators that work with it, by name, some perhaps in a form of its own.
         pulls_on_mean: whether the prior pulls on the mean, which then needs no weight decay.
+        goes_through_moments: whether means and variances of the weights say enough for the room `moments`.
     """
 
     family: ClassVar[str]
     options: ClassVar[Mapping[str, Option]] = {}
     estimators: ClassVar[Mapping[str, Estimator]] = ESTIMATORS
     pulls_on_mean: ClassVar[bool] = True
+    goes_through_moments: ClassVar[bool] = True
 
     @classmethod
-    def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior:
-        """The posterior of a parameter of a layer.
+    def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior | None:
+        """The posterior of a parameter of a layer; None for a parameter that stays a point.
 
         Args:
             layer: the Bayesian layer.
@@ -82,7 +84,7 @@ class Posterior(nn.Module):
         raise ValueError(f"the prior of the {self.family} posterior cannot be centered: leave out prior_at_means")
 
     def location(self, weight: Tensor) -> Tensor:
-        """The mean of q where `weight` is the layer's parameter: itself."""
+        """The mean of q, where `weight` is the layer's parameter: by default itself."""
         return weight
 
     def output_moments(self, layer: Any, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
@@ -132,15 +134,19 @@ class Posterior(nn.Module):
         return lambda noise: torch.addcmul(mean, std, noise(mean))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        own = {name for name, _ in self.named_parameters(recurse=False)}
-        names = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        theirs = {name for name in names if "prior" not in name and "." not in name} - {"_extra_state", *self._buffers}
+        own = _parts(name for name, _ in self.named_parameters())
+        theirs = _parts(key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)) - {*self._buffers}
         if theirs and theirs != own:
             raise ValueError(
                 f"the state of {prefix.removesuffix('.')} is of another family than {self.family}: it has "
                 f"{', '.join(sorted(theirs))} and not {', '.join(sorted(own))}"
             )
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """What the names in a state begin with, but for what tells of a prior."""
+    return {name.split(".")[0] for name in names if "prior" not in name and name != "_extra_state"}
 
 
 def at_least_one(value: Any) -> int:
