@@ -13,7 +13,8 @@ skip_broken = False  # leave out the images of a folder that cannot be read, and
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
 activation_type = "relu"  # relu, softplus
 layer_type = "bbb"  # bbb: one weight draw per step; lrt: noise per output element; flipout: one random sign per example
-alpha_shape = None  # None: Gaussian posterior N(μ, σ²); (1, 1): N(μ, αμ²) with one α per tensor
+posterior = "gaussian"  # N(μ, σ²); or k_tied, radial, low_rank, rank1, or {"family": "rank1", "components": 4}
+alpha_shape = None  # (1, 1): the posterior N(μ, αμ²) with one α per tensor
 priors = {
     "prior_mu": 0.0,
     "prior_sigma": 1.0,

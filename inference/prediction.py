@@ -42,16 +42,18 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
         seed: draw t depends on it and t alone.
     """
     twin = to_deterministic(net).eval()
-    weights = [
-        (twin.get_parameter(name), mean.detach(), posterior.std(mean), torch.empty(mean.shape))
-        for name, mean, posterior in weight_posteriors(net)
+    samplers = [
+        (twin.get_parameter(name), posterior.sampler(mean.detach())) for name, mean, posterior in weight_posteriors(net)
     ]
     generator = torch.Generator()
+
+    def noise(like: Tensor) -> Tensor:  # on the CPU in float32: the same draw on every device
+        return torch.empty(like.shape, device="cpu").normal_(generator=generator).to(like)
+
     for sample in range(num_samples):
         generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
-        for weight, mean, std, noise in weights:
-            noise.normal_(generator=generator)  # on the CPU in float32: the same draw on every device
-            torch.addcmul(mean, std, noise.to(mean), out=weight)
+        for weight, sampler in samplers:
+            weight.copy_(sampler(noise))
         yield twin
 
 

@@ -15,8 +15,7 @@ from images import Split
 from inference.classifier import Classifier
 from inference.evaluation import split_scores
 from inference.prediction import check_finite
-from layers import AlphaPosterior, GaussianPosterior, weight_posteriors
-from layers.kernels import RHO_FLOOR
+from layers import AlphaPosterior, weight_posteriors
 
 LOG_ALPHA = 3.0  # above it a weight of the alpha posterior is noise (Molchanov et al. 2017, section 4.3)
 FRACTIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
@@ -35,7 +34,7 @@ def signal_to_noise(net: nn.Module) -> dict[str, Tensor]:
         if isinstance(posterior, AlphaPosterior):
             ratios[name] = (-0.5 * posterior.log_alpha).exp().expand_as(mean).clone()
         else:
-            ratios[name] = mean.abs() / posterior.std(mean)
+            ratios[name] = posterior.location(mean).abs() / posterior.std(mean)
     return ratios
 
 
@@ -68,8 +67,7 @@ def pruned(net: nn.Module, fraction: float | None = None, by_layer: bool = False
     with torch.no_grad():
         for name, mean, posterior in weight_posteriors(smaller):
             mean[dropped[name]] = 0
-            if isinstance(posterior, GaussianPosterior):
-                posterior.rho[dropped[name]] = RHO_FLOOR  # the alpha posterior's σ is 0 where μ is
+            posterior.silence(dropped[name])
     return smaller
 
 

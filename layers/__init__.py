@@ -16,10 +16,21 @@ from .BBBLinear import BBBEmbedding, BBBLinear
 from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, posterior_as_prior, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
-from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
+from .posteriors import (
+    FAMILIES,
+    AlphaPosterior,
+    Family,
+    GaussianPosterior,
+    KTiedPosterior,
+    LowRankPosterior,
+    Posterior,
+    RadialPosterior,
+    Rank1Posterior,
+)
 from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
 
 __all__ = [
+    "FAMILIES",
     "AlphaPosterior",
     "BBBConv1d",
     "BBBConv2d",
@@ -35,13 +46,18 @@ __all__ = [
     "BayesianLayer",
     "CorrelatedGaussianPrior",
     "DistributionPrior",
+    "Family",
     "FlattenLayer",
     "GaussianPosterior",
     "GaussianPrior",
+    "KTiedPosterior",
+    "LowRankPosterior",
     "ModuleWrapper",
     "Posterior",
     "Prior",
     "Priors",
+    "RadialPosterior",
+    "Rank1Posterior",
     "deterministic_layers",
     "entropy",
     "kl_divergence",

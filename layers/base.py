@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .estimators import ESTIMATORS, Weights, random_signs
 from .kernels import squares
 from .passes import SWITCHES, ForwardPass, current_pass, set_current_pass
-from .posteriors import AlphaPosterior, GaussianPosterior, Posterior
+from .posteriors import Family, GaussianPosterior, Posterior
 from .priors import Priors
 
 
@@ -25,11 +25,12 @@ class BayesianLayer(nn.Module):
     `feature_axis` (see `layers.estimators`). Every argument of the `torch.nn` layer keeps its meaning.
 
     Args:
-        alpha_shape: shape of log α for the alpha posterior N(μ, αμ²), which broadcasts to the weight; None for
-            the Gaussian posterior N(μ, softplus(ρ)²).
+        posterior: the family of the posterior, a key of `layers.FAMILIES`, or a dict of it and of the family's options
+            such as {"family": "k_tied", "rank": 3}. The default is the Gaussian posterior N(μ, softplus(ρ)²).
+        alpha_shape: shape of log α, which broadcasts to the weight, for the alpha posterior N(μ, αμ²).
         priors: a dict with any of the fields of `layers.Priors`.
-        layer_type: the estimator, 'lrt', 'bbb' or 'flipout' (see `layers.estimators`); None for the first of
-            the layer's `estimators`.
+        layer_type: the estimator, 'lrt', 'bbb' or 'flipout' (see `layers.estimators`); None for the first that
+            works with the layer and the posterior.
         name: what recordings call the layer.
 
     Attributes:
@@ -39,8 +40,8 @@ class BayesianLayer(nn.Module):
         outputs_axis: the axis of the weight that runs over the layer's outputs.
 
     Raises:
-        ValueError: an argument that the `torch.nn` layer refuses, or an `alpha_shape`, `priors` or `layer_type`
-            that does not fit the layer.
+        ValueError: an argument that the `torch.nn` layer refuses, or a `posterior`, `alpha_shape`, `priors` or
+            `layer_type` that does not fit the layer.
     """
 
     weight: Tensor
@@ -54,6 +55,7 @@ class BayesianLayer(nn.Module):
     def __init__(
         self,
         *arguments: Any,
+        posterior: str | Mapping[str, Any] = "gaussian",
         alpha_shape: Sequence[int] | None = None,
         priors: Priors | Mapping[str, Any] | None = None,
         layer_type: str | None = None,
@@ -61,7 +63,7 @@ class BayesianLayer(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
-        self.make_bayesian(alpha_shape, priors, layer_type, name)
+        self.make_bayesian(Family.parse(posterior, alpha_shape), priors, layer_type, name)
 
     def __init_subclass__(cls) -> None:
         """Register the class as the counterpart of its `torch.nn` class, and merge both signatures for `help`."""
@@ -77,7 +79,7 @@ class BayesianLayer(nn.Module):
 
     def make_bayesian(
         self,
-        alpha_shape: Sequence[int] | None,
+        family: Family,
         priors: Priors | Mapping[str, Any] | None,
         layer_type: str | None,
         name: str | None,
@@ -87,16 +89,23 @@ class BayesianLayer(nn.Module):
             raise ValueError(obstacle)
         priors = Priors.parse(priors)
         self.sampling = True
-        self.layer_type = self.estimators[0] if layer_type is None else layer_type
         self.name = name
         self.posterior = nn.ModuleDict()
         for key, mean in list(self.named_parameters(recurse=False)):
             if priors.posterior_mu_initial is not None:
                 nn.init.normal_(mean, *priors.posterior_mu_initial)
-            if alpha_shape is None:
-                self.posterior[key] = GaussianPosterior(mean, priors)
-            else:
-                self.posterior[key] = AlphaPosterior(mean, self._alpha_shape(mean, tuple(alpha_shape)), priors)
+            posterior = family.make(self, mean, priors)
+            if posterior is not None:
+                self.posterior[key] = posterior
+        if layer_type is None:
+            layer_type = next(name for name in self.estimators if name in self._family().estimators)
+        self.layer_type = layer_type
+
+    def _family(self) -> type[Posterior]:
+        """The class of the posterior of the layer's first weight."""
+        posterior = next(iter(self.posterior.values()))
+        assert isinstance(posterior, Posterior)
+        return type(posterior)
 
     @property
     def layer_type(self) -> str:
@@ -107,6 +116,12 @@ class BayesianLayer(nn.Module):
     def layer_type(self, name: str) -> None:
         if name not in self.estimators:
             raise ValueError(f"unknown layer_type {name!r}: expected one of {sorted(self.estimators)}")
+        family = self._family()
+        if name not in family.estimators:
+            raise ValueError(
+                f"layer_type {name!r} does not work with the {family.family} posterior: give "
+                f"{' or '.join(family.estimators)}"
+            )
         self._layer_type = name
 
     @staticmethod
@@ -115,14 +130,6 @@ class BayesianLayer(nn.Module):
         if any(type(hook).__module__.startswith("torch.nn.utils") for hook in layer._forward_pre_hooks.values()):
             return "weight_norm, spectral_norm or prune recomputes its weights before every pass: remove that first"
         return None
-
-    def _alpha_shape(self, mean: Tensor, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of log α for `mean`: that of the weight, and for a bias its length along the outputs."""
-        if mean.dim() > 1 or len(weight_shape) < 2:
-            return weight_shape
-        weight_dim = max(parameter.dim() for parameter in self.parameters(recurse=False))
-        outputs = weight_shape[self.outputs_axis] if len(weight_shape) == weight_dim else 1
-        return (outputs,) if outputs in (1, len(mean)) else (1,)
 
     @property
     def feature_axis(self) -> int:
@@ -153,11 +160,11 @@ class BayesianLayer(nn.Module):
 
     def means(self) -> Weights:
         """Posterior means of weight and bias (None where there is no bias)."""
-        return self.weight, self.bias
+        return self._from_posteriors("location")
 
     def variances(self) -> Weights:
-        """Posterior variances of weight and bias."""
-        return self._from_posteriors("variance")
+        """Posterior variances of weight and bias, without those along directions that all weights share."""
+        return self._from_posteriors("independent_variance")
 
     def perturbations(self) -> Weights:
         """One draw of weight and bias, minus the means."""
@@ -167,6 +174,12 @@ class BayesianLayer(nn.Module):
         """One draw of weight and bias."""
         return self._from_posteriors("sample")
 
+    def output_moments(self, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every output under the posterior, whatever the estimator."""
+        posterior = next(iter(self.posterior.values()))
+        assert isinstance(posterior, Posterior)
+        return posterior.output_moments(self, input, *more)
+
     def _from_posteriors(self, method: str) -> Weights:
         return self._from_posterior("weight", method), self._from_posterior("bias", method)
 
@@ -175,9 +188,11 @@ class BayesianLayer(nn.Module):
         mean = getattr(self, key)
         if mean is None:
             return None
+        if key not in self.posterior:  # a point
+            return mean if method in ("location", "sample") else None
         make = getattr(self.posterior[key], method)
         shared = current_pass()
-        if shared is None or method == "variance":
+        if shared is None or method not in ("perturbation", "sample"):
             return make(mean)
         return shared.draw((id(mean), method), make, mean)
 
@@ -188,7 +203,7 @@ class BayesianLayer(nn.Module):
         shared = current_pass()
         if shared is not None and self.layer_type == "lrt":
             shared.note_output_noise(self.weight, self.name or type(self).__name__)
-        return ESTIMATORS[self.layer_type](self, input, *more)
+        return self._family().estimators[self.layer_type](self, input, *more)
 
     @property
     def samples_now(self) -> bool:
@@ -197,7 +212,7 @@ class BayesianLayer(nn.Module):
         return self.sampling if switches is None else switches.get(self, self.sampling)
 
     def plain(self) -> nn.Module:
-        """The `torch.nn` layer that this one extends; it shares the posterior means as its parameters."""
+        """The `torch.nn` layer that this one extends; it shares this layer's parameters."""
         plain_class = _plain_class(type(self))
         assert plain_class is not None
         plain: nn.Module = object.__new__(plain_class)
@@ -214,8 +229,8 @@ class BayesianLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments of the `torch.nn` layer, the estimator and the posterior, as `print` shows them."""
-        family = "alpha" if isinstance(next(iter(self.posterior.values())), AlphaPosterior) else "gaussian"
-        return f"{super().extra_repr()}, layer_type={self.layer_type}, posterior={family}".removeprefix(", ")
+        text = f"{super().extra_repr()}, layer_type={self.layer_type}, posterior={self._family().family}"
+        return text.removeprefix(", ")
 
 
 COUNTERPARTS: dict[type[nn.Module], type[BayesianLayer]] = {}  # the Bayesian layer per torch.nn class that has one
@@ -324,8 +339,12 @@ def parameter_groups(
         One group of the means and the others, in two where only the latter decay; then, where the network has
         Bayesian layers, one of ρ and log α.
     """
-    deviations = {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
-    pulled = {id(mean) for _, mean, p in weight_posteriors(net) if weight_decay and not isinstance(p, AlphaPosterior)}
+    posteriors = [module for module in net.modules() if isinstance(module, Posterior)]
+    deviations = {id(p) for posterior in posteriors for p in posterior.deviations()}
+    pulled = set()
+    if weight_decay:
+        pulled = {id(mean) for _, mean, posterior in weight_posteriors(net) if posterior.pulls_on_mean}
+        pulled |= {id(p) for posterior in posteriors for p in posterior.parameters()} - deviations
     parameters = list(net.parameters())
     members = (
         ([p for p in parameters if id(p) in pulled], lr, 0.0),

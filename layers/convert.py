@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, share_draws, weight_posteriors
-from .posteriors import GaussianPosterior, Posterior
+from .passes import one_pass
+from .posteriors import Family, Posterior
 from .priors import Priors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,6 +24,7 @@ def to_bayesian(
     layers: Selection = "all",
     *,
     layer_type: str = "lrt",
+    posterior: str | Mapping[str, Any] = "gaussian",
     alpha_shape: Sequence[int] | None = None,
     priors: Priors | Mapping[str, Any] | None = None,
     moped: float | None = None,
@@ -41,6 +43,7 @@ def to_bayesian(
         layers: which layers become Bayesian: 'all', 'last' (the last one in the order of their construction), a
             pattern of dotted names such as 'layer4.*', several patterns, or a function of (dotted name, layer).
         layer_type: the estimator; layers that only support 'bbb' (recurrent, attention) use that one.
+        posterior: as for `BBBLinear`.
         alpha_shape: as for `BBBLinear`.
         priors: as for `BBBLinear`.
         moped: δ sets every σ to δ|w|, and 'posterior_rho_initial' has no effect (Krishnan et al. 2020).
@@ -53,7 +56,7 @@ def to_bayesian(
     Raises:
         ValueError: no layer is selected, or a layer refuses the settings.
     """
-    priors = Priors.parse(priors)
+    family, priors = Family.parse(posterior, alpha_shape), Priors.parse(priors)
     if priors.posterior_mu_initial is not None:
         raise ValueError("leave out posterior_mu_initial: the weights of the module are the posterior means")
     net = module if inplace else copy.deepcopy(module)
@@ -62,7 +65,7 @@ def to_bayesian(
         counterpart = COUNTERPARTS[type(layer)]
         supported = layer_type in counterpart.estimators or layer_type not in BayesianLayer.estimators
         estimator = layer_type if supported else "bbb"
-        replacements[layer] = bayesian_counterpart(layer, counterpart, alpha_shape, priors, estimator, name or None)
+        replacements[layer] = bayesian_counterpart(layer, counterpart, family, priors, estimator, name or None)
     net = _replace(net, replacements)
     start_at_means(net, moped, prior_at_means)
     share_draws(net)
@@ -93,8 +96,6 @@ def start_at_means(module: nn.Module, moped: float | None = None, prior_at_means
         if moped is not None:
             posterior.set_std_in_proportion(mean, moped)
         if prior_at_means:
-            if not isinstance(posterior, GaussianPosterior):
-                raise ValueError("only the prior of a Gaussian posterior can be centered: leave out alpha_shape")
             posterior.center_prior(mean)
 
 
@@ -109,21 +110,16 @@ def posterior_as_prior(module: nn.Module) -> None:
     Parameters without a posterior, as those of batch norm, have no prior: they keep nothing of the earlier data.
 
     Args:
-        module: a network whose posteriors are all Gaussian.
+        module: a network whose posteriors are independent normals, gaussian or k_tied.
 
     Raises:
         ValueError: a weight has another posterior, or no weight has one; no prior has changed then.
     """
-    posteriors = [(mean, posterior) for _, mean, posterior in weight_posteriors(module)]
-    if not posteriors:
+    priors = [(posterior, posterior.as_prior(mean)) for _, mean, posterior in weight_posteriors(module)]
+    if not priors:
         raise ValueError("the network has no Bayesian layers, so it has no posterior that can become the prior")
-    gaussian = [(mean, posterior) for mean, posterior in posteriors if isinstance(posterior, GaussianPosterior)]
-    if len(gaussian) < len(posteriors):
-        raise ValueError(
-            "the alpha posterior has a prior of its own, which no posterior can replace: train without alpha_shape"
-        )
-    for mean, posterior in gaussian:
-        posterior.set_prior_to_posterior(mean)
+    for posterior, prior in priors:
+        posterior.prior = prior
 
 
 def to_deterministic(module: Network, sample: bool = False) -> Network:
@@ -140,10 +136,9 @@ def to_deterministic(module: Network, sample: bool = False) -> Network:
         The copy.
     """
     twin = copy.deepcopy(module)
-    if sample:
-        with torch.no_grad():
-            for _, mean, posterior in weight_posteriors(twin):
-                mean.copy_(posterior.sample(mean))
+    with torch.no_grad(), one_pass():
+        for _, mean, posterior in weight_posteriors(twin):
+            mean.copy_(posterior.sample(mean) if sample else posterior.location(mean))
     return _replace(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
 
 

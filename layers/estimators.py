@@ -54,6 +54,15 @@ class Estimable(Protocol):
         ...
 
 
+def output_moments(layer: Estimable, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    """Mean `op(x, μ)` and variance `op(x², σ²)` of every output, which are those of every posterior over the weights.
+
+    They are exact for weights that are uncorrelated under q (Kingma, Salimans & Welling 2015, eq. 6).
+    """
+    mean = layer.operation(input, *layer.means(), *more)
+    return mean, layer.operation(layer.squared(input), *layer.variances(), *more)
+
+
 def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     """Local reparameterization: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) per output element.
 
@@ -62,9 +71,7 @@ def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     q; drawing ε per element drops that covariance and keeps each element's own mean and
     variance. Inputs are squared, so they must stay below 1e19 in float32 and 255 in float16.
     """
-    mean = layer.operation(input, *layer.means(), *more)
-    variance = layer.operation(layer.squared(input), *layer.variances(), *more)
-    return noisy(mean, variance)
+    return noisy(*output_moments(layer, input, *more))
 
 
 def bbb(layer: Estimable, input: Tensor, *more: Any) -> Tensor:

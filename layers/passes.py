@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -66,3 +67,13 @@ def set_current_pass(current: ForwardPass | None) -> None:
         _TRACED.pop()
     else:
         _TRACED.append(current)
+
+
+@contextmanager
+def one_pass() -> Iterator[None]:
+    """Within it, in this thread, what is drawn is of a pass of its own."""
+    token = _CURRENT.set(ForwardPass({}))
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

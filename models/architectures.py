@@ -106,8 +106,9 @@ class BayesianNetwork(ModuleWrapper):
         priors: a dict with any of the fields of `layers.priors.Priors`.
         layer_type: 'lrt', 'bbb' or 'flipout'.
         activation_type: 'relu' or 'softplus'.
+        posterior: the family, a key of `layers.FAMILIES`, or a dict of it and its options.
         alpha_shape: for the alpha posterior, a shape that broadcasts against every weight, such as (1, 1) for one α
-            per weight tensor; None for the Gaussian posterior.
+            per weight tensor.
     """
 
     architecture: Architecture  # of a subclass
@@ -120,10 +121,12 @@ class BayesianNetwork(ModuleWrapper):
         priors: Mapping[str, Any] | None = None,
         layer_type: str = "lrt",
         activation_type: str = "relu",
+        posterior: str | Mapping[str, Any] = "gaussian",
         alpha_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        settings: dict[str, Any] = {"priors": priors, "layer_type": layer_type, "alpha_shape": alpha_shape}
+        settings: dict[str, Any] = {"priors": priors, "layer_type": layer_type}
+        settings |= {"posterior": posterior, "alpha_shape": alpha_shape}
         conv, linear = partial(BBBConv2d, **settings), partial(BBBLinear, **settings)
         children = type(self).architecture(conv, linear, _activation(activation_type), outputs, inputs)
         for name, child in children.items():

@@ -19,7 +19,8 @@ DRAWS = 64  # of the logits, which cost nothing: no pass of the network is behin
 def logit_covariance(logits: Moments) -> Tensor:
     """The covariance [n, classes, classes] of logits [n, classes], by a backward pass over the links of the head.
 
-    With J = dlogits / dx, each link x → y adds J diag(noise) Jᵀ, and the input of the head J diag(v) Jᵀ.
+    With J = dlogits / dx, each link x → y adds J diag(noise) Jᵀ and J shared sharedᵀ Jᵀ, and the input of the head
+    J diag(v) Jᵀ.
     """
     link, variance = logits.link, variance_of(logits)
     if link is None:
@@ -30,6 +31,9 @@ def logit_covariance(logits: Moments) -> Tensor:
     covariance = torch.zeros_like(jacobian)
     while link is not None:
         covariance = covariance + (jacobian * link.noise[:, None]) @ jacobian.mT
+        if link.shared is not None:
+            moved = jacobian @ link.shared.mT
+            covariance = covariance + moved @ moved.mT
         jacobian = jacobian * link.weight[:, None] if link.is_diagonal else jacobian @ link.weight
         if link.std is not None:
             by_channel = (jacobian * link.std[:, None]).unflatten(-1, (link.channels, -1)).sum(-1)

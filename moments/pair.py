@@ -56,6 +56,7 @@ class Link:
         weight: J, [outputs, inputs] for all examples, or its diagonal [n, inputs].
         noise: [n, outputs], the variance that is not inherited from x.
         is_diagonal: whether `weight` is the diagonal of J.
+        shared: [n, k, outputs], what of y moves together, by k independent ε ~ N(0, 1).
     """
 
     before: Link | None
@@ -64,6 +65,7 @@ class Link:
     noise: Tensor
     is_diagonal: bool = False
     channels: int | None = None
+    shared: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layers import weight_posteriors
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
+    RULES,
     WAITING,
     Activation,
     Deferred,
@@ -35,11 +36,15 @@ from moments.pair import (
 
 @dataclass(frozen=True, eq=False)
 class WeightMoments:
-    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two."""
+    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two.
+
+    `directions` are those that all of its weights share (see `Posterior`), which σ² leaves out and μ² + σ² has.
+    """
 
     variance: Tensor
     second: Tensor
     joint: Tensor
+    directions: Tensor | None = None
     _pooled: dict[Any, Tensor] = field(default_factory=dict)
 
     def pooled(self, kernel: Tensor, operation: Callable[..., Tensor], size: Any, strides: Any) -> Tensor:
@@ -69,11 +74,15 @@ class WeightMoments:
 def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
     """The moments of every Bayesian weight in a network, by the identity of its mean."""
     weights = {}
-    for _, mean, posterior in weight_posteriors(net):
-        variance = posterior.variance(mean)
-        second = mean.square() + variance
+    for name, mean, posterior in weight_posteriors(net):
+        if not posterior.goes_through_moments:
+            raise MissingRuleError(
+                f"moments cannot pass through the {posterior.family} posterior of {name}: predict by draws"
+            )
+        variance = posterior.independent_variance(mean)
+        second = mean.square() + posterior.variance(mean)
         joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
-        weights[id(mean)] = WeightMoments(variance, second, joint)
+        weights[id(mean)] = WeightMoments(variance, second, joint, posterior.directions())
     return weights
 
 
@@ -99,7 +108,6 @@ def _bias_variance(bias: Tensor | None) -> Tensor | None:
     return None if of_bias is None else of_bias.variance
 
 
-@rule(F.linear)
 def _linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Moments:
     """A linear layer whose weight and bias may be Bayesian, and the link of its output to a vector as its input."""
     mean, variance = parts_of(input)
@@ -176,9 +184,6 @@ def _linear_variance(variance: Tensor, weight: Tensor, channels: int | None) -> 
     return total
 
 
-register_each(_convolution, F.conv1d, F.conv2d, F.conv3d)
-
-
 def _transposed(operation: Callable[..., Tensor]) -> Rule:
     """The rule of a transposed convolution whose weight and bias may be Bayesian."""
 
@@ -197,7 +202,33 @@ def _transposed(operation: Callable[..., Tensor]) -> Rule:
     return convolve
 
 
-register_each(_transposed, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _moving_together(affine: Rule, operation: Callable[..., Tensor]) -> Rule:
+    """A rule, and the variance of directions that the weights share: Σ_k op(m, L_k)² + op(v, L_k²)."""
+
+    def rule(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+        output: Moments = affine(input, weight, bias, *args, **kwargs)
+        of_weight = _known(weight)
+        if of_weight is None or of_weight.directions is None:
+            return output
+        mean, variance = parts_of(input)
+        shared = torch.stack([operation(mean, each, None, *args, **kwargs) for each in of_weight.directions])
+        out_variance, link = variance_of(output) + shared.square().sum(0), output.link
+        if operation is F.linear and variance is not None:  # which convolutions have in μ² + σ²
+            own = F.linear(variance, of_weight.directions.square().sum(0))
+            out_variance = out_variance + own
+            link = link and replace(link, noise=link.noise + own)
+        return Moments(output.mean_value, out_variance, link and replace(link, shared=shared.movedim(0, 1)))
+
+    return rule
+
+
+for _operations, _make in (
+    ((F.linear,), lambda _: _linear),
+    ((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    ((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed),
+):
+    for _operation in _operations:
+        RULES[_operation] = _moving_together(_make(_operation), _operation)
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:

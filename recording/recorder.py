@@ -58,7 +58,7 @@ def recorded_layers(net: nn.Module, names: Sequence[str] | None = None) -> dict[
 
 
 def moments(layer: BayesianLayer, input: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean op(x, μ) and variance op(x², σ²) of a layer's output under its posterior, whatever its estimator.
+    """Mean and variance of a layer's output under its posterior, whatever its estimator.
 
     Args:
         layer: a layer that the estimator `lrt` works with (see `layers.estimators`, eq. 6 of Kingma et al. 2015).
@@ -69,8 +69,7 @@ def moments(layer: BayesianLayer, input: Tensor) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
         input = input.to(layer.weight.dtype) if input.is_floating_point() else input
-        mean = layer.operation(input, *layer.means())
-        variance = layer.operation(layer.squared(input), *layer.variances())
+        mean, variance = layer.output_moments(input)
         return mean, variance.clamp_min(0)
 
 
@@ -280,7 +279,7 @@ class _LayerLog:
         for key, kept in self._weights.items():
             mean, posterior = getattr(self._layer, key), self._layer.posterior[key]
             assert isinstance(posterior, Posterior)
-            means.append(mean.flatten()[kept.to(mean.device)])
+            means.append(posterior.location(mean).flatten()[kept.to(mean.device)])
             stds.append(posterior.std(mean).flatten()[kept.to(mean.device)])
         self.file.append("posterior", step, *(torch.cat(values).float().cpu().numpy() for values in (means, stds)))
 

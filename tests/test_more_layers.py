@@ -191,7 +191,7 @@ def test_an_embedding_with_constant_rows_is_refused() -> None:
 
 def test_help_shows_the_arguments_of_torch_nn_and_the_bayesian_ones() -> None:
     shown = list(inspect.signature(layers.BBBConvTranspose2d).parameters)
-    added = ["alpha_shape", "priors", "layer_type", "name", "strides"]
+    added = ["posterior", "alpha_shape", "priors", "layer_type", "name", "strides"]
     assert shown == [*inspect.signature(nn.ConvTranspose2d).parameters, *added]
 
 

@@ -72,10 +72,10 @@ class IVON(torch.optim.Optimizer):
             raise ValueError("IVON needs lr and weight_decay ≥ 0, and momentum and curvature_decay from 0 to below 1")
         self._posteriors: dict[Tensor, GaussianPosterior] = {}
         for name, mean, posterior in weight_posteriors(net):
-            if not isinstance(posterior, GaussianPosterior):
+            if type(posterior) is not GaussianPosterior:  # a family that extends it has another σ
                 raise ValueError(
                     f"IVON needs a free σ, which {name} does not have, an {type(posterior).__name__}: "
-                    f"leave out alpha_shape, or take another optimizer"
+                    f"take the gaussian posterior, without alpha_shape, or another optimizer"
                 )
             if type(posterior.prior).pull is Prior.pull:
                 raise ValueError(f"IVON needs a Gaussian prior; {name} has {posterior.prior}: take another optimizer")

@@ -27,7 +27,7 @@ def architecture(settings: Settings) -> dict[str, Any]:
     """The keyword arguments of `models.build`."""
     arguments: dict[str, Any] = {"activation_type": settings.activation_type}
     if isinstance(settings, BayesianSettings):
-        arguments |= {name: getattr(settings, name) for name in ("priors", "layer_type", "alpha_shape")}
+        arguments |= {name: getattr(settings, name) for name in ("priors", "layer_type", "posterior", "alpha_shape")}
     return arguments
 
 
@@ -194,7 +194,8 @@ def build_optimizer(net: nn.Module, settings: Settings, train_size: int) -> torc
     if settings.optimizer == "adam":
         adam = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
         return adam(groups, lr=settings.lr_start, fused=fused)
-    count = len(groups) - any(isinstance(module, Posterior) for module in net.modules())
+    has_deviations = any(isinstance(module, Posterior) and module.deviations() for module in net.modules())
+    count = len(groups) - has_deviations
     sgd = torch.optim.SGD(groups[:count], lr=settings.lr_start, momentum=settings.momentum, fused=fused)
     return JointOptimizer(sgd, torch.optim.Adam(groups[count:], fused=fused)) if groups[count:] else sgd
 

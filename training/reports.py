@@ -70,8 +70,9 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
         ax.legend()
     axes[0].set_yscale("log")
     if bayesian:
-        axes[2].plot(epochs, [row["train_kl"] for row in rows], color=BLUE, marker=marker)
-        axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log")
+        kls = [row["train_kl"] for row in rows]
+        axes[2].plot(epochs, kls, color=BLUE, marker=marker)
+        axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log" if max(kls) > 0 else "linear")
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
 

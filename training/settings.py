@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from layers.estimators import ESTIMATORS
+from layers.posteriors import FAMILIES, Family
 from layers.priors import DistributionPrior, Prior, Priors
 from models import ACTIVATIONS, FACTORIES, IMAGE_SIZE, NETWORKS, check_net_type
 from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
@@ -57,6 +58,11 @@ def _priors(value: Any) -> dict[str, Any]:
     if isinstance(prior, Prior):
         raise ValueError("prior must be of torch.distributions, or a dict that describes one")
     return values if prior is None else {**values, "prior": DistributionPrior(prior).plain}
+
+
+def _posterior(value: Any) -> str | dict[str, Any]:
+    family = Family.parse(value)
+    return family.name if isinstance(value, str) else {"family": family.name, **family.options}
 
 
 def _names(value: Any) -> list[str]:
@@ -172,8 +178,13 @@ class BayesianSettings(Settings):
     """The settings of a Bayesian run: those of `Settings`, and these."""
 
     layer_type: str = _setting("the estimator: lrt, bbb or flipout", one_of(*ESTIMATORS))
+    posterior: str | dict[str, Any] = _setting(
+        f"the family of the posterior: {', '.join(FAMILIES)}; or a dict of it and its options, such as "
+        "{'family': 'k_tied', 'rank': 3}",
+        _posterior,
+    )
     alpha_shape: tuple[int, ...] | None = _setting(
-        "None for the Gaussian posterior; a shape such as (1, 1) for the alpha posterior", either(None, _shape)
+        "a shape such as (1, 1), of log α in the alpha posterior; None with any other", either(None, _shape)
     )
     priors: dict[str, Any] = _setting("a dict of " + ", ".join(prior.name for prior in fields(Priors)), _priors)
     init_from: str | None = _setting(
@@ -225,6 +236,10 @@ class BayesianSettings(Settings):
         for name in ("moped", "prior_at_means"):
             if getattr(self, name) and self.init_from is None:
                 raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+        try:
+            Family.parse(self.posterior, self.alpha_shape)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if self.beta_type == "Soenderby" and self.n_epochs == 1:
             raise UserError(
                 "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give "
@@ -302,7 +317,7 @@ def _checked(setting: Field[Any], value: Any, where: str) -> Any:
     try:
         return setting.metadata["check"](value)
     except ValueError as error:
-        if setting.name == "priors":  # whose messages are whole sentences
+        if setting.name in ("priors", "posterior"):  # whose messages are whole sentences
             raise UserError(f"{where}: {error}") from error
         raise UserError(f"{where}: expected {error}, got {value!r}") from error
 

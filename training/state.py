@@ -33,6 +33,7 @@ EARLIER = {  # of runs of before
     "warmup_epochs": 0.0,
     "temperature": 1.0,
     "prior_from": None,
+    "posterior": "gaussian",
 }
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import at_least_float32
-from ..priors import Priors
-from .posterior import Posterior, broadcasts
+from ..priors import Prior, Priors
+from .posterior import Option, Posterior, broadcasts
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ValueError("a shape such as (1, 1)")
+    return tuple(value)
 
 
 class AlphaPosterior(Posterior):
@@ -26,6 +33,10 @@ class AlphaPosterior(Posterior):
         ValueError: `alpha_shape` does not broadcast to the mean's shape, or `priors` asks for another prior.
     """
 
+    family: ClassVar[str] = "alpha"
+    options: ClassVar[dict[str, Option]] = {"alpha_shape": ((1, 1), _shape)}
+    pulls_on_mean: ClassVar[bool] = False  # the prior follows the weights
+
     def __init__(self, mean: Tensor, alpha_shape: Sequence[int], priors: Priors) -> None:
         super().__init__()
         if not broadcasts(alpha_shape, mean.shape):
@@ -36,9 +47,32 @@ class AlphaPosterior(Posterior):
             raise ValueError("the alpha posterior has a prior of its own: leave out prior and learn_prior_sigma")
         self.log_alpha = nn.Parameter(mean.new_full(tuple(alpha_shape), priors.posterior_log_alpha_initial))
 
+    @classmethod
+    def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior:
+        """The same, with the shape of log α for a bias: its length along the outputs of the weight's."""
+        shape = options["alpha_shape"]
+        if mean.dim() <= 1 and len(shape) > 1:
+            weight_dim = max(parameter.dim() for parameter in layer.parameters(recurse=False))
+            outputs = shape[layer.outputs_axis] if len(shape) == weight_dim else 1
+            shape = (outputs,) if outputs in (1, len(mean)) else (1,)
+        return cls(mean, shape, priors)
+
     def std(self, mean: Tensor) -> Tensor:
         """σ = √α · |μ|."""
         return (0.5 * self.log_alpha).exp() * mean.abs()
+
+    def silence(self, mask: Tensor) -> None:
+        """Nothing is left to do: σ is 0 where μ is."""
+
+    def center_prior(self, mean: Tensor) -> None:
+        """Refuse: the prior has no mean to move."""
+        raise ValueError("only the prior of a Gaussian posterior can be centered: leave out alpha_shape")
+
+    def as_prior(self, mean: Tensor) -> Prior:
+        """See `Posterior.as_prior`."""
+        raise ValueError(
+            "the alpha posterior has a prior of its own, which no posterior can replace: train without alpha_shape"
+        )
 
     @property
     def prior_follows(self) -> bool:

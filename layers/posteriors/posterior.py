@@ -9,20 +9,54 @@ passed to each of its methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..estimators import ESTIMATORS, Estimator, output_moments
 from ..kernels import at_least_float32, normal_like
+from ..priors import Prior, Priors
+
+Noise = Callable[[Tensor], Tensor]  # ε ~ N(0, 1) of the shape of a tensor
+Option = tuple[Any, Callable[[Any], Any]]  # its default, and what returns a checked value or raises a ValueError
 
 
 class Posterior(nn.Module):
     """A fully factorized normal around a mean that the layer keeps and passes in.
 
-    A family defines `std`, `joint_kl` and `prior_follows`; the rest follows. Tensors have the shape of the weight.
+    A family defines `family`, `std`, `joint_kl`, `prior_follows`, `set_std_in_proportion` and `silence`; the rest
+    follows. Tensors have the shape of the weight.
+
+    Attributes:
+        family: its name in `posterior=…`.
+        options: what `posterior={"family": …}` may say besides, by name.
+        estimators: the estimators that work with it, by name, some perhaps in a form of its own.
+        pulls_on_mean: whether the prior pulls on the mean, which then needs no weight decay.
+        goes_through_moments: whether means and variances of the weights say enough for the room `moments`.
     """
+
+    family: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]] = {}
+    estimators: ClassVar[Mapping[str, Estimator]] = ESTIMATORS
+    pulls_on_mean: ClassVar[bool] = True
+    goes_through_moments: ClassVar[bool] = True
+
+    @classmethod
+    def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior | None:
+        """The posterior of a parameter of a layer; None for a parameter that stays a point.
+
+        Args:
+            layer: the Bayesian layer.
+            mean: the parameter.
+            priors: the prior and the start of the posterior.
+            options: those of the family, all of them.
+
+        Raises:
+            ValueError: the family does not support the layer or the prior.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def joint_kl(posteriors: Sequence[Any], means: Sequence[Tensor]) -> Tensor:
@@ -37,10 +71,42 @@ class Posterior(nn.Module):
         """Set every σ to `ratio · |μ|`: MOPED's posterior (Krishnan et al. 2020, section 3)."""
         raise NotImplementedError
 
+    def silence(self, mask: Tensor) -> None:
+        """Take the variance of the weights in a mask of the weight's shape, whose means are 0."""
+        raise NotImplementedError
+
+    def center_prior(self, mean: Tensor) -> None:
+        """Make `mean`, of the weight's shape, the mean of the Gaussian prior.
+
+        Raises:
+            ValueError: the prior cannot be centered.
+        """
+        raise ValueError(f"the prior of the {self.family} posterior cannot be centered: leave out prior_at_means")
+
+    def as_prior(self, mean: Tensor) -> Prior:
+        """q itself, as it is now, as a prior, to which the KL is 0.
+
+        Raises:
+            ValueError: the KL to such a prior is not known.
+        """
+        raise ValueError(f"the {self.family} posterior cannot become a prior: train with the gaussian or k_tied one")
+
+    def location(self, weight: Tensor) -> Tensor:
+        """The mean of q, where `weight` is the layer's parameter: by default itself."""
+        return weight
+
+    def output_moments(self, layer: Any, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the outputs of a layer whose weight has this posterior: see `estimators`."""
+        return output_moments(layer, input, *more)
+
     @property
     def prior_follows(self) -> bool:
         """Whether the prior follows the posterior, so that no scale of the weights is preferred."""
         raise NotImplementedError
+
+    def deviations(self) -> list[nn.Parameter]:
+        """The parameters that set standard deviations and learn at a rate of their own, such as ρ."""
+        return list(self.parameters())
 
     def kl(self, mean: Tensor) -> Tensor:
         """KL(q‖p) in nats, summed over the weights: a scalar."""
@@ -54,13 +120,48 @@ class Posterior(nn.Module):
         """Variance of every weight."""
         return self.std(mean).square()
 
+    def independent_variance(self, mean: Tensor) -> Tensor:
+        """Variance of every weight without that along `directions`."""
+        return self.variance(mean)
+
+    def directions(self) -> Tensor | None:
+        """[k, *weight]: what all weights move along together, by one ε ~ N(0, 1) per direction; None for nothing."""
+        return None
+
     def perturbation(self, mean: Tensor) -> Tensor:
         """A draw from q minus its mean."""
         return self.std(mean) * normal_like(mean)
 
     def sample(self, mean: Tensor) -> Tensor:
         """A draw from q, differentiable in the mean and the standard deviation (Kingma & Welling 2014)."""
-        return torch.addcmul(mean, self.std(mean), normal_like(mean))
+        return self.sampler(mean)(normal_like)
+
+    def sampler(self, mean: Tensor) -> Callable[[Noise], Tensor]:
+        """A function that makes a draw of a source of noise; what all draws have in common is computed here, once."""
+        std = self.std(mean)
+        return lambda noise: torch.addcmul(mean, std, noise(mean))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        own = _parts(name for name, _ in self.named_parameters())
+        theirs = _parts(key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)) - {*self._buffers}
+        if theirs and theirs != own:
+            raise ValueError(
+                f"the state of {prefix.removesuffix('.')} is of another family than {self.family}: it has "
+                f"{', '.join(sorted(theirs))} and not {', '.join(sorted(own))}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """What the names in a state begin with, but for what tells of a prior."""
+    return {name.split(".")[0] for name in names if "prior" not in name and name != "_extra_state"}
+
+
+def at_least_one(value: Any) -> int:
+    """An option that is an integer ≥ 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError("an integer ≥ 1")
+    return value
 
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
