@@ -1,4 +1,4 @@
-"""Run by torchrun in test_optimizers.py: per optimizer a run, and one that is stopped and resumed."""
+"""Run by several processes in test_optimizers.py: per optimizer a run, and one that is stopped and resumed."""
 
 from __future__ import annotations
 

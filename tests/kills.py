@@ -66,7 +66,7 @@ def _kill(
     while kills < count:
         group.start(replace(killed, resume=files.last.exists()))
         group.wait_for_output()
-        group.wait(chance.random() * 0.6)
+        group.wait(chance.random() * 0.3)  # several epochs
         if group.ended():  # on a fast machine: once more from the beginning, and over the files of this run
             group.check_finished()
             _compare(alone, files)

@@ -110,10 +110,12 @@ def run_program(
         return _finish(running, timeout)
 
 
-def run_together(size: int, *words: object) -> list[subprocess.CompletedProcess[str]]:
-    """Run a program in several processes that work together, to their ends."""
+def run_together(
+    size: int, *words: object, prepare: Callable[[], object] | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program (see `Program`) in several processes that work together, to their ends."""
     with ExitStack() as stack:
-        group = [stack.enter_context(Program(*words, environment=variables)) for variables in ranks(size)]
+        group = [stack.enter_context(Program(*words, prepare=prepare, environment=each)) for each in ranks(size)]
         return [_finish(running, 200) for running in group]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from torch import Tensor, nn
 
@@ -145,11 +142,6 @@ def test_it_is_in_the_checkpoint(images: Tensor, tmp_path: Path) -> None:
     assert_equal(loaded.predict(images, 3), trained.predict(images, 3))
     with pytest.raises(UserError, match="there is no checkpoint"):
         Classifier.load(tmp_path / "none.pt")
-
-
-def test_importing_inference_needs_no_matplotlib() -> None:
-    code = "import inference, sys; raise SystemExit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_an_ensemble_of_posteriors_is_the_mixture_of_their_predictives(images: Tensor) -> None:

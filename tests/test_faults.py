@@ -76,7 +76,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
 
 def test_thirty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL, SIGTERM and SIGINT in turn: the resumed run ends with the weights of one that was left alone."""
-    kill_runs(30, 1, tmp_path, cases=[(True, 1)], epochs=60)
+    kill_runs(30, 1, tmp_path, cases=[(True, 1)], epochs=40)
 
 
 def test_the_same_seed_gives_the_same_results(settings: BayesianSettings, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -15,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, bayesian_settings, frequentist_settings, run_files, same, script_environment, weights
+from conftest import ROOT, bayesian_settings, frequentist_settings, run_files, same, weights
 from torch import nn
 
 from layers import BBBLinear
 from models import read_checkpoint, write_checkpoint
 from support import UserError
+from tests.processes import run_together
 from training import Settings, build_optimizer, build_scheduler, initial_state, loop, prepare, restore, run, start
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -142,15 +141,10 @@ def weights_at_start(settings: Settings) -> dict[str, Any]:
 
 
 def test_two_processes_resume_to_the_very_same_weights(pictures: Path, tmp_path: Path) -> None:
-    """In one launch; a stop reaches one process in the middle of an epoch. By Adam, tests/kills.py does it."""
-    worker = ROOT / "tests" / "distributed_resume.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = subprocess.run(
-        [*launch, worker, pictures, tmp_path],
-        cwd=ROOT, env={**script_environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("resuming") == len(DISTRIBUTED)
+    """A stop reaches one process in the middle of an epoch. By Adam, tests/kills.py does it."""
+    processes = run_together(2, ROOT / "tests" / "distributed_resume.py", pictures, tmp_path)
+    assert [process.returncode for process in processes] == [0, 0], processes
+    assert "".join(process.stdout for process in processes).count("resuming") == len(DISTRIBUTED)
     for kind in DISTRIBUTED:
         whole, broken = (settings_of(kind, pictures, tmp_path / kind / name) for name in ("whole", "broken"))
         assert same(weights(run_files(whole).last), weights(run_files(broken).last)), kind

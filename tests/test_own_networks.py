@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bayesian_settings, frequentist_settings, run_files
+from conftest import bayesian_settings, frequentist_settings, run_files, same
 
 from layers import BBBConv2d, ModuleWrapper, weight_posteriors
 from models import build, load_network
 from support import UserError
-from training import initial_state, prepare, run
+from training import initial_state, prepare, run, start, train
 
 FACTORY = """
 from torch import nn
-from layers import BBBLinear, ModuleWrapper
+from layers import BBBConv2d, BBBLinear, ModuleWrapper
 
 def make(outputs, inputs):
     return nn.Sequential(
@@ -26,6 +26,9 @@ def make(outputs, inputs):
 
 def bayesian(outputs, inputs):
     return ModuleWrapper(nn.Flatten(), BBBLinear(1024 * inputs, outputs))
+
+def of_one_convolution(outputs, inputs):
+    return ModuleWrapper(BBBConv2d(inputs, outputs, 32), nn.Flatten())
 
 def number(outputs, inputs):
     return outputs
@@ -65,14 +68,14 @@ def test_a_network_of_ones_own_trains_in_both_families(changes: dict[str, Any], 
     moped = bayesian_settings(
         pictures, tmp_path, **changes, init_from=str(plain_path), moped=0.2, prior_at_means=True, test_ens=2
     )
-    start = initial_state(prepare(moped)).net
+    begun = initial_state(prepare(moped)).net
     weights = plain.state_dict()
-    assert type(start) is ModuleWrapper
-    for name, mean, posterior in weight_posteriors(start):
+    assert type(begun) is ModuleWrapper
+    for name, mean, posterior in weight_posteriors(begun):
         trained = weights[name.removeprefix("0.")]
         assert torch.equal(mean, trained) and torch.equal(posterior.prior.mean, trained)
         torch.testing.assert_close(posterior.std(mean), 0.2 * trained.abs(), rtol=1e-3, atol=2e-6)
-    assert torch.equal(start.get_buffer("0.1.running_mean"), weights["1.running_mean"])
+    assert torch.equal(begun.get_buffer("0.1.running_mean"), weights["1.running_mean"])
     assert run(moped)["test"]["accuracy"] >= results["test"]["accuracy"] - 0.1
     path = run_files(moped).best
     loaded, _, _ = load_network(path, net_type="my_networks:make")
@@ -90,6 +93,17 @@ def test_a_network_of_ones_own_trains_in_both_families(changes: dict[str, Any], 
     ):
         with pytest.raises(UserError, match=message):
             initial_state(prepare(replace(moped, **wrong)))
+
+
+def test_a_compiled_run_leaves_a_network_like_any_other(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    """In 3 batches of one size: another size would be compiled too, as would each layer more."""
+    changes |= {"net_type": "my_networks:of_one_convolution", "n_epochs": 1, "batch_size": 60, "compile": True}
+    state, setup = start(bayesian_settings(pictures, tmp_path, **changes))
+    train(state, setup)
+    net, _, _ = load_network(setup.files.best, net_type=changes["net_type"])
+    assert same(net.state_dict(), state.net.state_dict())
 
 
 def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(changes: dict[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Script
+from conftest import ROOT, Script, new_interpreter
 
 import config_bayesian
 import config_frequentist
@@ -297,8 +295,12 @@ def test_help_lists_every_setting(script: Script, capsys: pytest.CaptureFixture[
     assert (ROOT / "config_bayesian.py").exists()
 
 
-def test_settings_are_checked_before_the_loop_is_imported() -> None:
-    """And so `--help` and the error for a wrong setting come without the second that its libraries take."""
-    code = "import sys, training; training.from_config; assert 'training.loop' not in sys.modules; training.run"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def test_settings_are_checked_before_the_loop_is_imported_and_nothing_but_pictures_needs_matplotlib() -> None:
+    """So `--help` and the error for a wrong setting come without the second that the loop's libraries take."""
+    code = (
+        "import sys, training; training.from_config; assert 'training.loop' not in sys.modules\n"
+        "import inference; assert 'matplotlib' not in sys.modules\n"
+        "training.run\n"
+    )
+    answer = new_interpreter("-c", code)
     assert answer.returncode == 0, answer.stderr

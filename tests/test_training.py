@@ -305,14 +305,6 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
     assert len(list((reports / "earlier" / "1" / "tensorboard").glob("events*"))) == 1
 
 
-def test_a_compiled_run_leaves_a_network_like_any_other(pictures: Path, tmp_path: Path) -> None:
-    """In 3 batches of one size: another size would be compiled too."""
-    state, setup = start(bayesian_settings(pictures, tmp_path, n_epochs=1, batch_size=60, compile=True))
-    train(state, setup)
-    net, _, _ = load_network(setup.files.best)
-    assert same(net.state_dict(), state.net.state_dict())
-
-
 def test_a_new_run_of_another_family_leaves_the_twin_alone(
     finished_run: BayesianSettings, pictures: Path, tmp_path: Path
 ) -> None:

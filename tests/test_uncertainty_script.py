@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import config_bayesian
 import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
-from inference import posterior_predictive
+from inference import plots, posterior_predictive
 from models import load_network, read_checkpoint, write_checkpoint
 from tests.processes import run_together
 from training import BayesianSettings, Settings, from_config, run
@@ -97,8 +98,13 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         assert f"{name}.png" in answer
 
 
+def draw_nothing(patch: Callable[..., None] = setattr) -> None:
+    """Spare a report the seconds that its pictures take, in a test that looks at none."""
+    patch(plots, "plot_evaluation", lambda *_: [])
+
+
 def test_a_number_of_batches_and_any_other_unknown_set(
-    script: Script, trained: Path, pictures: Path, tmp_path: Path
+    script: Script, trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_pictures(tmp_path / "others", 15, seed=9)
     arguments = (
@@ -109,6 +115,7 @@ def test_a_number_of_batches_and_any_other_unknown_set(
     beside = trained / "bayesian" / "lenet" / "uncertainty" / "uncertainty.json"
     first = json.loads(beside.read_text())
     assert [len(b) for b in first["networks"]["bayesian"]["batches"].values()] == [2, 2]
+    draw_nothing(monkeypatch.setattr)
     uncertainty_estimation.main([str(argument) for argument in arguments])
     second = json.loads(beside.read_text())
     assert first["networks"] == second["networks"]  # the same seed, the same figures
@@ -123,7 +130,7 @@ def test_two_processes_share_the_images_and_tell_the_same(trained: Path, picture
     reports, outputs = [], []
     for size in (1, 2):
         folder = tmp_path / f"out{size}"
-        answers = run_together(size, *arguments, "--save_dir", folder)
+        answers = run_together(size, *arguments, "--save_dir", folder, prepare=draw_nothing)
         assert all(answer.returncode == 0 for answer in answers), answers
         reports.append(json.loads((folder / "uncertainty.json").read_text()))
         outputs.append("".join(answer.stdout for answer in answers))
