@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import draw_pictures
 from torch import Tensor
 
 from experiments import running
-from images import Split, corrupt, rotate
+from images import Split, corrupt, read_images, rotate
 from inference import (
     SHIFTS,
     Classifier,
@@ -23,6 +25,7 @@ from inference import (
     evaluate,
     is_honest,
     known_scores,
+    load_test_data,
     metrics,
     novelties,
     shift_summary,
@@ -30,7 +33,8 @@ from inference import (
     under_corruptions,
     under_shift,
 )
-from models import build
+from models import Description, build, load_network, save_network
+from support import UserError
 
 
 @pytest.fixture
@@ -118,6 +122,40 @@ def test_honest_is_who_is_less_certain_wherever_it_is_more_often_wrong() -> None
     assert summary["overconfidence"] == pytest.approx({"a": 0.2, "b": 0.2, "c": 0.2})
     six = [{"shift": s, "accuracy": s / 5, "confidence": 1, "nll": 2 * s, "ece": 3 * s, "entropy": s} for s in range(6)]
     assert shift_summary({"a": six}, 10)["mean"] == pytest.approx({"accuracy": 0.8, "nll": 8, "ece": 12, "entropy": 4})
+
+
+def test_the_images_are_those_that_the_network_was_trained_to_know(tmp_path: Path) -> None:
+    """The first of the test split, and the unknown ones in an order by the seed."""
+    draw_pictures(tmp_path / "bars" / "train", 10)
+    draw_pictures(tmp_path / "bars" / "test", 6, seed=1)
+    draw_pictures(tmp_path / "others", 4, seed=2)
+    for broken in ("bars/test/lying/000.png", "others/upright/003.png"):
+        (tmp_path / broken).write_bytes(b"")
+    twin = build("lenet", False, 2, 1)
+    description = Description("lenet", False, {}, ("lying", "upright"), (0.3,), (0.25,))
+    for skip_broken in (True, False):
+        save_network(tmp_path / f"{skip_broken}.pt", twin, description, settings={"skip_broken": skip_broken})
+    strict, lenient = ({path: load_network(path)} for path in (tmp_path / "False.pt", tmp_path / "True.pt"))
+    with pytest.raises(UserError, match=r"^cannot read the image .*/bars/test/lying/000\.png"):
+        load_test_data(strict, str(tmp_path / "bars"), "data")
+    data = load_test_data(strict | lenient, str(tmp_path / "bars"), "data")
+    others = str(tmp_path / "others")
+    sets = ImageSets.read(data, {others: "data"}, seed=3, limit=5)
+    assert (sets.name, sets.skipped) == ("bars test", {"bars test": 1, "others": 1})
+    assert sets.notes[0].startswith("skipped 1 unreadable images of bars, ")
+    assert sets.notes[1].startswith("skipped 1 unreadable of 8 images, ") and "003.png" in sets.notes[1]
+    known, labels = next(data.test.batches(11))
+    assert torch.equal(sets.known, known[:5]) and torch.equal(sets.labels, labels[:5])
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(3))[:5]
+    assert [*sets.unknown] == ["others"]
+    assert torch.equal(sets.unknown["others"], read_images(tmp_path / "others", 1)[0][order])
+    draw_pictures(tmp_path / "more" / "others", 1, seed=4)
+    with pytest.raises(UserError, match="two sets of images have the same name .*others, others"):
+        ImageSets.read(data, {others: "data", str(tmp_path / "more" / "others"): "data"})
+    with pytest.raises(
+        UserError, match=r"False\.pt is for 2 classes of 1-channel images, MNIST5k has 10 of 1: give the"
+    ):
+        load_test_data(strict, "MNIST5k", "data")
 
 
 def test_known_images_and_novelty_are_scored_by_the_metrics(trained: Classifier, images: Tensor) -> None:
