@@ -17,8 +17,9 @@ from PIL import Image
 
 import config_bayesian
 import config_frequentist
+from support import write_text
 from tests.processes import ROOT, run_program
-from training import BayesianSettings, RunFiles, Settings, from_config, run
+from training import BayesianSettings, RunFiles, Settings, from_config, loop, run
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -31,6 +32,18 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _history_undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run within a test writes an empty history.png, except where the test is marked `draws`."""
+
+    def plot_nothing(folder: Path, rows: object, title: str) -> Path:
+        write_text(folder / "history.png", "")
+        return folder / "history.png"
+
+    if not request.node.get_closest_marker("draws"):
+        monkeypatch.setattr(loop, "plot_history", plot_nothing)
 
 
 def script_environment() -> dict[str, str]:

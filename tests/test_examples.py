@@ -35,10 +35,10 @@ def test_regression_is_less_sure_where_no_data_is(tmp_path: Path) -> None:
 
 
 def test_the_notebook_runs() -> None:
-    """With 3 epochs instead of 15."""
+    """With 4 epochs instead of 15."""
     notebook = nbformat.read(ROOT / "examples" / "mnist5k.ipynb", as_version=4)
     for cell in notebook.cells:
-        cell.source = cell.source.replace("n_epochs=15", "n_epochs=3")
+        cell.source = cell.source.replace("n_epochs=15", "n_epochs=4")
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "examples"}}
     ).execute()

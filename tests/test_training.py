@@ -47,6 +47,7 @@ def rows(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
 
 
+@pytest.mark.draws
 def test_a_bayesian_run_learns_and_leaves_all_that_it_promises(pictures: Path, tmp_path: Path) -> None:
     settings = bayesian_settings(pictures, tmp_path, n_epochs=12, batch_size=16)
     results = run(settings)
