@@ -178,6 +178,48 @@ def test_the_radial_posterior_has_the_entropy_and_the_kl_of_many_draws(size: int
         torch.testing.assert_close(layer.kl(), gaussian.kl(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("name", ["k_tied", "radial", "low_rank"])
+def test_linear_regression_recovers_the_analytic_posterior(name: str) -> None:
+    """As in test_linear_regression, by the exact ELBO: a covariance of low rank and a diagonal make that of 3 weights.
+
+    Its ELBO is then the log evidence log N(y; 0, s²I + σ_p²XXᵀ); the other families have the best variances 1/A_ii.
+    """
+    count, noise, prior = 60, 0.5, 0.8
+    features = torch.randn(count, 3, dtype=torch.float64)
+    features[:, 1] += 0.7 * features[:, 0]
+    targets = features @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+    targets += noise * torch.randn(count, 1, dtype=torch.float64)
+    precision = features.T @ features / noise**2 + torch.eye(3, dtype=torch.float64) / prior**2
+    mean = torch.linalg.solve(precision, features.T @ targets / noise**2).T
+    priors = {"prior_sigma": prior, "posterior_rho_initial": (-2.0, 0.1)}
+    layer = BBBLinear(3, 1, bias=False, dtype=torch.float64, layer_type="bbb", posterior=name, priors=priors)
+    posterior = layer.posterior["weight"]
+    optimizer = torch.optim.LBFGS(
+        layer.parameters(), max_iter=500, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        first, variance = layer.output_moments(features)
+        nll = ((first - targets).square() + variance).sum() / (2 * noise**2) + count * math.log(noise)
+        value = nll + 0.5 * count * math.log(2 * math.pi) + layer.kl()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    torch.testing.assert_close(layer.weight, mean, rtol=1e-4, atol=0)
+    if name != "low_rank":
+        torch.testing.assert_close(posterior.std(layer.weight), precision.diagonal().rsqrt()[None], rtol=1e-4, atol=0)
+        return
+    covariance = posterior.independent_variance(layer.weight).flatten().diag() + torch.einsum(
+        "koi,koj->ij", posterior.factor, posterior.factor
+    )
+    torch.testing.assert_close(covariance, torch.linalg.inv(precision), rtol=1e-3, atol=1e-6)
+    of_targets = noise**2 * torch.eye(count, dtype=torch.float64) + prior**2 * features @ features.T
+    evidence = distributions.MultivariateNormal(torch.zeros(count, dtype=torch.float64), of_targets)
+    assert -loss().item() == pytest.approx(evidence.log_prob(targets.flatten()).item(), rel=1e-6)
+
+
 def test_a_prior_whose_kl_a_family_does_not_know_is_one_line() -> None:
     laplace = {"prior": {"family": "Laplace", "loc": 0.0, "scale": 1.0}}
     correlated = {"prior": CorrelatedGaussianPrior(torch.eye(4) + 0.5)}

@@ -3,7 +3,7 @@
 A layer keeps the posterior *mean* μ where `torch.nn` keeps the weight (`layer.weight`, `layer.bias`),
 so initializers, checkpoints of deterministic twins and optimizers find it by its usual name. A
 `Posterior` holds what is Bayesian about that tensor, its standard deviation and its prior; the mean is
-passed to each of its methods.
+passed to each of its methods. A family whose parameter is not the mean says by `location` what the mean is.
 """
 
 from __future__ import annotations

@@ -196,6 +196,8 @@ class Rank1Posterior(Posterior):
     estimators: ClassVar[dict[str, Estimator]] = {"lrt": rank1_lrt, "bbb": bbb}
     pulls_on_mean: ClassVar[bool] = False
     goes_through_moments: ClassVar[bool] = False
+    outputs: PointFactor
+    inputs: PointFactor
 
     def __init__(
         self, weight: Tensor, axes: tuple[int, int], priors: Priors, components: int = 1, factors: str = "gaussian"
@@ -209,9 +211,6 @@ class Rank1Posterior(Posterior):
             signs = torch.randint(2, (components, weight.shape[axis]), device=weight.device).to(weight.dtype) * 2 - 1
             signs[0] = 1
             self.add_module(name, FACTORS[factors](signs, priors))
-
-    outputs: PointFactor
-    inputs: PointFactor
 
     @classmethod
     def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior | None:
