@@ -127,7 +127,7 @@ class MomentNetwork(UncertainNetwork):
         self.register_buffer("noise", fixed_normals(DRAWS, classes))
 
     def draws(self, images: Tensor) -> Tensor:
-        """Class probabilities [64, n, classes] of fixed draws of the logits."""
+        """Class probabilities [48, n, classes] of fixed draws of the logits."""
         logit_mean, covariance = self.net(self.normalized(images))
         return logit_draws(logit_mean, covariance, self.noise).softmax(-1)
 

@@ -253,7 +253,7 @@ def test_the_fixed_draws_have_the_moments_of_the_logits() -> None:
     draws = logit_draws(mean, covariance)
     torch.testing.assert_close(draws.mean(0), mean, rtol=1e-4, atol=1e-5)
     centered = (draws - mean).movedim(0, -1)
-    torch.testing.assert_close(centered @ centered.mT / 64, covariance, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(centered @ centered.mT / len(draws), covariance, rtol=1e-3, atol=1e-4)
 
 
 def test_an_operation_without_a_rule_is_named_and_a_rule_is_a_few_lines() -> None:
