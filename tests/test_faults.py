@@ -292,7 +292,7 @@ def test_weights_whose_outputs_overflow_are_refused_by_the_name_of_their_file(
             weight.fill_(1e30)
     path = tmp_path / "model.pt"
     write_checkpoint(path, content)
-    known = ["--dataset", finished_run.dataset, "--ood_dir", f"{finished_run.dataset}/test"]
+    known = ["--dataset", finished_run.dataset, "--unknown", "noise"]
     for main, flags in (
         (inference.prune.main, ["--num_samples=1"]),
         (inference.export.main, []),
