@@ -59,11 +59,11 @@ AT_ONE: dict[str, Method] = {  # β = 1 and its controls
             **AT_ONE_SETTINGS,
             **rates,
             **({} if images == "augmented" else {"random_shift": 0, "random_flip": False}),
-            "priors": {"learn_prior_sigma": True} if prior == "learnt" else {"prior_sigma": 1.0},
+            "priors": {"learn_prior_sigma": True} if prior == "learned" else {"prior_sigma": 1.0},
         },
     )
     for optimizer, rates in AT_ONE_RATES.items()
-    for prior in ("fixed", "learnt")
+    for prior in ("fixed", "learned")
     for images in ("augmented", "plain")
 } | {
     "one_twin": Method("control: twin by sgd", False, {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}),

@@ -126,24 +126,16 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _train_nll(result: Result) -> float:
-    return result["best_validations"][0]["train_nll"]
-
-
-def _kl(result: Result) -> float:
-    return result["best_validations"][0]["train_kl"]
-
-
-def _elbo(result: Result) -> float:
-    return result["best_validations"][0]["valid_elbo"]
+def _validation(name: str) -> Pick:
+    return lambda result: result["best_validations"][0][name]
 
 
 AT_ONE_COLUMNS: tuple[Column, ...] = (
     *COLUMNS[:2],
     COLUMNS[3],
-    ("training NLL", _train_nll, ".4f"),
-    ("KL", _kl, ",.0f"),
-    ("ELBO", _elbo, ".3f"),
+    ("training NLL", _validation("train_nll"), ".4f"),
+    ("KL", _validation("train_kl"), ",.0f"),
+    ("ELBO", _validation("valid_elbo"), ".3f"),
     *COLUMNS[4:6],
 )
 
@@ -186,11 +178,11 @@ def at_one_table(rows: Sequence[Row]) -> str:
         if row.method in AT_ONE:
             bayesian = METHODS[row.method].bayesian
             cells = [
-                _cell(row.values(pick), form) if bayesian or pick not in (_kl, _elbo) else ""
-                for _, pick, form in AT_ONE_COLUMNS
+                _cell(row.values(pick), form) if bayesian or name not in ("KL", "ELBO") else ""
+                for name, pick, form in AT_ONE_COLUMNS
             ]
             lines.append([f"{TITLES[row.net_type]}, {row.dataset}", METHODS[row.method].title, *cells])
-    return markdown(header, lines)
+    return markdown(header, lines) if lines else "None of these networks has been trained yet."
 
 
 def _cell(values: Sequence[float], form: str) -> str:

@@ -204,6 +204,27 @@ def test_the_best_temperature_is_that_of_validation() -> None:
     assert best is not None and best.method == "lrt_0.1"
 
 
+def test_the_table_at_one_leaves_out_what_a_twin_has_not() -> None:
+    test = {"accuracy": 0.9, "nll": 0.3, "ece": 0.01}
+    novelty = {score: {"auroc": 0.8} for score in ("total entropy", "mutual information")}
+    results = {
+        method: {"test": test, "unknown": {"notMNIST": novelty}, "best_validations": [validation]}
+        for method, validation in (
+            ("one_sgd_learned_plain", {"train_nll": 0.4, "train_kl": 12_345.6, "valid_elbo": -1.25}),
+            ("one_twin", {"train_nll": 0.2, "valid_elbo": -0.3}),
+            ("lrt_1", {}),
+        )
+    }
+    rows = [report.Row("MNIST", "lenet", method, (result,)) for method, result in results.items()]
+    _, _, bayesian, twin = report.at_one_table(rows).splitlines()
+    assert bayesian == (
+        "| LeNet, MNIST | sgd, learned prior, plain images | 90.00 | 0.3000 | 0.0100 | 0.4000 | 12,346 | -1.250 | "
+        "0.8000 | 0.8000 |"
+    )
+    assert twin == "| LeNet, MNIST | control: twin by sgd | 90.00 | 0.3000 | 0.0100 | 0.2000 |  |  | 0.8000 | 0.8000 |"
+    assert report.at_one_table(rows[2:]) == "None of these networks has been trained yet."
+
+
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.parent.name)
 def test_the_pages_show_the_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
