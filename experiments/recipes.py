@@ -10,6 +10,7 @@ from typing import Any
 from support import UserError
 
 FOLDER = Path(__file__).parent / "searches"
+SCHEDULE = {"lr_schedule": "cosine"}  # of every trial
 Trial = dict[str, Any]  # params, settings, validation NLLs per seed and epoch, and value, None if it was pruned
 
 
@@ -49,4 +50,4 @@ def recipe(dataset: str, net_type: str, bayesian: bool) -> dict[str, Any]:
     if best is None:
         name = f"{dataset}-{net_type}"
         raise UserError(f"there is no search for {name}: run `python -m experiments search --only {name}`")
-    return {"lr_schedule": "cosine", **best["settings"]}
+    return {**SCHEDULE, **best["settings"]}

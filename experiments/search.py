@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial, TrialState
 
 from experiments.plan import BLOCKS, Block
-from experiments.recipes import FOLDER, Trial, read_trials, record_path
+from experiments.recipes import FOLDER, SCHEDULE, Trial, read_trials, record_path
 from experiments.running import ExperimentFiles, configured
 from images import load_data
 from support import LockedError, UserError, locked, write_json
@@ -29,7 +29,6 @@ TRIALS, SEEDS = 12, 2
 MOST_EPOCHS = 20  # per run: the runs of the plan that last longer are searched by shorter ones
 RATES = {"adam": (5e-4, 1e-2), "sgd": (0.01, 0.2), "ivon": (0.1, 2.0)}
 ADAMW_DECAYS, DECAYS = (1e-4, 0.3), (1e-6, 3e-3)  # decoupled from the gradient, and in it
-COMMON: Mapping[str, Any] = {"lr_schedule": "cosine", "valid_ens": "moments"}
 STARTS: Mapping[bool, Sequence[dict[str, Any]]] = {  # what was good before, by whether it is Bayesian
     False: (
         {"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4},
@@ -103,7 +102,8 @@ def _search(block: Block, bayesian: bool, files: ExperimentFiles, path: Path, tr
         "net_type": block.net_type,
         **{name: value for name, value in block.common.items() if name != "lr_start"},
         "n_epochs": min(block.common["n_epochs"], MOST_EPOCHS),
-        **(COMMON if bayesian else {name: value for name, value in COMMON.items() if name != "valid_ens"}),
+        **SCHEDULE,
+        **({"valid_ens": "moments"} if bayesian else {}),
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     default = configured(common, bayesian)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,8 +73,8 @@ def load_unknown(
     if images.shape[1] != channels:
         notes += (f"{loaded.name}: converted to {'grey' if channels == 1 else 'RGB'}, which the networks take",)
         images = _convert(images)
-    copies = {_pixels(image) for batch in known for image in batch}
-    fresh = torch.tensor([_pixels(image) not in copies for image in images])
+    copies = {pixels for batch in known for pixels in _pixels(batch)}
+    fresh = torch.tensor([pixels not in copies for pixels in _pixels(images)])
     if not fresh.any():
         raise UserError(f"{loaded.name} has no image that is not among the known ones: give another unknown set")
     if not fresh.all():
@@ -160,5 +160,6 @@ def _convert(images: Tensor) -> Tensor:
     return ((red + green + blue + 2**15) >> 16).to(torch.uint8)[:, None]
 
 
-def _pixels(image: Tensor) -> bytes:
-    return image.numpy().tobytes()
+def _pixels(images: Tensor) -> Iterator[bytes]:
+    """Those of each image. Rows of an array come five times as fast as those of a tensor."""
+    return (image.tobytes() for image in images.numpy())

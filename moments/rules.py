@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from layers import weight_posteriors
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
-    RULES,
     WAITING,
     Activation,
     Deferred,
@@ -222,13 +221,11 @@ def _moving_together(affine: Rule, operation: Callable[..., Tensor]) -> Rule:
     return rule
 
 
-for _operations, _make in (
-    ((F.linear,), lambda _: _linear),
-    ((F.conv1d, F.conv2d, F.conv3d), _convolution),
-    ((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed),
-):
-    for _operation in _operations:
-        RULES[_operation] = _moving_together(_make(_operation), _operation)
+register_each(partial(_moving_together, _linear), F.linear)
+register_each(lambda conv: _moving_together(_convolution(conv), conv), F.conv1d, F.conv2d, F.conv3d)
+register_each(
+    lambda conv: _moving_together(_transposed(conv), conv), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
+)
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:

@@ -39,9 +39,9 @@ from training import BayesianSettings
 SETTLED = Decisions(2.0, "total entropy", 0.01, 0.4, 0.1, 0.7, 0.95, 100)
 
 
-def labeled_logits(count: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+def labeled_logits(count: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
     """Logits [n, 5], and labels that are drawn from their softmax."""
-    logits = spread * torch.randn(count, 5)
+    logits = scale * torch.randn(count, 5)
     return logits, torch.multinomial(logits.softmax(-1), 1).squeeze(1)
 
 
@@ -71,7 +71,7 @@ def test_the_quantile_is_the_rank_of_split_conformal_prediction() -> None:
 def test_sets_hold_the_class_as_often_as_they_promise(kind: str) -> None:
     """For exchangeable images, on average over held-out ones: 1 − α = 90/100 exactly, for 99 of these without ties."""
     repeats, held_out, alpha = 400, 99, 0.1
-    logits, labels = labeled_logits(repeats * 2 * held_out, spread=1.5)
+    logits, labels = labeled_logits(repeats * 2 * held_out, scale=1.5)
     probs = (0.5 * logits).softmax(-1)  # of a network that is not calibrated
     covered, sizes = [], []
     for index in range(repeats):
@@ -100,7 +100,7 @@ def test_sets_are_those_classes_whose_scores_fit() -> None:
 
 
 def test_the_threshold_keeps_the_risk_on_held_out_images_and_on_new_ones() -> None:
-    logits, labels = labeled_logits(40_000, spread=6.0)
+    logits, labels = labeled_logits(40_000, scale=6.0)
     held_out, fresh = (summarize(half[None]) for half in logits.split(20_000))
     decisions = fit_decisions(held_out, labels[:20_000], 1.0, "max probability", 0.02, 0.1)
     halves = zip((held_out, fresh), labels.split(20_000), strict=True)

@@ -20,10 +20,10 @@ from training import IVON, ivon, loop, start
 COUNT, NOISE, PRIOR, CENTER = 60, 0.5, 0.8, 0.3
 
 
-@pytest.mark.parametrize(("beta", "temperature", "learnt"), [(1.0, 1.0, False), (0.5, 0.4, False), (1.0, 1.0, True)])
+@pytest.mark.parametrize(("beta", "temperature", "learned"), [(1.0, 1.0, False), (0.5, 0.4, False), (1.0, 1.0, True)])
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
 def test_linear_regression_ends_at_the_analytic_posterior(
-    layer_type: str, beta: float, temperature: float, learnt: bool
+    layer_type: str, beta: float, temperature: float, learned: bool
 ) -> None:
     """The best factorized normal has the mean A⁻¹(XᵀY/s² + μ_p/σ_p²) and the variances 1/A_ii, A = XᵀX/s² + I/σ_p²;
     with β and T it minimizes E[nll] + β(−E[log p] − T·H)/N: A = XᵀX/s² + βI/σ_p², and variances βT/A_ii. A learnt
@@ -36,14 +36,14 @@ def test_linear_regression_ends_at_the_analytic_posterior(
     targets = features @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
     targets += NOISE * torch.randn(COUNT, 1, dtype=torch.float64)
     prior_variance = PRIOR**2
-    for _ in range(100 if learnt else 1):
+    for _ in range(100 if learned else 1):
         precision = features.T @ features / NOISE**2 + beta * torch.eye(3, dtype=torch.float64) / prior_variance
         mean = torch.linalg.solve(precision, features.T @ targets / NOISE**2 + beta * CENTER / prior_variance)[:, 0]
         std = (beta * temperature / precision.diagonal()).sqrt()
         prior_variance = float(((mean - CENTER).square() + std.square()).mean())
 
     priors = {"prior_mu": CENTER, "posterior_rho_initial": (-3.0, 0.1)}
-    priors |= {"learn_prior_sigma": True} if learnt else {"prior_sigma": PRIOR}
+    priors |= {"learn_prior_sigma": True} if learned else {"prior_sigma": PRIOR}
     layer = BBBLinear(3, 200, bias=False, dtype=torch.float64, layer_type=layer_type, priors=priors)
     optimizer = IVON(layer, 0.1, COUNT, beta, temperature, curvature_decay=0.99)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, 600)

@@ -71,8 +71,8 @@ def fit_jointly(
 ) -> None:
     """Minimize the negative ELBO of several tasks at once: what learning in sequence is measured against.
 
-    A step takes a batch of one task; the tasks alternate at random. N is the number of all images, and the KL that of
-    all weights, each counted once.
+    Each step takes a batch of one task, and the tasks alternate at random. N is the number of all images, and the KL
+    that of all weights, each counted once.
 
     Args:
         nets: the learner of each task; they may share weights, or be one network.
