@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layers import kernels
-from layers.kernels import gaussian_sums, in_few_rows, noisy, normal_like, rho_to_std, rhos_to_stds, squares
+from layers.kernels import gaussian_sums, in_few_rows, noisy, normal_like, rho_to_std, rhos_to_stds, squares, std_to_rho
 
 
 def plain_noisy(mean: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
@@ -44,6 +44,22 @@ def test_gaussian_sums_have_the_derivatives_of_plain_torch(center: float) -> Non
     inputs = mean.requires_grad_(), std.requires_grad_()
     assert torch.autograd.gradcheck(lambda *both: gaussian_sums(*both, center), inputs)
     assert torch.autograd.gradgradcheck(lambda *both: gaussian_sums(*both, center), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_softplus_and_its_inverse_are_exact_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
+    """Against the formulas in float64, in one block and in several; the inverse near 0 to an absolute error."""
+    eps, lowest = torch.finfo(dtype).eps, math.log(torch.finfo(dtype).tiny)
+    rho = torch.cat([torch.linspace(max(lowest, -80), 120, 50_000), torch.randn(30_000) - 4]).to(dtype)
+    wide = rho.double()
+    std = wide.clamp_min(0) + wide.abs().neg().exp().log1p()
+    limit = 4 * eps if dtype != torch.float64 else 1e-14
+    for values in (rho, rho[:1000]):
+        assert len(values) == 1000 or len(values) > 2 * kernels.BLOCK
+        assert ((kernels.softplus(values) - std[: len(values)]).abs() / std[: len(values)]).max() < limit
+    wide = std.to(dtype).double()
+    inverse = wide + torch.log(-torch.expm1(-wide))
+    assert ((std_to_rho(std.to(dtype)) - inverse).abs() / inverse.abs().clamp_min(1)).max() < limit
 
 
 def test_spread_is_softplus_and_its_logarithm_never_loses_its_slope() -> None:

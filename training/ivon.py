@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layers import GaussianPosterior, Prior, weight_posteriors
-from layers.kernels import RHO_FLOOR, at_least_float32, rho_to_std, std_to_rho
+from layers.kernels import BLOCK, RHO_FLOOR, at_least_float32, rho_to_std, std_to_rho
 from training.optimizers import closure_loss
 
 
@@ -28,7 +29,7 @@ class IVON(torch.optim.Optimizer):
 
     With λ = N/(βT), the precision s = h + δ of a weight is the curvature h of the expected NLL plus that of the prior,
     δ = β/(Nσ_p²), and 1/σ² = λs where the objective has its optimum. By Price's theorem (∂nll/∂σ)/σ is an unbiased
-    estimate ĥ of h, and ∂nll/∂σ = ρ.grad / (1 − e^−σ), since σ = softplus(ρ). A step takes
+    estimate ĥ of h, and ∂nll/∂σ = ρ.grad / sigmoid(ρ), since σ = softplus(ρ). A step takes
 
         r = (1 − β₂) ((ĥ + δ)/s − 1),  s ← s (1 + r + r²/2)         which is above 0 for every r
         μ ← μ − lr · (s₀/s) · (ḡ/(1 − β₁ᵗ) + δ(μ − μ_p))            ḡ the running mean of μ.grad
@@ -121,13 +122,16 @@ class IVON(torch.optim.Optimizer):
         if mean.grad is not None and "start" not in state:
             state["start"] = std.square().mean().float().reciprocal()
         pull, precision = posterior.prior.pull(mean, std)
-        size, temperature = group["train_size"] / group["beta"], group["temperature"]
+        size = group["train_size"] / group["beta"]
         if rho.grad is not None:
-            ratio = std * (rho.grad / -torch.expm1(-std)) * (size / temperature)  # ĥ/s = λσ² (∂nll/∂σ)/σ
-            ratio += std.square() * precision / temperature  # δ/s
-            change = (ratio - 1) * (1 - group["curvature_decay"])
-            std = std / (1 + change + change.square() / 2).sqrt()
-            rho.copy_(std_to_rho(std).clamp_min(RHO_FLOOR))
+            share = (1 - group["curvature_decay"]) / group["temperature"]
+            of_prior = torch.as_tensor(precision * share, device=std.device)
+            for sigma, r, slope, prior in _blocks(std, rho, rho.grad, of_prior):
+                # t = 1 + r = β₂ + (1 − β₂)(ĥ + δ)/s, and s takes the factor 1 + r + r²/2 = (1 + t²)/2
+                t = torch.div(slope, r.sigmoid()).mul_(share * size).addcmul_(sigma, prior).mul_(sigma)
+                t.add_(group["curvature_decay"])
+                sigma.mul_(t.square_().add_(1).mul_(0.5).rsqrt_())
+                r.copy_(std_to_rho(sigma).clamp_min_(RHO_FLOOR))
         if mean.grad is not None:
             gradient = self._mean_gradient(mean, group) + pull / size
             mean.sub_(std.square().mul_(state["start"]).mul_(gradient), alpha=group["lr"])
@@ -141,3 +145,10 @@ class IVON(torch.optim.Optimizer):
         assert parameter.grad is not None
         state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
         return state["momentum"] / (1 - group["momentum"] ** float(state["step"]))
+
+
+def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of them small enough for a core's cache, in which one operation after the other can work."""
+    if all(tensor.is_contiguous() and tensor.shape in (tensors[0].shape, ()) for tensor in tensors):
+        return zip(*(t.view(-1).split(BLOCK) if t.dim() else repeat(t) for t in tensors), strict=False)
+    return (tensors,)
