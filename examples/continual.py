@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from images import Split, load_data
-from inference import posterior_predictive, scores
+from inference import posterior_predictive
 from layers import BBBLinear, ModuleWrapper, posterior_as_prior
+from likelihoods import scores
 from support import (
     BLUE,
     GREEN,

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from inference import posterior_predictive, scores
+from inference import posterior_predictive
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, parameter_groups
+from likelihoods import scores
 
 
 class Net(ModuleWrapper):

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
-from inference import GaussianLikelihood, RegressionPredictive, regression_predictive
+from inference import regression_predictive
 from layers import BBBLinear, ModuleWrapper, parameter_groups
+from likelihoods import GaussianLikelihood, RegressionPredictive
 from support import BLUE, ORANGE, OneLineParser, figure_style, report_user_errors, save_figure
 
 GAP = (0.4, 1.3)  # standardized body mass indices that are left out of training

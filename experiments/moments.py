@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchmarks.measure import table
 from images import read_images
-from inference import Classifier, Predictive, Predictor, load_finite_network, novelties, scores, summarize
+from inference import Classifier, Predictor, load_finite_network, novelties, summarize
 from inference.evaluation import load_training_data
 from inference.prediction import posterior_outputs
+from likelihoods import Predictive, scores
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole, write_json
 
 RECORD = Path(__file__).parent / "moments.json"

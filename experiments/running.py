@@ -17,7 +17,8 @@ import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
 from images import ImageData, ImageFiles, data_name, load_data, read_images
-from inference import Classifier, Predictive, dropout_predictive, ensemble_predictive, novelties, scores
+from inference import Classifier, dropout_predictive, ensemble_predictive, novelties
+from likelihoods import Predictive, scores
 from support import LockedError, UserError, locked, write_json
 from training import BayesianSettings, Role, RunFiles, Settings, from_config, loop, names_with, read_results
 

@@ -24,8 +24,8 @@ from images import CHUNK, Split
 from inference.classifier import Classifier, load_finite_network
 from inference.decisions import Decisions, decision_scores, fit_decisions, fit_temperature
 from inference.evaluation import load_training_data
-from inference.metrics import SCORES, scores
 from inference.prediction import posterior_outputs, summarize
+from likelihoods import SCORES, scores
 from models import write_checkpoint
 from support import OneLineParser, argument, number, report_user_errors, tune_cpu, whole
 

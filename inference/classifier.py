@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from images import CHUNK, ImageFiles, Split, normalize, to_pixels
 from inference.decisions import Decisions
-from inference.likelihoods import Predictive
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
+from likelihoods import Predictive
 from models import IMAGE_SIZE, Description, SavedNetwork, load_network
 from support import ALONE, UserError, World
 

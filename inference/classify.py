@@ -21,8 +21,8 @@ if __name__ == "__main__":
 
 from images import image_paths
 from inference.classifier import Classifier
-from inference.metrics import SCORES
 from inference.prediction import METHODS
+from likelihoods import SCORES
 from support import ALONE, OneLineParser, UserError, argument, one_line, report_user_errors, tune_cpu, whole
 
 

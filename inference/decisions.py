@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.likelihoods import Predictive
-from inference.metrics import SCORES, threshold_at_risk
+from likelihoods import SCORES, Predictive, conformal_quantile, threshold_at_risk
 from support import Check, UserError, number, one_of, whole
 
 TEMPERATURES = (0.05, 20.0)  # between which one is looked for
@@ -125,23 +124,6 @@ def adaptive_scores(probs: Tensor) -> Tensor:
 
 
 SET_SCORES: dict[str, Callable[[Tensor], Tensor]] = {"lac": lac_scores, "adaptive": adaptive_scores}
-
-
-def conformal_quantile(scores: Tensor, alpha: float) -> float:
-    """The threshold of split conformal prediction: the ⌈(n + 1)(1 − α)⌉-th smallest of n scores.
-
-    A new score, exchangeable with these, is at most this with a probability of at least 1 − α, and at most
-    1 − α + 1/(n + 1) if no two are equal (Vovk et al. 2005; Angelopoulos & Bates 2023, theorem 1).
-
-    Args:
-        scores: [n], of held-out images and their labels.
-        alpha: the probability of a higher score, between 0 and 1.
-
-    Returns:
-        The threshold; ∞ if n is too small for this α, so that every score is below it.
-    """
-    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # the product's rounding is not to add one
-    return math.inf if rank > len(scores) else scores.sort().values[rank - 1].item()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier
-from inference.metrics import accuracy
 from layers import BayesianLayer, to_deterministic
+from likelihoods import accuracy
 from moments import DRAWS, Propagation, fixed_normals, logit_draws
 from support import UserError, atomic_write
 

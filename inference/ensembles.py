@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier, Images, predict_chunks
-from inference.likelihoods import Predictive
 from inference.prediction import batched_outputs, posterior_outputs, summarize
+from likelihoods import Predictive
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 256  # images per forward pass

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from images import CORRUPTIONS, SEVERITIES, ImageData, Split, corrupt, gaussian_noise, load_data, load_unknown, rotate
-from inference import metrics
 from inference.classifier import Classifier
 from inference.decisions import Decisions, decision_scores
-from inference.likelihoods import Predictive
+from likelihoods import Predictive, metrics
 from models import SavedNetwork, check_settings
 from support import ALONE, UserError, World
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from images import CORRUPTIONS, SEVERITIES, corrupt
 from inference.evaluation import SHIFTS, ImageSets
-from inference.likelihoods import Predictive
-from inference.metrics import SCORES, ece, reliability, risk_coverage, risk_coverage_area
+from likelihoods import SCORES, Predictive, ece, reliability, risk_coverage, risk_coverage_area
 from support import BLUE, COLORS, ORANGE, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from inference.likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
 from inference.prefix import Prefix
 from layers import to_deterministic, weight_posteriors
+from likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
 from moments import Propagation, logit_draws
 from support import UserError, World
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from inference.likelihoods import get_likelihood, normalized_softplus, outer_mean, softmax
 from inference.prediction import predict
+from likelihoods import get_likelihood, normalized_softplus, outer_mean, softmax
 from support import UserError
 
 LINKS = {"softmax": softmax, "normalized": normalized_softplus}

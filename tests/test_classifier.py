@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from experiments.networks import with_dropout
 from images import ImageFiles, normalize
-from inference import Classifier, Predictive, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
+from inference import Classifier, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
 from layers import sampling
+from likelihoods import Predictive
 from models import Description, build, save_network
 from support import UserError, World
 

@@ -24,7 +24,7 @@ from torch import Tensor, distributions, nn
 
 from examples import continual
 from images import Split
-from inference import accuracy, nll, posterior_predictive
+from inference import posterior_predictive
 from inference.evaluation import load_training_data
 from layers import (
     BBBConv2d,
@@ -37,6 +37,7 @@ from layers import (
     posterior_as_prior,
     weight_posteriors,
 )
+from likelihoods import accuracy, nll
 from models import load_network
 from support import UserError
 from tests.processes import run_together

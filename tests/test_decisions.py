@@ -19,19 +19,17 @@ from torch import Tensor
 from inference import (
     Classifier,
     Decisions,
-    Predictive,
     calibrate,
     classify,
-    conformal_quantile,
     decision_scores,
     fit_decisions,
     fit_temperature,
     load_finite_network,
-    metrics,
     posterior_predictive,
     summarize,
 )
 from inference.evaluation import load_training_data
+from likelihoods import Predictive, conformal_quantile, metrics
 from models import build, read_checkpoint, write_checkpoint
 from support import UserError
 from training import BayesianSettings

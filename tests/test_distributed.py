@@ -13,7 +13,7 @@ from conftest import bayesian_settings
 from distributed_steps import epoch_of_steps
 from test_readme import commands
 
-from inference import Predictive
+from likelihoods import Predictive
 from models import read_checkpoint
 from support import UserError, World, process_group
 from tests.processes import ROOT, Program, run_together

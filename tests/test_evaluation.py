@@ -18,7 +18,6 @@ from inference import (
     Classifier,
     Decisions,
     ImageSets,
-    Predictive,
     Shift,
     batch_means,
     decision_scores,
@@ -26,13 +25,13 @@ from inference import (
     is_honest,
     known_scores,
     load_test_data,
-    metrics,
     novelties,
     shift_summary,
     split_scores,
     under_corruptions,
     under_shift,
 )
+from likelihoods import Predictive, metrics
 from models import Description, build, load_network, save_network
 from support import UserError
 

@@ -21,8 +21,9 @@ from experiments.networks import with_bayesian_last_layer, with_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
-from inference import Classifier, Predictor, accuracy, nll
+from inference import Classifier, Predictor
 from layers import GaussianPrior, deterministic_layers
+from likelihoods import accuracy, nll
 from models import build, load_network
 from support import UserError, locked
 from training import BayesianSettings, State, loop, train

@@ -9,20 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference import (
-    BernoulliPredictive,
-    Classifier,
-    Predictive,
-    decompose,
-    ensemble_predictive,
-    metrics,
-    normalized_softplus,
-    posterior_predictive,
-    predict,
-    summarize,
-    uncertainty,
-)
+from inference import Classifier, decompose, ensemble_predictive, posterior_predictive, predict, summarize, uncertainty
 from layers import BBBConv2d, BBBLinear, FlattenLayer
+from likelihoods import BernoulliPredictive, Predictive, metrics, normalized_softplus
 from utils import calc_uncertainty_normalized, calc_uncertainty_softmax
 
 SUMMARIES = ("expected_entropy", "entropy", "mutual_information", "epistemic_softmax", "aleatoric_softmax")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference import Predictive, metrics, summarize
+from inference import summarize
+from likelihoods import Predictive, metrics
 from support import UserError
 
 

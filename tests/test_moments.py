@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from images import load_data, normalize
-from inference import Classifier, MomentNetwork, export_network, posterior_predictive, scores
+from inference import Classifier, MomentNetwork, export_network, posterior_predictive
 from inference.prediction import predict
 from layers import BBBConv1d, BBBConv2d, BBBConvTranspose2d, BBBLinear, ModuleWrapper, sampling, to_bayesian
+from likelihoods import scores
 from models import build
 from moments import (
     RULES,

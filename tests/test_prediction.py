@@ -15,20 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from inference import (
     Classifier,
-    Predictive,
     Predictor,
     decompose,
-    entropy,
-    normalized_softplus,
     posterior_draws,
     posterior_predictive,
     predict,
-    softmax,
     summarize,
     uncertainty,
 )
 from inference.prediction import posterior_outputs
 from layers import BBBLinear, FlattenLayer, ModuleWrapper
+from likelihoods import Predictive, entropy, normalized_softplus, softmax
 from models import build
 from support import UserError
 from utils import calc_uncertainty_normalized, calc_uncertainty_softmax

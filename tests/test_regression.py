@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import distributions, nn
 
-from inference import GaussianLikelihood, RegressionPredictive, posterior_draws, regression_predictive
+from inference import posterior_draws, regression_predictive
 from layers import BBBLinear, ModuleWrapper
+from likelihoods import GaussianLikelihood, RegressionPredictive
 
 
 @pytest.mark.parametrize("predicted", [False, True])

@@ -33,9 +33,9 @@ from torch import nn
 
 import main_frequentist
 from images import load_data, normalize
-from inference.metrics import scores
 from inference.prediction import posterior_predictive
 from layers import BBBLinear, kl_divergence, parameter_groups
+from likelihoods import scores
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
 from tests.processes import Program

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from images import Split, augment, data_name, normalize
-from inference import Classifier, Predictive, accuracy, nll, scores
+from inference import Classifier
 from layers import kl_divergence
+from likelihoods import Predictive, accuracy, nll, scores
 from models import read_checkpoint, restore_network, save_network
 from recording import Recorder, find_recordings, recording
 from support import (

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.likelihoods import Predictive
+from likelihoods.classification import Predictive
 from support import UserError
 
 BINS = 15
@@ -215,6 +215,23 @@ SCORES: dict[str, Callable[[Predictive], Tensor]] = {
     "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
     "aleatoric (normalized)": lambda predictive: predictive.aleatoric_normalized,
 }  # each [n], higher where the network is less certain of its prediction
+
+
+def conformal_quantile(scores: Tensor, alpha: float) -> float:
+    """The threshold of split conformal prediction: the ⌈(n + 1)(1 − α)⌉-th smallest of n scores.
+
+    A new score, exchangeable with these, is at most this with a probability of at least 1 − α, and at most
+    1 − α + 1/(n + 1) if no two are equal (Vovk et al. 2005; Angelopoulos & Bates 2023, theorem 1).
+
+    Args:
+        scores: [n], of held-out images and their labels.
+        alpha: the probability of a higher score, between 0 and 1.
+
+    Returns:
+        The threshold; ∞ if n is too small for this α, so that every score is below it.
+    """
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # the product's rounding is not to add one
+    return math.inf if rank > len(scores) else scores.sort().values[rank - 1].item()
 
 
 def novelty(known: Tensor, unknown: Tensor) -> dict[str, float]:

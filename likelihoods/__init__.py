@@ -1,0 +1,56 @@
+"""What the outputs of a network mean, what a prediction holds of them, and how good it is."""
+
+from likelihoods.classification import (
+    BernoulliPredictive,
+    Likelihood,
+    Predictive,
+    entropy,
+    get_likelihood,
+    normalized_softplus,
+    outer_mean,
+    softmax,
+)
+from likelihoods.metrics import (
+    SCORES,
+    accuracy,
+    adaptive_ece,
+    brier,
+    conformal_quantile,
+    ece,
+    nll,
+    novelty,
+    reliability,
+    risk_coverage,
+    risk_coverage_area,
+    scores,
+    selective_scores,
+    threshold_at_risk,
+)
+from likelihoods.regression import GaussianLikelihood, RegressionPredictive
+
+__all__ = [
+    "SCORES",
+    "BernoulliPredictive",
+    "GaussianLikelihood",
+    "Likelihood",
+    "Predictive",
+    "RegressionPredictive",
+    "accuracy",
+    "adaptive_ece",
+    "brier",
+    "conformal_quantile",
+    "ece",
+    "entropy",
+    "get_likelihood",
+    "nll",
+    "normalized_softplus",
+    "novelty",
+    "outer_mean",
+    "reliability",
+    "risk_coverage",
+    "risk_coverage_area",
+    "scores",
+    "selective_scores",
+    "softmax",
+    "threshold_at_risk",
+]
