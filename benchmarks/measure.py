@@ -78,13 +78,21 @@ def run_in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
         return pool.submit(function, *args).result()
 
 
-def peak_mib() -> float:
-    """The peak resident memory of this process, in MiB."""
-    status = Path("/proc/self/status")  # on Linux, getrusage includes the peak of the parent process
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def added_mib(action: Callable[[], object]) -> float:
+    """MiB by which the peak memory of this process during the action exceeds the memory before it."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # there the peak is that of the whole life of the process
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        action()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status_kib(status, "VmRSS")
+    action()
+    return (_status_kib(status, "VmHWM") - before) / 1024
+
+
+def _status_kib(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
 
 def return_freed_memory() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.contenders import CHANNELS, CLASSES
 from benchmarks.measure import (
+    added_mib,
     conditions,
-    peak_mib,
     ratios_to_baseline,
     return_freed_memory,
     run_in_fresh_process,
@@ -75,9 +75,7 @@ def pass_memory(net_type: str, method: str) -> float:
     net = build(net_type, method == "moments", CLASSES, CHANNELS).eval()
     action = Predictor(net, method="moments") if method == "moments" else partial(_passes, net, passes=1, batch=256)
     action(data[:1])
-    before = peak_mib()
-    action(data)
-    return peak_mib() - before
+    return added_mib(lambda: action(data))
 
 
 def render_moments(result: dict[str, Any]) -> str:
@@ -126,9 +124,7 @@ def predict_memory(samples: int, images: int) -> float:
     net = build("lenet", True, CLASSES, CHANNELS)
     data = torch.randn(images, CHANNELS, 32, 32)
     posterior_predictive(net, data[:512], 1, 256)
-    before = peak_mib()
-    posterior_predictive(net, data, samples, 256)
-    return peak_mib() - before
+    return added_mib(lambda: posterior_predictive(net, data, samples, 256))
 
 
 def render_memory(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import CONTENDERS, TWIN, training_step
-from benchmarks.measure import conditions, peak_mib, ratios_to_baseline, run_in_fresh_process, table, time_interleaved
+from benchmarks.measure import added_mib, conditions, ratios_to_baseline, run_in_fresh_process, table, time_interleaved
 from models import NETWORKS
 from support import tune_cpu
 
@@ -56,11 +56,13 @@ def step_memory(name: str, net_type: str, activation: str, batch: int) -> float:
     tune_cpu()
     # A first convolution loads torch's library, whose memory is not the step's.
     torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
-    before = peak_mib()
-    step = training_step(name, net_type, activation, batch, False)
-    for _ in range(3):
-        step()
-    return peak_mib() - before
+
+    def steps() -> None:
+        step = training_step(name, net_type, activation, batch, False)
+        for _ in range(3):
+            step()
+
+    return added_mib(steps)
 
 
 def render(result: dict[str, Any]) -> str:
