@@ -17,8 +17,6 @@ if __name__ == "__main__":
 
     exit_on_interrupt()
 
-import torch
-
 from images import CORRUPTIONS, UNKNOWN
 from inference import (
     METHODS,
@@ -26,16 +24,15 @@ from inference import (
     Classifier,
     ImageSets,
     evaluate,
-    load_finite_network,
+    load_families,
     load_test_data,
     plots,
     print_report,
 )
-from models import SavedNetwork, check_net_type, file_name
+from models import check_net_type, file_name
 from support import (
     ALONE,
     OneLineParser,
-    UserError,
     World,
     argument,
     nearest,
@@ -84,13 +81,11 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     tune_cpu()
     device = world.device(args.device)
     paths = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
-    saved = {family: _load(path, args.net_type, family, device) for family, path in paths.items() if path}
+    saved = load_families({family: path for family, path in paths.items() if path}, args.net_type, device)
     with world.local_main_first():  # it may download
         data = load_test_data({paths[family]: each for family, each in saved.items()}, args.dataset, args.data_dir)
-    sets = args.unknown or ([] if args.ood_dir else ["notMNIST"])
+    sets = [*args.unknown, str(args.ood_dir)] if args.ood_dir else args.unknown or ["notMNIST"]
     unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
-    if args.ood_dir:
-        unknown[str(args.ood_dir)] = args.data_dir
     limit = args.num_batches * args.batch_size if args.num_batches else None
     images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
@@ -108,21 +103,6 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
     write_json(save_dir / "uncertainty.json", report)
     print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
-
-
-def _load(path: Path, net_type: str, family: str, device: torch.device) -> SavedNetwork:
-    saved = load_finite_network(path, device, net_type)
-    description = saved.description
-    if description.bayesian != (family == "bayesian"):
-        raise UserError(
-            f"{path} does not hold a {family} network: give --weights_path a checkpoint of main_bayesian.py, "
-            f"--frequentist_weights one of main_frequentist.py"
-        )
-    if description.net_type != net_type:
-        raise UserError(
-            f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
-        )
-    return saved
 
 
 def main(flags: Sequence[str] | None = None) -> None:

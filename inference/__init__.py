@@ -11,7 +11,7 @@ if sys.argv[:1] == ["-m"]:  # Python has not yet run the script of this room tha
 
     exit_on_interrupt()
 
-from inference.classifier import Classifier, load_finite_network
+from inference.classifier import Classifier, load_families, load_finite_network
 from inference.decisions import (
     Decisions,
     decision_scores,
@@ -65,6 +65,7 @@ __all__ = [
     "fit_temperature",
     "is_honest",
     "known_scores",
+    "load_families",
     "load_finite_network",
     "load_test_data",
     "load_training_data",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -225,6 +225,33 @@ def load_finite_network(
     saved = load_network(path, device, net_type)
     check_finite(saved.net, path)
     return saved
+
+
+def load_families(paths: Mapping[str, Path], net_type: str, device: torch.device | str) -> dict[str, SavedNetwork]:
+    """The networks of both families in these checkpoints, for a comparison.
+
+    Args:
+        paths: a file of each family, 'bayesian' or 'frequentist'.
+        net_type: what all of them hold.
+        device: where they predict.
+
+    Raises:
+        UserError: as `load_finite_network`; a file holds a network of the other family, or another one.
+    """
+    networks = {}
+    for family, path in paths.items():
+        networks[family] = load_finite_network(path, device, net_type)
+        description = networks[family].description
+        if description.bayesian != (family == "bayesian"):
+            raise UserError(
+                f"{path} does not hold a {family} network: give --weights_path a checkpoint of main_bayesian.py, "
+                f"--frequentist_weights one of main_frequentist.py"
+            )
+        if description.net_type != net_type:
+            raise UserError(
+                f"{path} holds a {description.net_type}, not a {net_type}: give --net_type {description.net_type}"
+            )
+    return networks
 
 
 def predict_chunks(
