@@ -19,6 +19,7 @@ from inference.decisions import (
     fit_temperature,
 )
 from inference.deployment import MeanNetwork, MomentNetwork, PredictiveNetwork, export_network, quantized
+from inference.distributions import WeightDistribution
 from inference.ensembles import dropout_predictive, ensemble_predictive
 from inference.evaluation import (
     SHIFTS,
@@ -36,9 +37,11 @@ from inference.evaluation import (
     under_corruptions,
     under_shift,
 )
+from inference.laplace import LaplaceNetwork, laplace
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive
+from inference.swag import Swag
 from inference.tables import print_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
@@ -48,12 +51,15 @@ __all__ = [
     "Classifier",
     "Decisions",
     "ImageSets",
+    "LaplaceNetwork",
     "MeanNetwork",
     "MomentNetwork",
     "PredictiveNetwork",
     "Predictor",
     "Shift",
+    "Swag",
     "Uncertainty",
+    "WeightDistribution",
     "batch_means",
     "decision_scores",
     "decompose",
@@ -65,6 +71,7 @@ __all__ = [
     "fit_temperature",
     "is_honest",
     "known_scores",
+    "laplace",
     "load_families",
     "load_finite_network",
     "load_test_data",

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
 from inference.prefix import Prefix
-from layers import to_deterministic, weight_posteriors
 from likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
 from moments import Propagation, logit_draws
 from support import UserError, World
@@ -37,14 +37,13 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
     is yielded unchanged. `net` itself is not modified.
 
     Args:
-        net: a Bayesian or deterministic network.
+        net: a Bayesian or deterministic network, or a `WeightDistribution`.
         num_samples: how many draws.
         seed: draw t depends on it and t alone.
     """
-    twin = to_deterministic(net).eval()
-    samplers = [
-        (twin.get_parameter(name), posterior.sampler(mean.detach())) for name, mean, posterior in weight_posteriors(net)
-    ]
+    twin = plain_network(net)
+    weights = [twin.get_parameter(name) for name in random_weights(net)]
+    draw = sampler(net)
     generator = torch.Generator()
 
     def noise(like: Tensor) -> Tensor:  # on the CPU in float32: the same draw on every device
@@ -52,8 +51,9 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
 
     for sample in range(num_samples):
         generator.manual_seed((seed * 1_000_003 + sample) % 2**63)
-        for weight, sampler in samplers:
-            weight.copy_(sampler(noise))
+        if weights:
+            for weight, value in zip(weights, draw(noise), strict=True):
+                weight.copy_(value)
         yield twin
 
 
@@ -65,7 +65,7 @@ def effective_samples(net: nn.Module, num_samples: int) -> int:
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    return num_samples if any(True for _ in weight_posteriors(net)) else 1
+    return num_samples if random_weights(net) else 1
 
 
 def check_finite(net: nn.Module, source: object) -> None:
@@ -122,7 +122,7 @@ def _checked(output: Any, count: int) -> Tensor:
 def posterior_outputs(net: nn.Module, inputs: Tensor, num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """The outputs (logits [n, classes] of a classifier) of one draw from the posterior after the other."""
     draws = posterior_draws(net, effective_samples(net, num_samples), seed)
-    return _outputs_of_draws(draws, [name for name, _, _ in weight_posteriors(net)], inputs, batch_size)
+    return _outputs_of_draws(draws, list(random_weights(net)), inputs, batch_size)
 
 
 @torch.no_grad()
@@ -256,15 +256,17 @@ class Predictor:
         self.likelihood, self.temperature = likelihood, temperature
         self._propagation: Propagation | None = None
         if method == "moments":
+            if isinstance(net, WeightDistribution):
+                raise ValueError(f"a {type(net).__name__} has no moments: predict by draws")
             self._net = copy.deepcopy(net).eval()
             self._propagation = Propagation(self._net)
-            if fit_to is not None and any(True for _ in weight_posteriors(net)):
+            if fit_to is not None and random_weights(net):
                 outputs = torch.stack(list(posterior_outputs(self._net, fit_to, num_samples, 256, seed)))
                 self._propagation.fit(fit_to.to(outputs.device), outputs)
             return
-        self._net = to_deterministic(net).eval()
+        self._net = plain_network(net)
         self._count = effective_samples(net, num_samples)
-        self._draws = {name: mean.new_empty(self._count, *mean.shape) for name, mean, _ in weight_posteriors(net)}
+        self._draws = {name: mean.new_empty(self._count, *mean.shape) for name, mean in random_weights(net).items()}
         for sample, draw in enumerate(posterior_draws(net, self._count, seed)):
             for name, draws in self._draws.items():
                 draws[sample] = draw.get_parameter(name)
