@@ -29,6 +29,25 @@ def with_dropout(net_type: str, rate: float) -> Factory:
     return network
 
 
+def with_filter_dropout(net_type: str, rate: float) -> Factory:
+    """A factory of the twin with dropout behind all layers with weights but the last, of whole filters in convolutions.
+
+    Pixels of one filter say much the same, so that dropping some of them takes little away (Tompson et al. 2015).
+    """
+
+    def network(outputs: int, inputs: int) -> nn.Module:
+        net = nn.Sequential()
+        children = dict(NETWORKS[net_type][1](outputs, inputs).named_children())
+        *weighted, _ = (name for name, child in children.items() if any(True for _ in child.parameters()))
+        for name, child in children.items():
+            net.add_module(name, child)
+            if name in weighted:
+                net.add_module(f"{name}_dropout", (nn.Dropout2d if isinstance(child, nn.Conv2d) else nn.Dropout)(rate))
+        return net
+
+    return network
+
+
 def with_bayesian_last_layer(net_type: str) -> Factory:
     """A factory of the twin with a posterior over the weights of its last layer alone."""
 
@@ -40,4 +59,5 @@ def with_bayesian_last_layer(net_type: str) -> Factory:
 
 lenet_dropout = with_dropout("lenet", 0.05)
 alexnet_dropout = with_dropout("alexnet", 0.1)
+lenet_filter_dropout = with_filter_dropout("lenet", 0.05)
 lenet_last_layer = with_bayesian_last_layer("lenet")

@@ -29,6 +29,8 @@ class Method:
         members: number of networks, with seeds 0, 1, …, whose predictions are averaged.
         dropout_at_work: dropout stays on in prediction, and every pass is one sample (MC dropout).
         searched: the settings are those that `python -m experiments search` found for the block.
+        collects: SWAG collects the networks of the second half of the run's epochs, and predicts.
+        laplace: the last layer is drawn from its Laplace approximation.
     """
 
     title: str
@@ -39,6 +41,8 @@ class Method:
     members: int = 1
     dropout_at_work: bool = False
     searched: bool = False
+    collects: bool = False
+    laplace: bool = False
 
 
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
@@ -74,8 +78,40 @@ AT_ONE: dict[str, Method] = {  # β = 1 and its controls
     ),
 }
 
+SHORT_TWIN: Values = {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}
+SHORT_BAYESIAN: Values = {**AT_ONE_TRAINING, **SGD, "beta_type": 1.0, "lr_spread_factor": 0.2}
+RANK1: Values = {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4, "priors": {"prior_sigma": 0.1}}
+SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price, and families, in short runs by SGD
+    "short_twin": Method("twin, short", False, SHORT_TWIN),
+    "short_dropout": Method("filter dropout, short", False, SHORT_TWIN, network="{}_filter_dropout"),
+    "short_mc_dropout": Method("MC filter dropout, short", False, networks_of="short_dropout", dropout_at_work=True),
+    "short_ensemble": Method("ensemble of 3, short", False, networks_of="short_twin", members=3),
+    "short_swag": Method(
+        "SWAG, short", False, {**SHORT_TWIN, "lr_schedule": "constant", "lr_start": 0.02}, collects=True
+    ),
+    "short_laplace": Method("Laplace of the last layer, short", False, networks_of="short_twin", laplace=True),
+    "short_last_layer": Method(
+        "variational last layer, short", True, {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4},
+        network="{}_last_layer",
+    ),
+    "short_mean_field": Method(
+        "mean field, T = 0.003, short", True,
+        {**SHORT_BAYESIAN, "layer_type": "bbb", "temperature": 3e-3, "priors": {"prior_sigma": 0.33}},
+    ),
+    "short_mean_field_ensemble": Method(
+        "3 posteriors, T = 0.003, short", True, networks_of="short_mean_field", members=3
+    ),
+    "short_rank1": Method("rank-1, short", True, {**RANK1, "posterior": {"family": "rank1"}}),
+    "short_rank1_4": Method("rank-1 of 4, short", True, {**RANK1, "posterior": {"family": "rank1", "components": 4}}),
+    "short_batch_ensemble": Method(
+        "BatchEnsemble of 4, short", True,
+        {**RANK1, "posterior": {"family": "rank1", "components": 4, "factors": "point"}},
+    ),
+}  # fmt: skip
+
 METHODS: dict[str, Method] = {
     **AT_ONE,
+    **SHORT,
     "frequentist": Method("frequentist", False),
     "dropout": Method("frequentist, dropout", False, network="{}_dropout"),
     "mc_dropout": Method("MC dropout", False, networks_of="dropout", dropout_at_work=True),
@@ -121,6 +157,7 @@ class Block:
     frequentist: Values = field(default_factory=dict)
 
 
+SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 BLOCKS = (
     Block(
         "MNIST",
@@ -128,7 +165,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
-            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, **dict.fromkeys(AT_ONE, 1),
+            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
     ),
@@ -138,7 +175,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **dict.fromkeys(AT_ONE, 1),
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),

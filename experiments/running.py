@@ -17,10 +17,22 @@ import config_bayesian
 import config_frequentist
 from experiments.plan import Experiment
 from images import ImageData, ImageFiles, data_name, load_data, read_images
-from inference import Classifier, dropout_predictive, ensemble_predictive, novelties
+from inference import Classifier, Swag, dropout_predictive, ensemble_predictive, laplace, novelties
 from likelihoods import Predictive, scores
-from support import LockedError, UserError, locked, write_json
-from training import BayesianSettings, Role, RunFiles, Settings, from_config, loop, names_with, read_results
+from support import LockedError, UserError, atomic_write, locked, write_json
+from training import (
+    BayesianSettings,
+    Role,
+    Row,
+    RunFiles,
+    Settings,
+    from_config,
+    loop,
+    names_with,
+    read_results,
+    start,
+    train,
+)
 
 SAMPLES = 25
 SCORES = ("total entropy", "mutual information")
@@ -126,17 +138,57 @@ def _train(experiment: Experiment, places: ExperimentFiles) -> None:
     settings = places.settings(experiment)
     if places.run(experiment).last.exists():
         settings = replace(settings, resume=True)
-    loop.run(settings)
+    if not experiment.method.collects:
+        loop.run(settings)
+        return
+    state, setup = start(settings)
+    swag = Swag(state.net)
+    path = _swag_path(places, experiment)
+    if settings.resume and path.exists():
+        swag.load_state_dict(torch.load(path, weights_only=True))
+
+    def collect(row: Row) -> None:
+        if row["epoch"] > settings.n_epochs / 2:
+            swag.collect(state.net)
+            with atomic_write(path) as temporary:
+                torch.save(swag.state_dict(), temporary)
+
+    train(state, setup, after_epoch=collect)
+    loop.test(state, setup)
+
+
+def _swag_path(places: ExperimentFiles, experiment: Experiment) -> Path:
+    return places.checkpoints / experiment.name / "swag.pt"
+
+
+def load_classifiers(experiment: Experiment, places: ExperimentFiles, data: ImageData) -> list[Classifier]:
+    """The trained networks with which the experiment predicts.
+
+    Args:
+        experiment: whose sources have been trained.
+        places: where the files are.
+        data: its data set.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
+    classifiers = []
+    for source in experiment.sources:
+        classifier = Classifier.load(places.run(source).best, net_type=places.settings(source).net_type)
+        if source.method.collects:
+            swag = Swag(classifier.net)
+            swag.load_state_dict(torch.load(_swag_path(places, source), weights_only=True))
+            classifier = replace(classifier, net=swag)
+        classifiers.append(laplace(classifier, data.train) if experiment.method.laplace else classifier)
+    return classifiers
 
 
 def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]:
     """The results of an experiment, as plain values."""
     runs = [read_results(_results(places, source)) for source in experiment.sources]
     settings = places.settings(experiment.sources[0])
-    classifiers = [
-        Classifier.load(places.run(source).best, net_type=settings.net_type) for source in experiment.sources
-    ]
     data = load_data(settings.dataset, settings.data_dir, settings.valid_size, settings.seed)
+    classifiers = load_classifiers(experiment, places, data)
     predict = _predictor(experiment, classifiers)
     local = names_with(Role.LOCAL)
     started = time.perf_counter()

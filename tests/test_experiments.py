@@ -17,7 +17,7 @@ from torch import nn
 from torchvision import datasets
 
 from experiments import ablations, moments, recipes, report, running, search
-from experiments.networks import with_bayesian_last_layer, with_dropout
+from experiments.networks import with_bayesian_last_layer, with_dropout, with_filter_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
@@ -28,7 +28,8 @@ from models import build, load_network
 from support import UserError, locked
 from training import BayesianSettings, State, loop, train
 
-SEEDS = {"frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "lrt_1": 1, "last_layer": 1}
+NAMES = ("dropout", "mc_dropout", "ensemble", "lrt_1", "last_layer", "short_twin", "short_swag", "short_laplace")
+SEEDS = {"frequentist": 5, **dict.fromkeys(NAMES, 1)}
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
 
 
@@ -131,9 +132,9 @@ def test_an_ensemble_is_the_mean_of_its_members(places: ExperimentFiles, results
 
 def test_what_has_one_answer_has_no_epistemic_uncertainty_and_samples_have(results: dict[str, Any]) -> None:
     area = {name: result["unknown"]["noise"]["mutual information"]["auroc"] for name, result in results.items()}
-    for name in ("frequentist", "dropout"):
+    for name in ("frequentist", "dropout", "short_twin"):
         assert area[f"bars-lenet-{name}-0"] == 0.5  # every image scores the same
-    for name in ("mc_dropout", "ensemble", "lrt_1", "last_layer"):
+    for name in ("mc_dropout", "ensemble", "lrt_1", "last_layer", "short_swag", "short_laplace"):
         assert area[f"bars-lenet-{name}-0"] != 0.5
     assert results["bars-lenet-dropout-0"]["test"] != results["bars-lenet-mc_dropout-0"]["test"]
 
@@ -145,13 +146,26 @@ def test_dropout_stands_before_every_layer_with_weights_but_the_first() -> None:
     ]
 
 
+def test_whole_filters_drop_out_behind_convolutions() -> None:
+    net = with_filter_dropout("lenet", 0.5)(10, 1)
+    names = [name for name, _ in net.named_children() if name.endswith("dropout")]
+    assert names == ["conv1_dropout", "conv2_dropout", "fc1_dropout", "fc2_dropout"]
+    torch.manual_seed(0)
+    filters = net[:2](torch.randn(4, 1, 32, 32))
+    silent = (filters == 0).flatten(2)
+    assert silent.any(-1).any() and torch.equal(silent.any(-1), silent.all(-1))
+
+
 def test_only_the_last_layer_is_bayesian() -> None:
     net = with_bayesian_last_layer("lenet")(10, 1)
     names = [line.split()[0] for line in deterministic_layers(net)]
     assert names == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
 
 
+@pytest.mark.parametrize(("method", "epoch"), [("lrt_1", 1), ("short_swag", 10)])
 def test_what_was_cut_off_is_gone_on_with(
+    method: str,
+    epoch: int,
     places: ExperimentFiles,
     results: dict[str, Any],
     tmp_path: Path,
@@ -159,11 +173,11 @@ def test_what_was_cut_off_is_gone_on_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
-    experiment = Experiment(BARS, "lrt_1", 0)
+    experiment = Experiment(BARS, method, 0)
     train_epoch = loop.train_epoch
 
     def cut_off(state: State, *arguments: Any) -> int:
-        if state.progress.epoch == 1:
+        if state.progress.epoch == epoch:
             raise KeyboardInterrupt
         return train_epoch(state, *arguments)
 
@@ -172,7 +186,7 @@ def test_what_was_cut_off_is_gone_on_with(
         run_missing([experiment], mine)
     capsys.readouterr()
     run_missing([experiment], mine)
-    assert "at epoch 2, step 1" in capsys.readouterr().out
+    assert f"at epoch {epoch + 1}, step 1" in capsys.readouterr().out
     assert json.loads(mine.result(experiment).read_text())["test"] == results[experiment.name]["test"]
 
 
