@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier, Images, predict_chunks
-from inference.prediction import batched_outputs, posterior_outputs, summarize
+from inference.prediction import Predictor, batched_outputs, posterior_outputs, summarize, summarize_blocks
 from likelihoods import Predictive
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -18,7 +18,7 @@ BATCH = 256  # images per forward pass
 
 
 def ensemble_predictive(
-    classifiers: Sequence[Classifier], images: Images, num_samples: int = 25, seed: int = 0
+    classifiers: Sequence[Classifier], images: Images, num_samples: int = 25, seed: int = 0, *, method: str = "draws"
 ) -> Predictive:
     """The predictive of an ensemble (Lakshminarayanan et al. 2017): the mean of its members' probabilities.
 
@@ -30,12 +30,27 @@ def ensemble_predictive(
         images: as for `Classifier.predict`.
         num_samples: draws from the posterior of each Bayesian member; a deterministic member is one sample.
         seed: member m draws with seed + m.
+        method: 'draws', or 'moments' for a single pass per member without draws of the weights.
 
     Raises:
         ValueError: there is no member, or they differ in classes, image shape or likelihood; as `Classifier.predict`.
     """
     if len({(classifier.classes, classifier.image_shape, classifier.likelihood) for classifier in classifiers}) != 1:
         raise ValueError("expected at least one classifier, and all with the same classes, image shape and likelihood")
+
+    likelihood = classifiers[0].likelihood
+    if method != "draws":
+        predictors = [Predictor(classifier.net, method=method, likelihood=likelihood) for classifier in classifiers]
+        members = list(zip(classifiers, predictors, strict=True))
+
+        def predict_batch(pixels: Tensor) -> Predictive:
+            blocks = (block for each, predictor in members for block in predictor.outputs(each.normalize(pixels)))
+            return summarize_blocks(blocks, likelihood, 1.0)
+
+        return predict_chunks(
+            classifiers[0].read(images),
+            lambda pixels: Predictive.concatenate([predict_batch(batch) for batch in pixels.split(BATCH)]),
+        )
 
     def predict_chunk(pixels: Tensor) -> Predictive:
         with torch.no_grad():
@@ -46,7 +61,7 @@ def ensemble_predictive(
                     classifier.net, classifier.normalize(pixels), num_samples, BATCH, seed + member
                 )
             )
-            return summarize(samples, likelihood=classifiers[0].likelihood)
+            return summarize(samples, likelihood=likelihood)
 
     return predict_chunks(classifiers[0].read(images), predict_chunk)
 

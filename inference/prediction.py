@@ -280,21 +280,29 @@ class Predictor:
             MissingRuleError: by moments, the network has an operation without a rule.
         """
         if self._propagation is None:
-            return _summarize_blocks(self._outputs(images, batch_size), self.likelihood, self.temperature)
-        device = next(self._net.parameters()).device
+            return summarize_blocks(self.outputs(images, batch_size), self.likelihood, self.temperature)
         return Predictive.concatenate(
             [
-                _summarize_blocks(
-                    [logit_draws(*self._propagation(batch.to(device)))], self.likelihood, self.temperature
-                )
+                summarize_blocks(self.outputs(batch), self.likelihood, self.temperature)
                 for batch in images.split(batch_size)
             ]
         )
 
-    def _outputs(self, images: Tensor, batch_size: int) -> Iterable[Tensor]:
-        """Blocks [k, n, outputs, ...] of outputs."""
+    @torch.no_grad()
+    def outputs(self, images: Tensor, batch_size: int = 256) -> Iterable[Tensor]:
+        """The outputs by each sample: by each draw, or, by moments, draws of the outputs, in one pass.
+
+        Args:
+            images: as for a call.
+            batch_size: images per pass; by moments, all images are in one.
+
+        Returns:
+            Blocks [k, n, outputs, ...] of k samples.
+        """
+        batch = images.to(next(self._net.parameters()).device)
+        if self._propagation is not None:
+            return [logit_draws(*self._propagation(batch))]
         if 1 < self._count * len(images) <= batch_size:
-            batch = images.to(next(self._net.parameters()).device)
             with suppress(RuntimeError):  # an operation that cannot take all draws at once
                 return [vmap(lambda draw: _checked(functional_call(self._net, draw, batch), len(batch)))(self._draws)]
         return (each[None] for each in _outputs_of_draws(self._each_draw(), list(self._draws), images, batch_size))
@@ -319,10 +327,10 @@ def summarize(samples: Iterable[Tensor], *, likelihood: str | None = None, tempe
     Raises:
         ValueError: there is no sample, the likelihood is unknown, or the samples are not what it reads.
     """
-    return _summarize_blocks((sample[None] for sample in samples), likelihood, temperature)
+    return summarize_blocks((sample[None] for sample in samples), likelihood, temperature)
 
 
-def _summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None, temperature: float) -> Predictive:
+def summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None, temperature: float) -> Predictive:
     """`summarize`, of blocks of samples [k, n, outputs, ...] instead of one sample after the other."""
     reading = get_likelihood(likelihood)
     softmax_traces, normalized_traces = _CovarianceTraces(reading.total), _CovarianceTraces(reading.total)

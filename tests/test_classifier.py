@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from experiments.networks import with_dropout
 from images import ImageFiles, normalize
-from inference import Classifier, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
+from inference import METHODS, Classifier, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
 from layers import sampling
 from likelihoods import Predictive
 from models import Description, build, save_network
@@ -145,10 +145,11 @@ def test_it_is_in_the_checkpoint(images: Tensor, tmp_path: Path) -> None:
         Classifier.load(tmp_path / "none.pt")
 
 
-def test_an_ensemble_of_posteriors_is_the_mixture_of_their_predictives(images: Tensor) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_an_ensemble_of_posteriors_is_the_mixture_of_their_predictives(images: Tensor, method: str) -> None:
     members = [bayesian(mean=mean) for mean in (0.2, 0.3, 0.5)]  # each normalizes by its own constants
-    mixture = ensemble_predictive(members, images, 25, seed=4)
-    alone = [member.predict(images, 25, seed=4 + index) for index, member in enumerate(members)]
+    mixture = ensemble_predictive(members, images, 25, seed=4, method=method)
+    alone = [member.predict(images, 25, seed=4 + index, method=method) for index, member in enumerate(members)]
     for name in ("probs", "expected_log_probs", "expected_entropy"):
         mean = torch.stack([getattr(predictive, name) for predictive in alone]).mean(0)
         torch.testing.assert_close(getattr(mixture, name), mean)
