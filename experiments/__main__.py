@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
-from experiments.running import ExperimentFiles, run_missing
+from experiments.running import ExperimentFiles, parse_folder, run_missing
 from support import OneLineParser, UserError, report_user_errors
 
 ROOT = Path(__file__).parent
@@ -58,7 +58,7 @@ def main() -> None:
     with report_user_errors():
         args = parser.parse_args()
         files = ExperimentFiles(
-            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(map(_folder, args.folder))
+            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(map(parse_folder, args.folder))
         )
         if args.command == "report":
             report.write(report.read(files.results))
@@ -78,14 +78,6 @@ def main() -> None:
                 run_missing(chosen, files)
             else:
                 print("\n".join(_line(experiment, files) for experiment in chosen))
-
-
-def _folder(text: str) -> tuple[str, str]:
-    """Data set and folder of a `--folder` value."""
-    name, equals, folder = text.partition("=")
-    if not equals:
-        raise UserError(f"--folder: expected DATASET=FOLDER, got {text!r}")
-    return name, folder
 
 
 def _line(experiment: Experiment, files: ExperimentFiles) -> str:

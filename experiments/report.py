@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks.measure import table as markdown
+from experiments import frontier
 from experiments.ablations import AS_PLANNED
-from experiments.plan import AT_ONE, METHODS, TEMPERATURES
+from experiments.plan import AT_ONE, METHODS, SHORT, TEMPERATURES
 from support import (
     BLUE,
     GREEN,
@@ -244,8 +245,9 @@ def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: s
 def with_tables(page: str, rows: Sequence[Row]) -> str:
     """The page with its tables replaced, each between marks such as `<!-- results -->` and `<!-- /results -->`."""
     tables = {
-        "results": table([row for row in rows if row.method not in AT_ONE]),
+        "results": table([row for row in rows if row.method not in (*AT_ONE, *SHORT)]),
         "at one": at_one_table(rows),
+        "frontier": frontier.render(json.loads(frontier.RECORD.read_text(encoding="utf-8"))),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
     }
@@ -259,7 +261,7 @@ def write(rows: Sequence[Row]) -> None:
     """Write the tables into the pages, and the figures into docs/images."""
     for page in PAGES:
         write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
-    plotted = [row for row in rows if row.method not in AT_ONE]
+    plotted = [row for row in rows if row.method not in (*AT_ONE, *SHORT)]
     for path in (plot_methods(plotted), plot_pairs(plotted), plot_temperatures(plotted)):
         print(path)
 

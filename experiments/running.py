@@ -79,6 +79,18 @@ class ExperimentFiles:
         return RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
 
 
+def parse_folder(text: str) -> tuple[str, str]:
+    """Data set and folder of a `--folder` value.
+
+    Raises:
+        UserError: there is no equals sign.
+    """
+    name, equals, folder = text.partition("=")
+    if not equals:
+        raise UserError(f"--folder: expected DATASET=FOLDER, got {text!r}")
+    return name, folder
+
+
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
     """The configuration of the family with these settings changed, checked."""
     flags = [f"--{name}={value}" for name, value in changes.items()]
@@ -194,7 +206,7 @@ def _evaluate(experiment: Experiment, places: ExperimentFiles) -> dict[str, Any]
     started = time.perf_counter()
     known = predict(data.test.images)
     seconds = time.perf_counter() - started
-    unknown = {name: predict(images) for name, images in _unknown(data, places.not_mnist).items()}
+    unknown = {name: predict(images) for name, images in unknown_images(data, places.not_mnist).items()}
     return {
         "dataset": experiment.block.dataset,
         "net_type": experiment.block.net_type,
@@ -225,7 +237,7 @@ def _predictor(
     return partial(ensemble_predictive, classifiers, num_samples=SAMPLES, seed=experiment.seed)
 
 
-def _unknown(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:
+def unknown_images(data: ImageData, not_mnist: Path) -> dict[str, Tensor]:
     """Images of no class of the data: letters, and noise of independent uniform pixels."""
     letters, _ = read_images(not_mnist, data.channels)
     noise = torch.randint(256, (len(data.test), *letters.shape[1:]), generator=torch.Generator().manual_seed(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import torch
 from conftest import draw_pictures, run_files
 from optuna.trial import FixedTrial
+from PIL import Image
 from torch import nn
 from torchvision import datasets
 
-from experiments import ablations, moments, recipes, report, running, search
+from experiments import ablations, frontier, moments, recipes, report, running, search
 from experiments.networks import with_bayesian_last_layer, with_dropout, with_filter_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
@@ -200,6 +202,24 @@ def test_what_another_process_does_is_left_to_it(
         run_missing([held, ensemble], empty)
     assert capsys.readouterr().out.startswith(f"left: {held.name}, {ensemble.name}")
     assert not empty.results.exists()
+
+
+def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
+    places: ExperimentFiles, results: dict[str, Any], tmp_path: Path
+) -> None:
+    measured = frontier.measure(BARS, places, corrupted=4, rounds=2)
+    points = measured["points"]
+    assert list(points) == ["twin", "SWAG, 25", "Laplace, last layer"]
+    for label, method in (("twin", "short_twin"), ("SWAG, 25", "short_swag"), ("Laplace, last layer", "short_laplace")):
+        expected = results[f"bars-lenet-{method}-0"]["test"]
+        assert points[label]["nll"] == pytest.approx(expected["nll"], rel=1e-4), label
+        assert points[label]["ece"] == pytest.approx(expected["ece"], rel=1e-3, abs=1e-6), label
+    assert points["twin"]["prediction"] == points["twin"]["training"] == 1 < points["SWAG, 25"]["prediction"]
+    for row in points.values():
+        assert math.isfinite(row["corrupted_nll"]) and 0 <= row["auroc"] <= 1
+    assert frontier.render({"bars": measured}).count("| bars |") == 3
+    frontier.plot("bars", measured, tmp_path / "frontier.png")
+    assert Image.open(tmp_path / "frontier.png").size == (1680, 840)
 
 
 def test_rows_are_means_over_the_seeds(results: dict[str, Any]) -> None:
