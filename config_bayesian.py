@@ -21,6 +21,7 @@ priors = {
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialization by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }
+patch_prior = 0  # strength, such as 30, of a first-layer prior by the covariance of image patches, against pixel noise
 init_from = None  # a frequentist checkpoint whose weights become the initial posterior means
 moped = None  # with init_from: δ (such as 0.1), which sets the initial σ to δ|w|
 prior_at_means = False  # with init_from: center the prior at these weights

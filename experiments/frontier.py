@@ -101,6 +101,8 @@ POINTS = (
     Point("mean field, 25", "short_mean_field", draws, 1, BLUE, "3"),
     Point("mean field, 100", "short_mean_field", partial(draws, count=100), 1, BLUE, "4"),
     Point("mean field, moments", "short_mean_field", moments, 1, BLUE, "o"),
+    Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P"),
+    Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
     Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D"),
 )
 METRICS = {

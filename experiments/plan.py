@@ -80,6 +80,9 @@ AT_ONE: dict[str, Method] = {  # β = 1 and its controls
 
 SHORT_TWIN: Values = {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}
 SHORT_BAYESIAN: Values = {**AT_ONE_TRAINING, **SGD, "beta_type": 1.0, "lr_spread_factor": 0.2}
+SHORT_MEAN_FIELD: Values = {
+    **SHORT_BAYESIAN, "layer_type": "bbb", "temperature": 3e-3, "priors": {"prior_sigma": 0.33},
+}  # fmt: skip
 RANK1: Values = {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4, "priors": {"prior_sigma": 0.1}}
 SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price, and families, in short runs by SGD
     "short_twin": Method("twin, short", False, SHORT_TWIN),
@@ -94,13 +97,17 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
         "variational last layer, short", True, {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4},
         network="{}_last_layer",
     ),
-    "short_mean_field": Method(
-        "mean field, T = 0.003, short", True,
-        {**SHORT_BAYESIAN, "layer_type": "bbb", "temperature": 3e-3, "priors": {"prior_sigma": 0.33}},
-    ),
+    "short_mean_field": Method("mean field, T = 0.003, short", True, SHORT_MEAN_FIELD),
     "short_mean_field_ensemble": Method(
         "3 posteriors, T = 0.003, short", True, networks_of="short_mean_field", members=3
     ),
+    **{
+        f"short_patch_{strength}": Method(
+            f"mean field, T = 0.003, patch prior of {strength}, short", True,
+            {**SHORT_MEAN_FIELD, "patch_prior": float(strength)},
+        )
+        for strength in (30, 100)
+    },
     "short_rank1": Method("rank-1, short", True, {**RANK1, "posterior": {"family": "rank1"}}),
     "short_rank1_4": Method("rank-1 of 4, short", True, {**RANK1, "posterior": {"family": "rank1", "components": 4}}),
     "short_batch_ensemble": Method(

@@ -27,7 +27,15 @@ from .posteriors import (
     RadialPosterior,
     Rank1Posterior,
 )
-from .priors import CorrelatedGaussianPrior, DistributionPrior, GaussianPrior, Prior, Priors, scale_mixture
+from .priors import (
+    CorrelatedGaussianPrior,
+    DistributionPrior,
+    GaussianPrior,
+    Prior,
+    Priors,
+    patch_prior,
+    scale_mixture,
+)
 
 __all__ = [
     "FAMILIES",
@@ -45,6 +53,7 @@ __all__ = [
     "BBBMultiheadAttention",
     "BayesianLayer",
     "CorrelatedGaussianPrior",
+    "patch_prior",
     "DistributionPrior",
     "Family",
     "FlattenLayer",

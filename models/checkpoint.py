@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import stat
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +165,9 @@ def restore_network(content: dict[str, Any], path: str | Path, device: torch.dev
         description, weights = Description(**content["description"]), content["weights"]
         _refuse_larger(description, weights)
         net = description.build()
-        net.load_state_dict(weights)
+        with warnings.catch_warnings():  # the file says what the priors are, and they may be of another kind
+            warnings.filterwarnings("ignore", "the prior of the loaded weights")
+            net.load_state_dict(weights)
     except Exception as error:  # what a foreign file describes can fail in any way
         raise UserError(f"{path} does not hold a network of this library: {first_line(error)}") from error
     return net.to(device).eval()

@@ -41,7 +41,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
-    assert vars(settings) == {**flags, "prior_from": None}  # which init_from excludes
+    assert vars(settings) == {**flags, "prior_from": None, "patch_prior": 0}  # which others exclude
     assert from_config(BayesianSettings, config_bayesian, ["--prior_from", "some.pt"]).prior_from == "some.pt"
     default = from_config(BayesianSettings, config_bayesian)
     assert all(getattr(default, name) != value for name, value in flags.items())
@@ -90,6 +90,7 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ),
         ({"priors": 3}, "priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None or names of layers"),
+        ({"patch_prior": 1.0, "prior_from": "a.pt"}, "patch_prior and prior_from both say .*: leave out one of them"),
         ({"prior_from": "a.pt", "init_from": "b.pt"}, "prior_from says where .* does init_from: leave out one of them"),
         (
             {"prior_from": "a.pt", "prior_at_means": True},

@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from images import ImageData
-from layers import ModuleWrapper, Posterior, parameter_groups, posterior_as_prior, start_at_means, weight_posteriors
+from images import ImageData, normalize
+from layers import (
+    BayesianLayer,
+    ModuleWrapper,
+    Posterior,
+    parameter_groups,
+    patch_prior,
+    posterior_as_prior,
+    start_at_means,
+    weight_posteriors,
+)
 from models import IMAGE_SIZE, Description, load_network
 from moments import propagate
 from support import UserError, World, first_line
@@ -21,6 +30,8 @@ from training.ivon import IVON
 from training.objective import kl_weight
 from training.optimizers import JointOptimizer
 from training.settings import BayesianSettings, Settings
+
+PATCH_IMAGES = 2048
 
 
 def architecture(settings: Settings) -> dict[str, Any]:
@@ -125,6 +136,36 @@ def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, descri
     free = {name: description.architecture[name] for name in ("layer_type", "priors")}
     _refuse_other(path, replace(of_earlier, architecture=of_earlier.architecture | free), description)
     net.load_state_dict(earlier.state_dict())
+
+
+@torch.no_grad()
+def give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
+    """Give the first Bayesian layer the prior of the training images' patches: see `layers.patch_prior`.
+
+    Args:
+        net: a Bayesian network, on the CPU.
+        data: of which the first 2,048 training images are taken, in their order.
+        strength: of the prior.
+
+    Raises:
+        UserError: the first Bayesian layer does not see the images, or has no such prior.
+    """
+    first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
+    pixels, _ = next(data.train.batches(PATCH_IMAGES))
+    images = normalize(pixels, data.mean, data.std)
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) if first else None
+    if first is None or handle is None:
+        raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
+    with handle:
+        net.eval()(images[:2])
+    if not seen or not torch.equal(seen[0], images[:2]):
+        raise UserError("patch_prior is for a network whose first Bayesian layer sees the images: leave it out")
+    try:
+        prior = patch_prior(first, images, strength)
+        next(posterior for name, _, posterior in weight_posteriors(first) if name == "weight").set_prior(prior)
+    except ValueError as error:
+        raise UserError(f"patch_prior cannot be used with this network: {error}") from error
 
 
 def normalized_as_for(path: str, net_type: str, data: ImageData) -> ImageData:

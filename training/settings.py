@@ -200,6 +200,11 @@ class BayesianSettings(Settings):
         "None for the prior in priors",
         either(None, text),
     )
+    patch_prior: float = _setting(
+        "strength s of the prior N(0, (C + 0.001 I)/s) of the first layer's weights, C the second moment of the "
+        "training images' patches, for a network that pixel noise disturbs less (such as 30); 0 for that of priors",
+        number(0),
+    )
     beta_type: str | float = _setting(
         "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
     )
@@ -233,6 +238,9 @@ class BayesianSettings(Settings):
         super().__post_init__()
         if self.prior_from is not None:
             self._check_against_prior_from()
+        if self.patch_prior and (self.prior_from is not None or self.prior_at_means):
+            name = "prior_at_means" if self.prior_at_means else "prior_from"
+            raise UserError(f"patch_prior and {name} both say what the first layer's prior is: leave out one of them")
         for name in ("moped", "prior_at_means"):
             if getattr(self, name) and self.init_from is None:
                 raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")

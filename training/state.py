@@ -21,6 +21,7 @@ from training.network import (
     build_optimizer,
     build_scheduler,
     describe,
+    give_patch_prior,
     normalized_as_for,
 )
 from training.reports import Row
@@ -34,6 +35,7 @@ EARLIER = {  # of runs of before
     "temperature": 1.0,
     "prior_from": None,
     "posterior": "gaussian",
+    "patch_prior": 0.0,
 }
 
 
@@ -189,9 +191,12 @@ def initial_state(setup: Setup) -> State:
     """The state before the first step; torch's global generators are left as they are.
 
     Raises:
-        UserError: as `build_network` and `build_optimizer`.
+        UserError: as `build_network`, `give_patch_prior` and `build_optimizer`.
     """
-    net = build_network(setup.settings, setup.description).to(setup.device)
+    net = build_network(setup.settings, setup.description)
+    if setup.bayesian and setup.bayesian.patch_prior:
+        give_patch_prior(net, setup.data, setup.bayesian.patch_prior)
+    net.to(setup.device)
     optimizer = build_optimizer(net, setup.settings, len(setup.data.train))
     scheduler = build_scheduler(optimizer, setup.settings, setup.batches)
     return State(net, optimizer, scheduler, Progress(torch.zeros(setup.batches, 4, device=setup.device)))

@@ -83,6 +83,14 @@ class Posterior(nn.Module):
         """
         raise ValueError(f"the prior of the {self.family} posterior cannot be centered: leave out prior_at_means")
 
+    def set_prior(self, prior: Prior) -> None:
+        """Replace the prior by another, which is moved to the device and dtype of the weights.
+
+        Raises:
+            ValueError: the family has a prior of its own or no KL to such a prior, or its shape does not fit.
+        """
+        raise ValueError(f"the {self.family} posterior has a prior of its own")
+
     def as_prior(self, mean: Tensor) -> Prior:
         """q itself, as it is now, as a prior, to which the KL is 0.
 

@@ -44,6 +44,10 @@ class PosteriorWithPrior(Posterior):
         """See `Posterior.for_parameter`."""
         return cls(mean, priors, **options)
 
+    def set_prior(self, prior: Prior) -> None:
+        """See `Posterior.set_prior`."""
+        self._set_prior(prior, next(self.parameters()))
+
     def _set_prior(self, prior: Prior, like: Tensor) -> None:
         if not isinstance(prior, self.known_priors):
             raise ValueError(f"the {self.family} posterior needs a Gaussian prior, got {prior}")
@@ -109,7 +113,7 @@ class PosteriorWithPrior(Posterior):
         if prior is not None:
             if _differ(self.prior.description, prior.description):
                 warnings.warn(f"the prior of the loaded weights, {prior}, replaces {self.prior}", stacklevel=2)
-            self._set_prior(prior, next(self.parameters()))
+            self.set_prior(prior)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
