@@ -24,7 +24,7 @@ from inference import (
     Classifier,
     ImageSets,
     evaluate,
-    load_families,
+    load_networks,
     load_test_data,
     plots,
     print_report,
@@ -35,6 +35,7 @@ from support import (
     OneLineParser,
     World,
     argument,
+    named,
     nearest,
     process_group,
     report_user_errors,
@@ -53,6 +54,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--net_type", type=argument(check_net_type), default="lenet", help="the network of the weights (%(default)s)")
     add("--weights_path", type=Path, default=weights, help="a checkpoint of main_bayesian.py (%(default)s)")
     add("--frequentist_weights", type=Path, help="one of main_frequentist.py: adds the twin to tables and pictures")
+    add("--also", nargs="+", type=argument(named), metavar="NAME=PATH", default=[], help="more networks to compare")
     add("--dataset", default="MNIST", help="the data set whose test split is the known images (%(default)s)")
     add("--data_dir", default="data", help="where downloaded data lies or goes (%(default)s)")
     add("--not_mnist_dir", type=Path, default="data", help="has notMNIST_small, notMNIST_large or A..J (%(default)s)")
@@ -80,17 +82,18 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     """Predict, together with the other processes of `world`; the main one prints and writes."""
     tune_cpu()
     device = world.device(args.device)
-    paths = {"bayesian": args.weights_path, "frequentist": args.frequentist_weights}
-    saved = load_families({family: path for family, path in paths.items() if path}, args.net_type, device)
+    twin = [("frequentist", args.frequentist_weights)] if args.frequentist_weights else []
+    paths = [("bayesian", args.weights_path), *twin, *args.also]
+    saved = load_networks(paths, args.net_type, device)
     with world.local_main_first():  # it may download
-        data = load_test_data({paths[family]: each for family, each in saved.items()}, args.dataset, args.data_dir)
+        data = load_test_data(saved, args.dataset, args.data_dir)
     sets = [*args.unknown, str(args.ood_dir)] if args.ood_dir else args.unknown or ["notMNIST"]
     unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
     limit = args.num_batches * args.batch_size if args.num_batches else None
     images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
         print(*images.notes, sep="\n")
-    classifiers = {family: Classifier.from_saved(each, paths[family]) for family, each in saved.items()}
+    classifiers = {name: Classifier.from_saved(saved[Path(path)], path) for name, path in paths}
     predictives, report = evaluate(
         classifiers, images, num_samples=args.num_samples, seed=args.seed, method=args.prediction,
         batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],

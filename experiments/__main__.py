@@ -15,14 +15,14 @@ import argparse
 from pathlib import Path
 
 if __name__ == "__main__":
-    from support import exit_on_interrupt
+    from support import argument, exit_on_interrupt, named
 
     exit_on_interrupt()
 
 from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
-from experiments.running import ExperimentFiles, parse_folder, run_missing
+from experiments.running import ExperimentFiles, run_missing
 from support import OneLineParser, UserError, report_user_errors
 
 ROOT = Path(__file__).parent
@@ -51,15 +51,14 @@ def main() -> None:
     add(
         "--folder",
         nargs="+",
+        type=argument(named),
         default=[],
         metavar="DATASET=FOLDER",
         help="read a data set from a folder with train/<class>/* and test/<class>/* images instead of downloading it",
     )
     with report_user_errors():
         args = parser.parse_args()
-        files = ExperimentFiles(
-            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(map(parse_folder, args.folder))
-        )
+        files = ExperimentFiles(ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(args.folder))
         if args.command == "report":
             report.write(report.read(files.results))
         elif args.command == "ablate":

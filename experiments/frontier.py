@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.measure import ratios_to_baseline, table, time_interleaved
 from experiments.plan import BLOCKS, METHODS, Block, Experiment
-from experiments.running import ExperimentFiles, load_classifiers, parse_folder, unknown_images
+from experiments.running import ExperimentFiles, load_classifiers, unknown_images
 from images import load_data, normalize
 from inference import Classifier, dropout_predictive, ensemble_predictive, novelties, shift_summary, under_corruptions
 from likelihoods import Predictive, scores
@@ -33,6 +33,7 @@ from support import (
     OneLineParser,
     argument,
     figure_style,
+    named,
     report_user_errors,
     save_figure,
     tune_cpu,
@@ -240,14 +241,22 @@ def main() -> None:
     add("--data_dir", type=Path, default="data", help="folder of downloaded data (%(default)s)")
     add("--not_mnist", type=Path, default="data/notMNIST_small", help="folder of unknown images (%(default)s)")
     add("--checkpoint_dir", type=Path, default="checkpoints/experiments", help="folder of runs (%(default)s)")
-    add("--folder", nargs="+", default=[], metavar="DATASET=FOLDER", help="as for python -m experiments")
+    add(
+        "--folder",
+        nargs="+",
+        type=argument(named),
+        default=[],
+        metavar="DATASET=FOLDER",
+        help="as python -m experiments",
+    )
     add("--images", type=argument(whole(1)), default=500, help="of the test split, for corruptions (%(default)s)")
     add("--rounds", type=argument(whole(2)), default=7, help="of timing (%(default)s)")
     with report_user_errors():
         args = parser.parse_args()
         tune_cpu()
-        folders = dict(map(parse_folder, args.folder))
-        places = ExperimentFiles(ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, folders)
+        places = ExperimentFiles(
+            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(args.folder)
+        )
         record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
         for block in BLOCKS:
             name = f"{block.dataset}-{block.net_type}"

@@ -79,18 +79,6 @@ class ExperimentFiles:
         return RunFiles.for_run(settings, data_name(settings.dataset), experiment.method.bayesian)
 
 
-def parse_folder(text: str) -> tuple[str, str]:
-    """Data set and folder of a `--folder` value.
-
-    Raises:
-        UserError: there is no equals sign.
-    """
-    name, equals, folder = text.partition("=")
-    if not equals:
-        raise UserError(f"--folder: expected DATASET=FOLDER, got {text!r}")
-    return name, folder
-
-
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
     """The configuration of the family with these settings changed, checked."""
     flags = [f"--{name}={value}" for name, value in changes.items()]

@@ -11,7 +11,7 @@ if sys.argv[:1] == ["-m"]:  # Python has not yet run the script of this room tha
 
     exit_on_interrupt()
 
-from inference.classifier import Classifier, load_families, load_finite_network
+from inference.classifier import Classifier, load_finite_network, load_networks
 from inference.decisions import (
     Decisions,
     decision_scores,
@@ -72,8 +72,8 @@ __all__ = [
     "is_honest",
     "known_scores",
     "laplace",
-    "load_families",
     "load_finite_network",
+    "load_networks",
     "load_test_data",
     "load_training_data",
     "novelties",

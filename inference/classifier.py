@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -227,24 +227,32 @@ def load_finite_network(
     return saved
 
 
-def load_families(paths: Mapping[str, Path], net_type: str, device: torch.device | str) -> dict[str, SavedNetwork]:
-    """The networks of both families in these checkpoints, for a comparison.
+def load_networks(
+    paths: Sequence[tuple[str, str | Path]], net_type: str, device: torch.device | str
+) -> dict[Path, SavedNetwork]:
+    """The networks in these checkpoints, for a comparison, by their paths.
 
     Args:
-        paths: a file of each family, 'bayesian' or 'frequentist'.
-        net_type: what all of them hold.
+        paths: names and files; what is named 'bayesian' or 'frequentist' is of that family, and a `net_type`.
+        net_type: as for `load_finite_network`.
         device: where they predict.
 
     Raises:
-        UserError: as `load_finite_network`; a file holds a network of the other family, or another one.
+        UserError: as `load_finite_network`; two have the same name; a file holds a network of the other family, or
+            another one.
     """
     networks = {}
-    for family, path in paths.items():
-        networks[family] = load_finite_network(path, device, net_type)
-        description = networks[family].description
-        if description.bayesian != (family == "bayesian"):
+    names = [name for name, _ in paths]
+    for name, path in paths:
+        if names.count(name) > 1:
+            raise UserError(f"there are two networks named {name}: give each a name of its own")
+        networks[Path(path)] = load_finite_network(path, device, net_type)
+        description = networks[Path(path)].description
+        if name not in ("bayesian", "frequentist"):
+            continue
+        if description.bayesian != (name == "bayesian"):
             raise UserError(
-                f"{path} does not hold a {family} network: give --weights_path a checkpoint of main_bayesian.py, "
+                f"{path} does not hold a {name} network: give --weights_path a checkpoint of main_bayesian.py, "
                 f"--frequentist_weights one of main_frequentist.py"
             )
         if description.net_type != net_type:

@@ -65,7 +65,7 @@ def plot_reliability(path: Path, probs: Mapping[str, Tensor], labels: Tensor) ->
     """Accuracy against confidence per bin, one panel per network; below, the number of predictions per bin."""
     figure = Figure(figsize=(4.4 * len(probs), 5), layout="constrained")
     columns = figure.subplots(2, len(probs), squeeze=False, height_ratios=(3, 1), sharex=True, sharey="row").T
-    for (above, below), (name, network_probs), color in zip(columns, probs.items(), COLORS, strict=False):
+    for (above, below), (name, network_probs), color in zip(columns, probs.items(), cycle(COLORS), strict=False):
         bins = reliability(network_probs, labels)
         confidence, correct, count = (values.numpy() for values in (bins.confidence, bins.accuracy, bins.count))
         above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
@@ -81,7 +81,7 @@ def plot_risk_coverage(path: Path, predictives: Mapping[str, Predictive], labels
     """Error rate of the most certain predictions (by total entropy) against the fraction of them that is kept."""
     figure = Figure(figsize=(5.4, 4), layout="constrained")
     ax = figure.subplots()
-    for (name, predictive), color, dash in zip(predictives.items(), COLORS, DASHES, strict=False):
+    for (name, predictive), color, dash in zip(predictives.items(), cycle(COLORS), cycle(DASHES), strict=False):
         wrong = predictive.labels != labels
         coverage, risk = risk_coverage(predictive.entropy, wrong)
         area = risk_coverage_area(predictive.entropy, wrong)
@@ -212,7 +212,7 @@ def plot_shift(path: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], labe
         ("mutual_information", "mutual information (nats)"),
     )
     for ax, (key, name) in zip(axes, quantities, strict=True):
-        for (network, points), color, dash in zip(rows.items(), COLORS, DASHES, strict=False):
+        for (network, points), color, dash in zip(rows.items(), cycle(COLORS), cycle(DASHES), strict=False):
             ax.plot(
                 [p["shift"] for p in points], [p[key] for p in points], dash, marker="o", color=color, label=network
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from support.checks import INT64_MAX, Check, argument, either, flag, nearest, number, one_of, text, whole
+from support.checks import INT64_MAX, Check, argument, either, flag, named, nearest, number, one_of, text, whole
 from support.cpu import tune_cpu
 from support.errors import OneLineParser, UserError, exit_on_interrupt, first_line, one_line, report_user_errors
 from support.figures import BLUE, COLORS, GREEN, ORANGE, PINK, figure_style, save_figure
@@ -48,6 +48,7 @@ __all__ = [
     "first_line",
     "flag",
     "locked",
+    "named",
     "nearest",
     "number",
     "one_line",

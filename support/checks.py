@@ -81,6 +81,14 @@ def text(value: Any) -> str:
     return value
 
 
+def named(value: Any) -> tuple[str, str]:
+    """A name and a path, of NAME=PATH; the name can be that of a file."""
+    name, _, path = str(value).partition("=")
+    if not path or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError("NAME=PATH with a name of letters, digits, - and _")
+    return name, path
+
+
 def either(word: Any, check: Check) -> Check:
     """`word` itself, or a value that passes `check`."""
 

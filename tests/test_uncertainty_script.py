@@ -59,7 +59,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", letters,
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
         "--save_dir", out, "--rotate", "--noise", "--shift", "fog", "scale",
-        "--unknown", "notMNIST", tmp_path / "others", fresh=True,
+        "--unknown", "notMNIST", tmp_path / "others", "--also", f"again={weights}", fresh=True,
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
     assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
@@ -76,7 +76,9 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     )
     accuracy = (predictive.probs.argmax(-1) == test.labels).double().mean().item()
     assert report["networks"]["bayesian"]["known"]["accuracy"] == pytest.approx(accuracy)
-    for network in ("bayesian", "frequentist"):
+    networks = report["networks"]
+    assert networks["again"] == networks["bayesian"] != networks["frequentist"]
+    for network in ("bayesian", "frequentist", "again"):
         assert report["rotation"][network][0]["accuracy"] == report["noise"][network][0]["accuracy"]
         for novelty in (report["networks"][network]["novelty"][name] for name in sets):
             assert len(novelty) == 9 and f"{novelty['total entropy']['auroc']:.4f}" in answer
@@ -86,6 +88,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     named = [
         "scores_bayesian",
         "scores_frequentist",
+        "scores_again",
         "reliability",
         "risk_coverage",
         "rotation",
@@ -210,6 +213,12 @@ def test_every_mistake_is_reported_in_one_line(
         ([*quick, "--ood_dir", pictures / "train"], "train has no image that is not among the known ones"),
         ([*quick, "--unknown", "FashionMNST"], "unknown set 'FashionMNST': did you mean 'FashionMNIST'"),
         ([*quick, "--unknown", "SVHN", "--data_dir", nothing], f"SVHN is not in {nothing}: download it there"),
+        (
+            [*quick, "--also", "no path"],
+            "--also: expected NAME=PATH with a name of letters, digits, - and _, got 'no path'",
+        ),
+        ([*quick, "--also", f"bayesian={twin}"], "there are two networks named bayesian: give each a name of its own"),
+        ([*quick, "--also", f"a={tmp_path / 'none.pt'}"], "there is no checkpoint"),
         ([*quick, "--shift", "fgo"], "--shift: unknown corruption 'fgo': did you mean 'fog'"),
     ):
         with pytest.raises(SystemExit) as stopped:
