@@ -1,17 +1,22 @@
 """Settings of main_frequentist.py. Edit them here, or override them on the command line by flags of the same names."""
 
 # Data
-dataset = "MNIST5k"  # MNIST5k (embedded, no download), MNIST, CIFAR10, CIFAR100, or a folder of images
+dataset = "MNIST5k"  # MNIST5k (no download), MNIST, CIFAR10, STL10 and more of torchvision's, or a folder of images
 data_dir = "data"  # where downloaded data is stored
 valid_size = 0.1  # fraction of the training images held out for validation
+image_size = None  # height,width or one number; None: the data set's own; "own": that of a folder's images
+center_crop = False  # of images of another shape, cut out the center instead of stretching the whole
+channels = "auto"  # 1 (grey), 3 (RGB), or auto: those of the images
 random_shift = 2  # maximal random translation of training images, in pixels
 random_flip = "auto"  # horizontal flips of training images: True, False, or auto (color images only)
+random_crop = 1.0  # least share of a training image's area that is cut out at random and enlarged; 1: none
 num_workers = 4  # processes that decode images, used only if the images do not fit in memory
 skip_broken = False  # leave out the images of a folder that cannot be read, and count them
 
 # Network
-net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18, or package.module:factory of your own
+net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18 (or another of torchvision's), or package.module:factory
 activation_type = "relu"  # relu, softplus
+weights = None  # a file of weights to start from, such as torchvision's for its resnet18
 
 # Optimization
 n_epochs = 30

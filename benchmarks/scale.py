@@ -70,7 +70,7 @@ def measure() -> dict[str, Any]:
 
 def _network(name: str, method: str) -> nn.Module:
     if name != "resnet50":
-        settings = {} if method == "frequentist" else {"layer_type": method}
+        settings: dict[str, Any] = {} if method == "frequentist" else {"layer_type": method}
         return build(name, method != "frequentist", CLASSES, CHANNELS, **settings)
     return resnet50() if method == "frequentist" else to_bayesian(resnet50(), layer_type=method, inplace=True)
 

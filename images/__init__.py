@@ -5,11 +5,10 @@ from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, image_paths, read_images, to_pixels
 from images.sources import SOURCES, Contents, Source
 from images.splits import Split
-from images.transforms import CHUNK, augment, normalize
+from images.transforms import augment, chunk_size, normalize, random_crop, to_channels
 from images.unknown import UNKNOWN, UnknownSet, load_unknown
 
 __all__ = [
-    "CHUNK",
     "CORRUPTIONS",
     "SEVERITIES",
     "SOURCES",
@@ -21,6 +20,7 @@ __all__ = [
     "Split",
     "UnknownSet",
     "augment",
+    "chunk_size",
     "corrupt",
     "data_name",
     "gaussian_noise",
@@ -28,7 +28,9 @@ __all__ = [
     "load_data",
     "load_unknown",
     "normalize",
+    "random_crop",
     "read_images",
     "rotate",
+    "to_channels",
     "to_pixels",
 ]

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from images.folders import folder_source
 from images.sources import SOURCES, Source
 from images.splits import Split, held_out_count
+from images.transforms import chunk_size, to_channels
+from models import IMAGE_SIZE, Size
 from support import UserError, nearest, one_line
 
 TEST_FRACTION = 0.2  # of a data set that comes without a test split
@@ -40,6 +43,7 @@ class ImageData:
             Two runs on the same data have the same fingerprint, whether or not the images fit in memory.
         notes: what was made of the data where it is not what it could be, one line each.
         skipped: the paths of images that were left out because they cannot be read.
+        center_crop: whether the center of images of another shape was cut out.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ImageData:
     fingerprint: str
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    center_crop: bool = False
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -67,7 +72,8 @@ class ImageData:
         """The numbers of images by split and class, what was made of the data, and what was skipped: a line each."""
         counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
         color = "grey" if self.channels == 1 else "color"
-        lines = [f"{self.name}: {len(self.classes)} classes, {color}; {counts}", *self.notes]
+        size = "" if self.image_size == IMAGE_SIZE else " {}×{}".format(*self.image_size)
+        lines = [f"{self.name}: {len(self.classes)} classes, {color}{size}; {counts}", *self.notes]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {self.skipped[0]}")
         return "\n".join(map(one_line, lines))
@@ -76,6 +82,11 @@ class ImageData:
     def channels(self) -> int:
         """1 for grey images, 3 for RGB."""
         return len(self.mean)
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the images."""
+        return self.train.image_size
 
 
 def load_data(
@@ -86,11 +97,15 @@ def load_data(
     memory_limit: float | None = None,
     batch_size: int = 1,
     skip_broken: bool = False,
+    *,
+    image_size: Size | str | None = None,
+    center_crop: bool = False,
+    channels: int | str = "auto",
 ) -> ImageData:
     """A data set by its name, or the path of a folder of images, split for a run.
 
     Args:
-        dataset: a key of `images.SOURCES` ('MNIST5k', 'MNIST', 'CIFAR10', 'CIFAR100'), or a folder with
+        dataset: a key of `images.SOURCES` ('MNIST5k', 'MNIST', 'CIFAR10', …), or a folder with
             `train/<class>/*` and, if it has them, `val/<class>/*` and `test/<class>/*`: see `folder_source`.
         data_dir: where downloads are kept.
         valid_size: the fraction of the training images that is held out for validation, if the data set has no
@@ -99,23 +114,36 @@ def load_data(
         memory_limit: for a folder, bytes of images to hold in memory at most; by default half of the free memory.
         batch_size: the run's, which the training images must at least fill.
         skip_broken: for a folder, leave out the images that cannot be read.
+        image_size: height and width of the images. None for the data set's own, which is 32×32 for a folder; 'own' for
+            a folder whose images all have one size.
+        center_crop: for a folder, as for `to_pixels`.
+        channels: 1 to read the images as grey, 3 as RGB, 'auto' as they are.
 
     Raises:
         UserError: an unknown name, splits without images or smaller than a batch (both before any image is read),
             data that is not there and cannot be downloaded, a broken folder, or, in any split, a broken file.
     """
-    source = _find_source(dataset, memory_limit, skip_broken)
+    source = _find_source(
+        dataset,
+        memory_limit=memory_limit,
+        skip_broken=skip_broken,
+        channels=None if isinstance(channels, str) else channels,
+        own_size=image_size == "own",
+        center_crop=center_crop,
+    )
     count = source.train_images
     count -= 0 if source.has_test else held_out_count(count, TEST_FRACTION, "test")
     count -= 0 if source.has_valid else held_out_count(count, valid_size, "validation")
     if batch_size > count:
         raise UserError(f"batch_size {batch_size} is more than the {count} training images: give at most that")
-    contents = source.read(Path(data_dir))
+    contents = source.read(Path(data_dir), image_size if isinstance(image_size, tuple) else source.size)
     train, valid, test = contents.train, contents.valid, contents.test
     if test is None:
         train, test = train.hold_out(TEST_FRACTION, TEST_SEED, "test")
     if valid is None:
         train, valid = train.hold_out(valid_size, seed, "validation")
+    if isinstance(channels, int):
+        train, valid, test = (_with_channels(split, channels) for split in (train, valid, test))
     mean, std = _pixel_statistics(train)
     for split in (valid, test):
         _decode_all(split)
@@ -123,7 +151,7 @@ def load_data(
     counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
     fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
     return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std,
-                     fingerprint, contents.notes, contents.skipped)  # fmt: skip
+                     fingerprint, contents.notes, contents.skipped, center_crop)  # fmt: skip
 
 
 def data_name(dataset: str) -> str:
@@ -138,12 +166,16 @@ def data_name(dataset: str) -> str:
         raise UserError(f"dataset '{dataset}' is no path: {error}") from error
 
 
-def _find_source(dataset: str, memory_limit: float | None, skip_broken: bool) -> Source:
+def _with_channels(split: Split, channels: int) -> Split:
+    return replace(split, images=to_channels(split.images, channels)) if isinstance(split.images, Tensor) else split
+
+
+def _find_source(dataset: str, **how: Any) -> Source:
     if dataset in SOURCES:
         return SOURCES[dataset]
     try:
         if Path(dataset).is_dir():
-            return folder_source(Path(dataset), memory_limit, skip_broken)
+            return folder_source(Path(dataset), **how)
     except OSError as error:
         raise UserError(f"dataset '{dataset}' cannot be read: {error.strerror or error}") from error
     if os.sep in dataset:
@@ -180,14 +212,14 @@ def _pixels_digest(splits: Iterable[Split]) -> str:
 def _decode_all(split: Split) -> None:
     """Decode each image once that is not in memory: a broken one is better found now than at the end of training."""
     if not isinstance(split.images, Tensor):
-        for _ in split.batches(4096, workers=os.cpu_count() or 0):
+        for _ in split.batches(chunk_size(split.image_size, 4096), workers=os.cpu_count() or 0):
             pass
 
 
 def _pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of the pixels in [0, 1]; 1 for the deviation of a constant channel."""
     count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for images, _ in split.batches(4096, workers=os.cpu_count() or 0):
+    for images, _ in split.batches(chunk_size(split.image_size, 4096), workers=os.cpu_count() or 0):
         pixels = images.double().div_(255)
         count += pixels.numel() // pixels.shape[1]
         total = total + pixels.sum((0, 2, 3))

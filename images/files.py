@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from images.transforms import CHUNK
-from models import IMAGE_SIZE
+from images.transforms import CHUNK, chunk_size
+from models import IMAGE_SIZE, Size
 from support import UserError, first_line
 
 ENDINGS = frozenset((*IMG_EXTENSIONS, ".gif"))
@@ -34,16 +34,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def to_pixels(picture: Image.Image, channels: int) -> Tensor:
+def to_pixels(picture: Image.Image, channels: int, size: Size = IMAGE_SIZE, center_crop: bool = False) -> Tensor:
     """The pixels of an image in the shape that networks take.
 
     Args:
         picture: an image of any size, of 8 bits per channel or of one channel of 16 bits (which are scaled to 8). It
             is turned as its EXIF orientation says. Of an animation, the first frame is taken.
         channels: 1 for grey, 3 for RGB; the image is converted.
+        size: height and width of the pixels.
+        center_crop: of an image of another shape, cut out the center rather than stretch the whole.
 
     Returns:
-        uint8 [channels, 32, 32], resized bilinearly if the image has another size.
+        uint8 [channels, *size], resized bilinearly if the image has another size.
 
     Raises:
         OSError: the file of an image that PIL reads lazily is damaged.
@@ -52,7 +54,11 @@ def to_pixels(picture: Image.Image, channels: int) -> Tensor:
     mode = "L" if channels == 1 else "RGB"
     picture = _to_eight_bits(_upright(picture))
     picture = picture if picture.mode == mode else picture.convert(mode)
-    picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    height, width = size
+    if center_crop:
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+    else:
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(picture))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
@@ -97,19 +103,23 @@ def _open(path: str) -> Iterator[Image.Image]:
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Image files that are decoded on access: item i is uint8 [channels, 32, 32].
+    """Image files that are decoded on access: item i is uint8 [channels, *size].
 
     Args:
         paths: the files.
         channels: 1 for grey, 3 for RGB; every image is converted.
+        size: height and width to which every image is resized.
+        center_crop: as for `to_pixels`.
 
     Raises:
         UserError: on access, a file that is not a readable image of one of `FORMATS`.
     """
 
-    def __init__(self, paths: Sequence[str | Path], channels: int) -> None:
+    def __init__(
+        self, paths: Sequence[str | Path], channels: int, size: Size = IMAGE_SIZE, center_crop: bool = False
+    ) -> None:
         self.paths = np.array([str(path) for path in paths])  # one buffer, which worker processes need not copy
-        self.channels = channels
+        self.channels, self.size, self.center_crop = channels, size, center_crop
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -119,16 +129,16 @@ class ImageFiles(Dataset[Tensor]):
             _open(str(self.paths[index])) as picture,
             ONE_AT_A_TIME if picture.width * picture.height > LARGE else nullcontext(),
         ):
-            return to_pixels(picture, self.channels)
+            return to_pixels(picture, self.channels, self.size, self.center_crop)
 
     def subset(self, indices: Tensor) -> ImageFiles:
         """The files at `indices`."""
-        return ImageFiles(self.paths[indices.numpy()].tolist(), self.channels)
+        return ImageFiles(self.paths[indices.numpy()].tolist(), self.channels, self.size, self.center_crop)
 
     def decode_all(self) -> Tensor:
-        """All images in memory: uint8 [n, channels, 32, 32]."""
-        images = torch.empty(len(self), self.channels, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-        for index, image in enumerate(_in_threads(self.__getitem__, range(len(self)))):
+        """All images in memory: uint8 [n, channels, *size]."""
+        images = torch.empty(len(self), self.channels, *self.size, dtype=torch.uint8)
+        for index, image in enumerate(_in_threads(self.__getitem__, range(len(self)), chunk_size(self.size))):
             images[index] = image
         return images
 
@@ -144,15 +154,19 @@ def image_paths(folder: Path) -> list[str]:
     return sorted(list_images(folder, folder, LeftOut())[0])
 
 
-def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
+def read_images(
+    folder: Path, channels: int, size: Size = IMAGE_SIZE, center_crop: bool = False
+) -> tuple[Tensor, list[str]]:
     """Every image anywhere below a folder, as `list_images` lists them.
 
     Args:
         folder: where to look, its subfolders included.
         channels: 1 for grey, 3 for RGB; every image is converted.
+        size: height and width to which every image is resized.
+        center_crop: as for `to_pixels`.
 
     Returns:
-        The images, uint8 [n, channels, 32, 32], in the order of their paths; and the paths of the files that were
+        The images, uint8 [n, channels, *size], in the order of their paths; and the paths of the files that were
         skipped because they cannot be read.
 
     Raises:
@@ -162,11 +176,11 @@ def read_images(folder: Path, channels: int) -> tuple[Tensor, list[str]]:
 
     def read(path: str) -> Tensor | None:
         try:
-            return ImageFiles([path], channels)[0]
+            return ImageFiles([path], channels, size, center_crop)[0]
         except UserError:
             return None
 
-    results = list(_in_threads(read, paths))
+    results = list(_in_threads(read, paths, chunk_size(size)))
     images = [image for image in results if image is not None]
     if not images:
         raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
@@ -187,6 +201,28 @@ def all_grey(paths: Sequence[str]) -> bool:
     return all(_in_threads(is_grey, paths))
 
 
+def common_size(paths: Sequence[str]) -> Size:
+    """The height and width that all images have; no more than the headers is read.
+
+    Raises:
+        UserError: images of several sizes, or a file that cannot be read.
+    """
+
+    def size(path: str) -> Size:
+        with _open(path) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+            return picture.size if turned else picture.size[::-1]
+
+    first = size(paths[0])
+    for path, other in zip(paths, _in_threads(size, paths), strict=True):
+        if other != first:
+            raise UserError(
+                f"the images have no common size: {paths[0]} is of {first[0]}×{first[1]} pixels, {path} of "
+                f"{other[0]}×{other[1]}: give an image_size in place of own"
+            )
+    return first
+
+
 def unreadable(paths: Sequence[str]) -> set[int]:
     """The indices of the files that cannot be decoded; all are tried."""
 
@@ -199,11 +235,11 @@ def unreadable(paths: Sequence[str]) -> set[int]:
     return {index for index, readable in enumerate(_in_threads(is_readable, paths)) if not readable}
 
 
-def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The function of each item, in their order."""
+def _in_threads(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = CHUNK) -> Iterator[Result]:
+    """The function of each item, in their order, computed for so many at a time."""
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(items), CHUNK):  # a million waiting tasks would take a gigabyte
-            yield from pool.map(function, items[start : start + CHUNK])
+        for start in range(0, len(items), chunk):  # a million waiting tasks would take a gigabyte
+            yield from pool.map(function, items[start : start + chunk])
 
 
 @dataclass

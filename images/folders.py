@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from array import array
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from images.files import (
     ImageFiles,
     LeftOut,
     all_grey,
+    common_size,
     is_folder,
     is_hidden,
     is_inside,
@@ -24,7 +26,7 @@ from images.files import (
 )
 from images.sources import Contents, Source
 from images.splits import Split
-from models import IMAGE_SIZE
+from models import Size
 from support import UserError
 
 VALIDATION = ("val", "valid", "validation")  # names of the folder of validation images
@@ -67,8 +69,15 @@ class SplitFiles:
             raise UserError(f"{self.folder} must hold a folder of images for each class: {reason}{left_out}")
 
 
-def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bool = False) -> Source:
-    """The folder as a source. Its images are read as grey if every one is grey, else as RGB.
+def folder_source(
+    root: Path,
+    memory_limit: float | None = None,
+    skip_broken: bool = False,
+    channels: int | None = None,
+    own_size: bool = False,
+    center_crop: bool = False,
+) -> Source:
+    """The folder as a source. By default its images are read as grey if every one is grey, else as RGB.
 
     Hidden files and folders are left out, and links that lead to a folder or out of `train/`, `test/` or the
     validation folder, by which images of one could get into another; so are files without the ending of an image.
@@ -79,10 +88,13 @@ def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bo
         memory_limit: bytes of images to hold in memory at most, by default half of the free memory; beyond it the
             images are decoded as they are needed.
         skip_broken: leave out the images that cannot be read, for which all are decoded once more.
+        channels: 1 to read the images as grey, 3 as RGB.
+        own_size: give the images the size that they have, whatever size is asked for.
+        center_crop: as for `to_pixels`.
 
     Raises:
         UserError: folders that are missing, empty or cannot be read, only one class, or folders with different
-            classes; on reading, an image that cannot be read.
+            classes; on reading, an image that cannot be read, or images of several sizes with `own_size`.
     """
     folders, unused = _find_folders(root)
     splits = {purpose: _list_split(folder) for purpose, folder in folders.items()}
@@ -97,19 +109,20 @@ def folder_source(root: Path, memory_limit: float | None = None, skip_broken: bo
             )
     skipped = _drop_unreadable(splits.values(), root) if skip_broken else ()
 
-    def read(data_dir: Path) -> Contents:
+    def read(data_dir: Path, size: Size) -> Contents:
         paths = [path for split in splits.values() for path in split.paths]
-        channels = 1 if all_grey(paths) else 3
-        size = len(paths) * channels * IMAGE_SIZE**2
-        fits = size <= (free_memory() / 2 if memory_limit is None else memory_limit)
+        size = common_size(paths) if own_size else size
+        color = channels == 3 or (channels is None and not all_grey(paths))
+        total = len(paths) * (3 if color else 1) * math.prod(size)
+        fits = total <= (free_memory() / 2 if memory_limit is None else memory_limit)
 
         def read_split(files: SplitFiles) -> Split:
-            images = ImageFiles(files.paths, channels)
+            images = ImageFiles(files.paths, 3 if color else 1, size, center_crop)
             return Split(images.decode_all() if fits else images, torch.tensor(files.labels))
 
         contents = {purpose: read_split(files) for purpose, files in splits.items()}
         notes = _notes(splits, unused)
-        return Contents(classes, channels == 3, **contents, files_digest=_digest(splits.values()),
+        return Contents(classes, color, **contents, files_digest=_digest(splits.values()),
                         notes=notes, skipped=skipped)  # fmt: skip
 
     return Source(len(splits["train"].paths), "test" in splits, read, "valid" in splits)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from images.files import ImageFiles
 from images.workers import read_batches
+from models import Size
 from support import ALONE, UserError, World
 
 
@@ -18,7 +19,7 @@ class Split:
     """Images and their labels.
 
     Attributes:
-        images: uint8 [n, channels, 32, 32], or files that are decoded on access.
+        images: uint8 [n, channels, height, width], or files that are decoded on access.
         labels: int64 [n].
     """
 
@@ -27,6 +28,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the images."""
+        if isinstance(self.images, Tensor):
+            return self.images.shape[-2], self.images.shape[-1]
+        return self.images.size
 
     def subset(self, indices: Tensor) -> Split:
         """The examples at `indices`."""
@@ -46,7 +54,7 @@ class Split:
                 batch's first example, so that all processes take the same number of steps.
 
         Yields:
-            uint8 images [b, channels, 32, 32] and int64 labels [b].
+            uint8 images [b, channels, height, width] and int64 labels [b].
 
         Raises:
             UserError: an image file that cannot be read.

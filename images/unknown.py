@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from torchvision import datasets
 
 from images.files import is_folder, read_images
 from images.sources import resize
-from models import IMAGE_SIZE
+from images.transforms import to_channels
+from models import IMAGE_SIZE, Size
 from support import UserError, nearest
 
 GENERATED = 2000  # images of noise, and of constants
-LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class UnknownSet:
 
     Attributes:
         name: of the set, in tables and pictures.
-        images: uint8 [n, channels, 32, 32], in random order.
+        images: uint8 [n, channels, height, width], in random order.
         skipped: how many files were left out because they cannot be read.
         notes: what was made of the set where it is not what it could be, one line each.
     """
@@ -40,7 +41,13 @@ class UnknownSet:
 
 
 def load_unknown(
-    name: str, data_dir: str | Path, channels: int, known: Iterable[Tensor] = (), seed: int = 0
+    name: str,
+    data_dir: str | Path,
+    channels: int,
+    known: Iterable[Tensor] = (),
+    seed: int = 0,
+    size: Size = IMAGE_SIZE,
+    center_crop: bool = False,
 ) -> UnknownSet:
     """A set of unknown images by its name, or a folder of images.
 
@@ -52,16 +59,19 @@ def load_unknown(
         data_dir: where data sets are. One that torchvision has not downloaded there is looked for as a folder of
             images: `<data_dir>/<name>/test`, `<data_dir>/<name>-png/test` or `<data_dir>/<name>`.
         channels: 1 for grey, 3 for RGB.
-        known: uint8 [n, channels, 32, 32], the images of which none is unknown.
+        known: uint8 [n, channels, *size], the images of which none is unknown.
         seed: of the order, and of noise and constants.
+        size: height and width to which the images are resized.
+        center_crop: for the images of a folder, as for `to_pixels`.
 
     Raises:
         UserError: an unknown name, a set that is not there, no readable image, or none but copies of known ones.
     """
+    shape = Shape(channels, size, center_crop)
     if name in UNKNOWN:
-        loaded = UNKNOWN[name](Path(data_dir), channels, seed)
+        loaded = UNKNOWN[name](Path(data_dir), shape, seed)
     elif is_folder(Path(name)):
-        loaded = _from_folder(Path(name), channels)
+        loaded = _from_folder(Path(name), shape)
     elif os.sep in name:
         raise UserError(f"unknown set '{name}': there is no folder of this name")
     else:
@@ -72,7 +82,7 @@ def load_unknown(
     images, notes = loaded.images, loaded.notes
     if images.shape[1] != channels:
         notes += (f"{loaded.name}: converted to {'grey' if channels == 1 else 'RGB'}, which the networks take",)
-        images = _convert(images)
+        images = to_channels(images, channels)
     copies = {pixels for batch in known for pixels in _pixels(batch)}
     fresh = torch.tensor([pixels not in copies for pixels in _pixels(images)])
     if not fresh.any():
@@ -84,18 +94,26 @@ def load_unknown(
     return UnknownSet(loaded.name, images[order], loaded.skipped, notes)
 
 
-def _from_folder(folder: Path, channels: int) -> UnknownSet:
-    images, skipped = read_images(folder, channels)
+class Shape(NamedTuple):
+    """What images become: their channels, their height and width, and whether the center of others is cut out."""
+
+    channels: int
+    size: Size = IMAGE_SIZE
+    center_crop: bool = False
+
+
+def _from_folder(folder: Path, shape: Shape) -> UnknownSet:
+    images, skipped = read_images(folder, *shape)
     total = len(skipped) + len(images)
     notes = (f"skipped {len(skipped)} unreadable of {total} images, the first {skipped[0]}",) if skipped else ()
     return UnknownSet(folder.resolve().name, images, len(skipped), notes)
 
 
-def _letters(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+def _letters(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:
     """The folders A to J of `notMNIST_small` or `notMNIST_large`, or of the folder itself."""
     for folder in (data_dir / "notMNIST_small", data_dir / "notMNIST_large", data_dir):
         if all(is_folder(folder / letter) for letter in "ABCDEFGHIJ"):
-            return _from_folder(folder, channels)
+            return _from_folder(folder, shape)
     raise UserError(
         f"{data_dir} has no notMNIST_small or notMNIST_large and no folders A to J: give --not_mnist_dir, or another "
         f"set of unknown images with --unknown or --ood_dir"
@@ -103,7 +121,7 @@ def _letters(data_dir: Path, channels: int, seed: int) -> UnknownSet:
 
 
 def _test_split(
-    load: Callable[[str], datasets.VisionDataset], name: str, data_dir: Path, channels: int, seed: int
+    load: Callable[[str], datasets.VisionDataset], name: str, data_dir: Path, shape: Shape, seed: int
 ) -> UnknownSet:
     """The test images of a torchvision data set that is there, or of a folder of its name."""
     try:
@@ -111,30 +129,31 @@ def _test_split(
     except (RuntimeError, OSError):  # it is not there, or not whole
         for folder in (data_dir / name / "test", data_dir / f"{name}-png" / "test", data_dir / name):
             if is_folder(folder) and not is_folder(folder / "raw"):  # where torchvision keeps its own files
-                return replace(_from_folder(folder, channels), name=name)
+                return replace(_from_folder(folder, shape), name=name)
         raise UserError(
             f"{name} is not in {data_dir}: download it there by torchvision.datasets.{name}, or put a folder of its "
             f"images at {data_dir / name}"
         ) from None
     pixels = torch.as_tensor(np.asarray(data.data))  # [n, h, w], [n, h, w, 3], or [n, 3, h, w] of SVHN
     pixels = pixels[:, None] if pixels.dim() == 3 else pixels
-    return UnknownSet(name, resize(pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)))
+    return UnknownSet(name, resize(pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2), shape.size))
 
 
-def _noise(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+def _noise(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:
     """Every value uniform and independent."""
-    shape, generator = (GENERATED, channels, IMAGE_SIZE, IMAGE_SIZE), torch.Generator().manual_seed(seed)
-    return UnknownSet("noise", torch.randint(256, shape, dtype=torch.uint8, generator=generator))
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (GENERATED, shape.channels, *shape.size), dtype=torch.uint8, generator=generator)
+    return UnknownSet("noise", pixels)
 
 
-def _constants(data_dir: Path, channels: int, seed: int) -> UnknownSet:
+def _constants(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:
     """Images of one color each, uniform and independent."""
-    shape, generator = (GENERATED, channels, 1, 1), torch.Generator().manual_seed(seed)
-    colors = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    return UnknownSet("constants", colors.expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE).contiguous())
+    generator = torch.Generator().manual_seed(seed)
+    colors = torch.randint(256, (GENERATED, shape.channels, 1, 1), dtype=torch.uint8, generator=generator)
+    return UnknownSet("constants", colors.expand(-1, -1, *shape.size).contiguous())
 
 
-UNKNOWN: dict[str, Callable[[Path, int, int], UnknownSet]] = {
+UNKNOWN: dict[str, Callable[[Path, Shape, int], UnknownSet]] = {
     "notMNIST": _letters,
     **{
         name: partial(_test_split, partial(kind, train=False, download=False), name)
@@ -150,14 +169,6 @@ UNKNOWN: dict[str, Callable[[Path, int, int], UnknownSet]] = {
     "noise": _noise,
     "constants": _constants,
 }
-
-
-def _convert(images: Tensor) -> Tensor:
-    """Grey images as RGB ones, or RGB images as grey ones."""
-    if images.shape[1] == 1:
-        return images.expand(-1, 3, -1, -1).contiguous()
-    red, green, blue = (weight * channel.int() for weight, channel in zip(LUMA, images.unbind(1), strict=True))
-    return ((red + green + blue + 2**15) >> 16).to(torch.uint8)[:, None]
 
 
 def _pixels(images: Tensor) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from images import CHUNK, Split
+from images import Split, chunk_size
 from inference.classifier import Classifier, load_finite_network
 from inference.decisions import Decisions, decision_scores, fit_decisions, fit_temperature
 from inference.evaluation import load_training_data
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> Decisions:
 def sampled_logits(classifier: Classifier, split: Split, num_samples: int, seed: int) -> Tensor:
     """The logits of draws from the posterior, [samples, n, classes], as `Classifier.predict` averages them."""
     with torch.no_grad():
-        chunks = (classifier.normalize(pixels) for pixels, _ in split.batches(CHUNK))
+        chunks = (classifier.normalize(pixels) for pixels, _ in split.batches(chunk_size(split.image_size)))
         outputs = (posterior_outputs(classifier.net, chunk, num_samples, BATCH, seed) for chunk in chunks)
         return torch.cat([torch.stack([output.cpu() for output in each]) for each in outputs], 1)
 

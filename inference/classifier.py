@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from images import CHUNK, ImageFiles, Split, normalize, to_pixels
+from images import ImageFiles, Split, chunk_size, normalize, to_pixels
 from inference.decisions import Decisions
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
 from likelihoods import Predictive
-from models import IMAGE_SIZE, Description, SavedNetwork, load_network
+from models import IMAGE_SIZE, Description, SavedNetwork, Size, load_network
 from support import ALONE, UserError, World
 
 Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
@@ -35,6 +35,8 @@ class Classifier:
         source: the file that it comes from; predictions that are not finite are then refused in its name.
         decisions: what was fitted on held-out images: the temperature that its logits are divided by, and which of its
             predictions are `accepted`. None for logits as they are, and for all.
+        image_size: height and width of the images that the network takes.
+        center_crop: whether the center of an image of another shape is cut out rather than the image stretched.
     """
 
     net: nn.Module
@@ -44,6 +46,8 @@ class Classifier:
     likelihood: str | None = None
     source: str | Path | None = None
     decisions: Decisions | None = None
+    image_size: Size = IMAGE_SIZE
+    center_crop: bool = False
 
     @classmethod
     def load(
@@ -82,12 +86,20 @@ class Classifier:
     @classmethod
     def from_description(cls, net: nn.Module, description: Description, source: str | Path | None = None) -> Classifier:
         """The classifier of a network that is loaded already, from the file `source`, without decisions."""
-        return cls(net, description.classes, description.mean, description.std, source=source)
+        return cls(
+            net,
+            description.classes,
+            description.mean,
+            description.std,
+            source=source,
+            image_size=description.image_size,
+            center_crop=description.center_crop,
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images that the network takes."""
-        return len(self.mean), IMAGE_SIZE, IMAGE_SIZE
+        return len(self.mean), *self.image_size
 
     @property
     def temperature(self) -> float:
@@ -178,19 +190,24 @@ class Classifier:
             ValueError: a tensor is not uint8, or images are of another shape.
         """
         channels = self.image_shape[0]
+        how = channels, self.image_size, self.center_crop
         if isinstance(images, Tensor):
             return self._batch(images)
         if isinstance(images, ImageFiles):
-            if images.channels != channels:
-                raise ValueError(f"expected image files read with {channels} channels, got {images.channels}")
+            if (images.channels, images.size) != (channels, self.image_size):
+                height, width = self.image_size
+                raise ValueError(
+                    f"expected image files read with {channels} channels of {height}×{width} pixels, got "
+                    f"{images.channels} of {images.size[0]}×{images.size[1]}"
+                )
             return images
         items = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
         paths = [str(item) for item in items if isinstance(item, (str, Path))]
         if len(paths) == len(items):
-            return ImageFiles(paths, channels)
+            return ImageFiles(paths, *how)
         pictures = [item for item in items if isinstance(item, Image.Image)]
         if len(pictures) == len(items):
-            return torch.stack([to_pixels(picture, channels) for picture in pictures])
+            return torch.stack([to_pixels(picture, *how) for picture in pictures])
         kinds = ", ".join(sorted({type(item).__name__ for item in items}))
         raise TypeError(f"expected a uint8 tensor, PIL images, or paths of image files, got {kinds}")
 
@@ -281,6 +298,7 @@ def predict_chunks(
     split = Split(images, torch.zeros(len(images), dtype=torch.int64))
 
     def predict_at(indices: Tensor) -> Predictive:
-        return Predictive.concatenate([predict(pixels) for pixels, _ in split.batches(CHUNK, indices, workers)])
+        batches = split.batches(chunk_size(split.image_size), indices, workers)
+        return Predictive.concatenate([predict(pixels) for pixels, _ in batches])
 
     return predict_together(len(images), predict_at, world)

@@ -154,19 +154,19 @@ class PredictiveNetwork(UncertainNetwork):
         return torch.stack([self.probs(images) for _ in range(self.num_samples)])
 
 
-def export_network(network: DeployedNetwork, channels: int, size: int, path: Path) -> Path:
+def export_network(network: DeployedNetwork, channels: int, size: int | tuple[int, int], path: Path) -> Path:
     """Write the network as a file that takes batches of any length.
 
     Args:
         network: the network to export.
         channels: of the images.
-        size: height and width of the images.
+        size: height and width of the images; one number if they are the same.
         path: ends in `.pt2` for `torch.export`, or in `.onnx` for other runtimes.
 
     Raises:
         UserError: `path` has another ending, ONNX's packages are missing, or the file cannot be written.
     """
-    example = torch.rand(2, channels, size, size)
+    example = torch.rand(2, channels, *((size, size) if isinstance(size, int) else size))
     dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
     with torch.no_grad(), atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own code

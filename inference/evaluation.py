@@ -92,7 +92,8 @@ class ImageSets:
         known, labels = next(data.test.batches(limit or len(data.test)))
         in_memory = [split.images for split in (data.train, data.valid, data.test) if isinstance(split.images, Tensor)]
         sets = [
-            load_unknown(each, folder, data.channels, [known, *in_memory], seed) for each, folder in unknown.items()
+            load_unknown(each, folder, data.channels, [known, *in_memory], seed, data.image_size, data.center_crop)
+            for each, folder in unknown.items()
         ]
         names = [name, *(each.name for each in sets)]
         if len({*names}) < len(names):
@@ -116,10 +117,16 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
         data_dir: where downloaded data lies or goes.
 
     Raises:
-        UserError: as `images.load_data`; a network is of other classes or channels than the data.
+        UserError: as `images.load_data`; a network is of other classes or channels than the data, or two networks take
+            images of different sizes.
     """
+    first, *others = networks.items()
+    for path, saved in others:
+        if _how_read(saved) != _how_read(first[1]):
+            raise UserError(f"{path} and {first[0]} take images of different sizes: evaluate them one by one")
     skip_broken = any(saved.skips_broken for saved in networks.values())
-    data = load_data(dataset, data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken)  # any give this test split
+    # Any validation split and seed give this test split.
+    data = load_data(dataset, data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken, **_how_read(first[1]))
     for path, saved in networks.items():
         classes, channels = saved.description.classes, len(saved.description.mean)
         if (classes, channels) != (data.classes, data.channels):
@@ -128,6 +135,11 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
                 f"{len(data.classes)} of {data.channels}: give the dataset that it was trained on"
             )
     return data
+
+
+def _how_read(saved: SavedNetwork) -> dict[str, Any]:
+    """The arguments of `load_data` by which images become what a network takes."""
+    return {"image_size": saved.description.image_size, "center_crop": saved.description.center_crop}
 
 
 def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
@@ -144,7 +156,13 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
     check_settings(saved.content, path)
     settings = saved.content["settings"]
     data = load_data(
-        settings["dataset"], data_dir, settings["valid_size"], settings["seed"], skip_broken=saved.skips_broken
+        settings["dataset"],
+        data_dir,
+        settings["valid_size"],
+        settings["seed"],
+        skip_broken=saved.skips_broken,
+        channels=settings.get("channels", "auto"),
+        **_how_read(saved),
     )
     known = saved.content.get("data", data.fingerprint) == data.fingerprint
     if settings.get("prior_from") is None:  # a run that continues another one keeps its normalization

@@ -2,7 +2,8 @@
 
 Writes <name>.mean and <name>.predictive beside the checkpoint, as .pt2 (torch.export) and .onnx; with --prediction
 moments, <name>.moments in place of the latter, which predicts in one pass and without random numbers. All take images
-[n, channels, 32, 32] with pixels in [0, 1]. With --check they are compared with the library on the test split.
+[n, channels, height, width], of the size that the network was trained on, with pixels in [0, 1]. With --check they are
+compared with the library on the test split.
 """
 
 from __future__ import annotations
@@ -82,9 +83,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         for name in networks
         for suffix in (".pt2", ".onnx")
     }
-    channels, size, _ = classifier.image_shape
     for (name, _), path in paths.items():
-        export_network(networks[name], channels, size, path)
+        export_network(networks[name], len(classifier.mean), classifier.image_size, path)
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", flush=True)
     if data is not None:
         images, labels = next(data.test.batches(min(args.check, len(data.test))))

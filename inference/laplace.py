@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from images import CHUNK, Split
+from images import Split, chunk_size
 from inference.classifier import Classifier
 from inference.distributions import Noise, WeightDistribution
 from likelihoods import get_likelihood
@@ -109,7 +109,7 @@ def laplace(classifier: Classifier, training: Split, precision: float | None = N
     was_training = net.training
     try:
         net.eval()
-        for pixels, _ in training.batches(CHUNK, torch.arange(len(training))):
+        for pixels, _ in training.batches(chunk_size(training.image_size)):
             outputs = net(classifier.normalize(pixels))
             phi = inputs.pop().double()
             features += phi.mT @ phi

@@ -1,10 +1,11 @@
 """The networks, by name, in both families, and their checkpoints."""
 
-from models.architectures import ACTIVATIONS, IMAGE_SIZE, BayesianNetwork, DeterministicNetwork
+from models.architectures import ACTIVATIONS, IMAGE_SIZE, BayesianNetwork, DeterministicNetwork, Size
 from models.checkpoint import (
     FORMAT,
     Description,
     SavedNetwork,
+    check_image_size,
     check_settings,
     load_network,
     read_checkpoint,
@@ -12,19 +13,22 @@ from models.checkpoint import (
     save_network,
     write_checkpoint,
 )
-from models.registry import FACTORIES, NETWORKS, build, check_net_type, file_name
+from models.registry import FACTORIES, KNOWN, NETWORKS, build, check_net_type, file_name
 
 __all__ = [
     "ACTIVATIONS",
     "FACTORIES",
     "FORMAT",
     "IMAGE_SIZE",
+    "KNOWN",
     "NETWORKS",
     "BayesianNetwork",
     "Description",
     "DeterministicNetwork",
     "SavedNetwork",
+    "Size",
     "build",
+    "check_image_size",
     "check_net_type",
     "check_settings",
     "file_name",

@@ -8,6 +8,7 @@ import math
 import stat
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.architectures import IMAGE_SIZE, Size
 from models.registry import FACTORIES, NETWORKS, build
 from models.screening import check_archive
 from support import UserError, atomic_write, first_line, number, text, whole
 
 FORMAT = 1  # of the files that this version writes and reads
+MOST_PIXELS = 4096  # of a side of an image
 ROOM = 2**26  # values by which a network may be larger than its weights: less than the memory of a small machine
 
 
@@ -34,6 +37,8 @@ class Description:
         classes: the names of the classes, by label.
         mean: per channel, what is subtracted from an image's pixels in [0, 1].
         std: per channel, what they are then divided by.
+        image_size: height and width of the images.
+        center_crop: whether the center of an image of another shape is cut out rather than the image stretched.
     """
 
     net_type: str
@@ -42,6 +47,8 @@ class Description:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    image_size: Size = IMAGE_SIZE
+    center_crop: bool = False
 
     def __post_init__(self) -> None:
         """Check the types: whoever makes a file can write anything into it.
@@ -49,9 +56,10 @@ class Description:
         Raises:
             ValueError: a value that a description cannot have; the message names it.
         """
-        known = isinstance(self.net_type, str) and isinstance(self.bayesian, bool)
+        known = isinstance(self.net_type, str) and isinstance(self.bayesian, bool) and type(self.center_crop) is bool
         if not known or not isinstance(self.architecture, dict):
-            raise ValueError("net_type, bayesian and architecture must be a string, a bool and a dict")
+            raise ValueError("net_type, bayesian, center_crop and architecture must be a string, two bools and a dict")
+        object.__setattr__(self, "image_size", check_image_size(self.image_size))
         for name, check in (("classes", text), ("mean", number(-math.inf)), ("std", number(0, exclusive=True))):
             values = getattr(self, name)
             try:
@@ -66,7 +74,25 @@ class Description:
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
-        return build(self.net_type, self.bayesian, len(self.classes), len(self.mean), **self.architecture)
+        outputs, inputs = len(self.classes), len(self.mean)
+        return build(self.net_type, self.bayesian, outputs, inputs, image_size=self.image_size, **self.architecture)
+
+
+def check_image_size(value: Any) -> Size:
+    """Check the size of images.
+
+    Returns:
+        Height and width; of one number, twice that number.
+
+    Raises:
+        ValueError: it is neither a number of pixels nor two of them; the message says what is expected.
+    """
+    sides = (value, value) if isinstance(value, int) else value
+    if isinstance(sides, (tuple, list)) and len(sides) == 2:
+        with suppress(ValueError):
+            height, width = map(whole(1, MOST_PIXELS), sides)
+            return height, width
+    raise ValueError(f"a number of pixels from 1 to {MOST_PIXELS}, or height,width")
 
 
 class SavedNetwork(NamedTuple):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from layers import ModuleWrapper, to_bayesian, weight_posteriors
-from models.architectures import BayesianNetwork, DeterministicNetwork, resnet18
+from models.architectures import IMAGE_SIZE, BayesianNetwork, DeterministicNetwork, Size
 from models.BayesianModels.Bayesian3Conv3FC import BBB3Conv3FC
 from models.BayesianModels.BayesianAlexNet import BBBAlexNet
 from models.BayesianModels.BayesianLeNet import BBBLeNet
 from models.NonBayesianModels.AlexNet import AlexNet
 from models.NonBayesianModels.LeNet import LeNet
 from models.NonBayesianModels.ThreeConvThreeFC import ThreeConvThreeFC
+from models.torchvision_networks import NAMES, torchvision_network
 from support import UserError, first_line, nearest
 
 NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = {
@@ -24,7 +26,10 @@ NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = 
     "alexnet": (BBBAlexNet, AlexNet),
     "3conv3fc": (BBB3Conv3FC, ThreeConvThreeFC),
 }
-FACTORIES: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18}
+FACTORIES: dict[str, Callable[[int, int, Size], nn.Module]] = {
+    name: partial(torchvision_network, name) for name in NAMES if name not in NETWORKS
+}
+KNOWN = f"{', '.join(NETWORKS)}, resnet18 or another of torchvision's classification networks"
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
 
 
@@ -40,9 +45,7 @@ def check_net_type(net_type: object) -> str:
     names = (*NETWORKS, *FACTORIES)
     if isinstance(net_type, str) and (net_type in names or _IMPORT_PATH.fullmatch(net_type)):
         return net_type
-    raise ValueError(
-        f"one of {', '.join(names)} (did you mean {nearest(net_type, names)!r}?), or package.module:factory"
-    )
+    raise ValueError(f"one of {KNOWN} (did you mean {nearest(net_type, names)!r}?), or package.module:factory")
 
 
 def file_name(net_type: str) -> str:
@@ -50,11 +53,13 @@ def file_name(net_type: str) -> str:
     return net_type.replace(":", ".")
 
 
-def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
+def build(
+    net_type: str, bayesian: bool, outputs: int, inputs: int, *, image_size: Size = IMAGE_SIZE, **settings: Any
+) -> nn.Module:
     """Build a network by its name.
 
     A factory, `package.module:factory`, is a function of (outputs, inputs) that returns a deterministic network
-    of images [n, inputs, 32, 32], which becomes Bayesian by `to_bayesian` where that is wanted; or a Bayesian
+    of images [n, inputs, height, width], which becomes Bayesian by `to_bayesian` where that is wanted; or a Bayesian
     network with settings of its own, whose call returns (logits, kl).
 
     Args:
@@ -62,8 +67,10 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
         bayesian: the Bayesian network, or its frequentist twin.
         outputs: number of classes.
         inputs: number of image channels.
+        image_size: height and width of the images.
         settings: for a key of `NETWORKS`, the keyword arguments of its class; for a factory, those of `to_bayesian`
-            (its activations are its own, so that `activation_type` must be 'relu' or absent).
+            (its activations are its own, so that `activation_type` must be 'relu' or absent). With `layers`, a
+            selection as for `to_bayesian`, a key of `NETWORKS` too becomes Bayesian by that function.
 
     Raises:
         UserError: an unknown name (the known ones are listed), a factory that cannot be imported or fails, or
@@ -74,19 +81,26 @@ def build(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: 
     except ValueError as error:
         raise UserError(f"unknown net_type {net_type!r}: expected {error}") from error
     try:
-        if net_type in NETWORKS:
-            return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, **settings)
-        return _build_by_factory(net_type, bayesian, outputs, inputs, **settings)
+        if net_type in NETWORKS and settings.get("layers", "all") == "all":
+            settings.pop("layers", None)
+            return NETWORKS[net_type][0 if bayesian else 1](outputs, inputs, image_size=image_size, **settings)
+        return _build_by_factory(net_type, bayesian, outputs, inputs, image_size, **settings)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{net_type} cannot be built with these settings: {error}") from error
 
 
-def _build_by_factory(net_type: str, bayesian: bool, outputs: int, inputs: int, **settings: Any) -> nn.Module:
-    if settings.pop("activation_type", "relu") != "relu":
+def _build_by_factory(
+    net_type: str, bayesian: bool, outputs: int, inputs: int, image_size: Size, **settings: Any
+) -> nn.Module:
+    activation_type = settings.pop("activation_type", "relu")
+    if net_type in NETWORKS:
+        net: Any = NETWORKS[net_type][1](outputs, inputs, activation_type, image_size)
+    elif activation_type != "relu":
         raise ValueError("activation_type does not apply, the network has its own")
-    net = _call_factory(net_type, outputs, inputs)
+    else:
+        net = _call_factory(net_type, outputs, inputs, image_size)
     if not isinstance(net, nn.Module):
         raise ValueError(f"expected an nn.Module, got {net!r}")
     if not any(True for _ in weight_posteriors(net)):
@@ -96,7 +110,9 @@ def _build_by_factory(net_type: str, bayesian: bool, outputs: int, inputs: int, 
     raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
 
 
-def _call_factory(net_type: str, outputs: int, inputs: int) -> Any:
+def _call_factory(net_type: str, outputs: int, inputs: int, image_size: Size) -> Any:
+    if net_type in FACTORIES:
+        return FACTORIES[net_type](outputs, inputs, image_size)
     factory = _find_factory(net_type)
     try:
         return factory(outputs, inputs)
@@ -105,8 +121,6 @@ def _call_factory(net_type: str, outputs: int, inputs: int) -> Any:
 
 
 def _find_factory(net_type: str) -> Callable[[int, int], Any]:
-    if net_type in FACTORIES:
-        return FACTORIES[net_type]
     module, name = net_type.split(":")
     try:
         return getattr(importlib.import_module(module), name)

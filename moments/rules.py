@@ -324,8 +324,18 @@ register_each(_average, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 def _adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
     mean, variance = parts_of(input)
     out = F.adaptive_avg_pool2d(mean, output_size)
-    count = mean.shape[-2] * mean.shape[-1] / (out.shape[-2] * out.shape[-1])
-    return Moments(out, None if variance is None else F.adaptive_avg_pool2d(variance, output_size) / count)
+    if variance is None:
+        return Moments(out)
+    rows, columns = (
+        _window_lengths(length, count) for length, count in zip(mean.shape[2:], out.shape[2:], strict=True)
+    )
+    counts = torch.tensor([[row * column for column in columns] for row in rows], device=out.device)
+    return Moments(out, F.adaptive_avg_pool2d(variance, output_size) / counts)
+
+
+def _window_lengths(length: int, count: int) -> list[int]:
+    """Of the windows by which adaptive pooling makes `count` elements of `length`; they may overlap."""
+    return [-(-(index + 1) * length // count) - index * length // count for index in range(count)]
 
 
 @rule(torch.mean, Tensor.mean)

@@ -62,7 +62,7 @@ def test_chunks_and_processes_change_nothing_but_the_last_digits(
 ) -> None:
     trained = bayesian()
     whole = trained.predict(images, 4)
-    monkeypatch.setattr(classifier, "CHUNK", 3)
+    monkeypatch.setattr(classifier, "chunk_size", lambda size: 3)
     chunked = trained.predict(images, 4)
     for name in FIELDS:
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
@@ -115,7 +115,11 @@ def test_what_it_cannot_take_is_refused_in_one_line(images: Tensor, tmp_path: Pa
         ),
         (images[..., :28], ValueError, "got [7, 1, 32, 28]"),
         (images[0, 0], ValueError, "got [32, 32]"),
-        (ImageFiles([str(path)], 3), ValueError, "expected image files read with 1 channels, got 3"),
+        (
+            ImageFiles([str(path)], 3),
+            ValueError,
+            "expected image files read with 1 channels of 32×32 pixels, got 3 of 32×32",
+        ),
         (images.numpy(), TypeError, "expected a uint8 tensor, PIL images, or paths of image files, got ndarray"),
         ([images[0], images[1]], TypeError, "got Tensor"),
         (7, TypeError, "got int"),

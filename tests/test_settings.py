@@ -37,12 +37,14 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
         "prior_at_means": True, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-4, "warmup_epochs": 2.0,
-        "curvature_decay": 0.9, "temperature": 0.5,
+        "curvature_decay": 0.9, "temperature": 0.5, "image_size": (48, 64), "center_crop": True, "channels": 3,
+        "random_crop": 0.25, "bayesian_layers": "fc*", "freeze": True,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
-    assert vars(settings) == {**flags, "prior_from": None, "patch_prior": 0}  # which others exclude
-    assert from_config(BayesianSettings, config_bayesian, ["--prior_from", "some.pt"]).prior_from == "some.pt"
+    assert vars(settings) == {**flags, "prior_from": None, "weights": None, "patch_prior": 0}  # which others exclude
+    for name in ("prior_from", "weights"):
+        assert getattr(from_config(BayesianSettings, config_bayesian, [f"--{name}", "some.pt"]), name) == "some.pt"
     default = from_config(BayesianSettings, config_bayesian)
     assert all(getattr(default, name) != value for name, value in flags.items())
 
@@ -108,7 +110,7 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
             {"prior_from": "a.pt", "priors": {"prior_sigma": 0.1}},
             "prior_from replaces the prior: leave out prior_sigma of priors",
         ),
-        ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from too"),
+        ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from or weights too"),
         (
             {"beta_type": "Soenderby", "n_epochs": 1},
             "beta_type 'Soenderby' warms the KL up .* n_epochs is 1: give more",
@@ -150,9 +152,18 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ({"valid_size": 0}, "valid_size: expected a number > 0 and < 1, got 0"),
         ({"valid_size": 1.5}, "valid_size: expected a number > 0 and < 1, got 1.5"),
         ({"valid_size": float("nan")}, "valid_size: expected a number > 0 and < 1, got nan"),
-        ({"random_shift": -1}, "random_shift: expected an integer from 0 to 31, got -1"),
-        ({"random_shift": 0.5}, "random_shift: expected an integer from 0 to 31, got 0.5"),
-        ({"random_shift": 32}, "random_shift: expected an integer from 0 to 31, got 32"),
+        ({"random_shift": -1}, "random_shift: expected an integer ≥ 0, got -1"),
+        ({"random_shift": 0.5}, "random_shift: expected an integer ≥ 0, got 0.5"),
+        ({"random_shift": 32}, "random_shift 32 moves images of 32×32 pixels out of sight: give at most 31"),
+        (
+            {"random_shift": 24, "image_size": (48, 24)},
+            "random_shift 24 moves images of 48×24 pixels out of sight: give at most 23",
+        ),
+        ({"image_size": 0}, "image_size: expected None or 'own' or a number of pixels from 1 to 4096, or height,width"),
+        ({"image_size": (32, 32, 3)}, "image_size: expected None or 'own' or a number of pixels"),
+        ({"channels": 2}, "channels: expected 'auto' or 1 or 3, got 2"),
+        ({"random_crop": 0}, "random_crop: expected a number > 0 and ≤ 1, got 0"),
+        ({"init_from": "a.pt", "weights": "b.pth"}, "init_from says where training starts, and so does weights"),
         ({"seed": 2**63}, f"seed: expected an integer ≥ 0, got {2**63}"),
         ({"random_flip": 1}, "random_flip: expected 'auto' or True or False, got 1"),
         ({"num_workers": -2}, "num_workers: expected an integer from 0 to 1000, got -2"),

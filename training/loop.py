@@ -37,7 +37,7 @@ from support import (
 )
 from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
-from training.network import wrap_for_training
+from training.network import set_to_train, wrap_for_training
 from training.objective import expected_nll, kl_weight, negative_elbo, tempered_kl
 from training.reports import Curves, Row, comparison, epoch_line, plot_history, read_results, write_history
 from training.settings import Settings
@@ -188,7 +188,7 @@ def train_epoch(
     flip = data.flippable if settings.random_flip == "auto" else bool(settings.random_flip)
     order = torch.randperm(len(data.train), generator=_generator(settings.seed, progress.epoch))
     remaining = order[progress.batch * settings.batch_size :]
-    state.net.train()
+    set_to_train(state.net)
     bar = tqdm(
         data.train.batches(settings.batch_size, remaining, settings.num_workers, world),
         desc=f"epoch {progress.epoch + 1}/{settings.n_epochs}",
@@ -200,7 +200,8 @@ def train_epoch(
     )
     for images, labels in bar:
         generator = _generator(settings.seed, progress.epoch, progress.batch, world.rank)
-        images = augment(_to_device(images, setup.device), settings.random_shift, flip, generator)
+        images = _to_device(images, setup.device)
+        images = augment(images, settings.random_shift, flip, generator, settings.random_crop)
         images = normalize(images, data.mean, data.std)
         if recorder and settings.compile:  # compiled passes do not call the recorder
             with _autocast(setup):
@@ -354,7 +355,7 @@ def _result_files(settings: Settings) -> tuple[Path, Path]:
 
 def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Predictive:
     """By so many posterior samples, or by 'moments'."""
-    classifier = Classifier(net, setup.data.classes, setup.data.mean, setup.data.std)
+    classifier = Classifier.from_description(net, setup.description)
     settings = setup.settings
     how: dict[str, Any] = {"method": samples} if isinstance(samples, str) else {"num_samples": samples}
     return classifier.predict(split.images, seed=settings.seed, workers=settings.num_workers, world=setup.world, **how)

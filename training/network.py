@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from images import ImageData, normalize
+from images import ImageData, chunk_size, normalize
 from layers import (
     BayesianLayer,
     ModuleWrapper,
@@ -23,7 +24,7 @@ from layers import (
     start_at_means,
     weight_posteriors,
 )
-from models import IMAGE_SIZE, Description, load_network
+from models import Description, load_network
 from moments import propagate
 from support import UserError, World, first_line
 from training.ivon import IVON
@@ -39,13 +40,24 @@ def architecture(settings: Settings) -> dict[str, Any]:
     arguments: dict[str, Any] = {"activation_type": settings.activation_type}
     if isinstance(settings, BayesianSettings):
         arguments |= {name: getattr(settings, name) for name in ("priors", "layer_type", "posterior", "alpha_shape")}
+        if settings.bayesian_layers != "all":
+            arguments["layers"] = settings.bayesian_layers
     return arguments
 
 
 def describe(settings: Settings, data: ImageData) -> Description:
     """What the checkpoint of a network with these settings holds besides its weights."""
     bayesian = isinstance(settings, BayesianSettings)
-    return Description(settings.net_type, bayesian, architecture(settings), data.classes, data.mean, data.std)
+    return Description(
+        settings.net_type,
+        bayesian,
+        architecture(settings),
+        data.classes,
+        data.mean,
+        data.std,
+        data.image_size,
+        data.center_crop,
+    )
 
 
 def build_network(settings: Settings, description: Description) -> nn.Module:
@@ -59,17 +71,24 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
 
     Raises:
         UserError: a network of your own that does not map images to logits, or that moments cannot pass through if
-            it is to be evaluated by them; a checkpoint `init_from` or `prior_from` that does not fit; or a temperature
-            with a prior that follows the weights.
+            it is to be evaluated by them; `weights`, or a checkpoint `init_from` or `prior_from`, that do not fit; or a
+            temperature with a prior that follows the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would seed the GPUs too
         net = description.build()
-        images = torch.zeros(2, len(description.mean), IMAGE_SIZE, IMAGE_SIZE)
+        images = torch.zeros(2, len(description.mean), *description.image_size)
         _try_out(net, description, images)
+        if settings.weights:
+            load_weights(net, settings.weights)
         if isinstance(settings, BayesianSettings):
             if settings.init_from:
                 _start_from(settings.init_from, net, settings, description)
+            if settings.init_from or settings.weights:
+                try:
+                    start_at_means(net, settings.moped, settings.prior_at_means)
+                except ValueError as error:
+                    raise UserError(str(error)) from error
             if settings.prior_from:
                 _continue_from(settings.prior_from, net, settings, description)
             if settings.temperature != 1:
@@ -77,7 +96,75 @@ def build_network(settings: Settings, description: Description) -> nn.Module:
             if "moments" in (settings.valid_ens, settings.test_ens):
                 with torch.no_grad():
                     propagate(net, images)
+            if settings.freeze:
+                _freeze(net)
     return net
+
+
+def _freeze(net: nn.Module) -> None:
+    """Let the weights that have a posterior learn, and no others."""
+    learning = {id(mean) for _, mean, _ in weight_posteriors(net)}
+    learning |= {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
+    for parameter in net.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+
+
+def set_to_train(net: nn.Module) -> None:
+    """Set a network to training mode, and its frozen layers to evaluation: batch norm then keeps its statistics."""
+    net.train()
+    for module in net.modules():
+        parameters = list(module.parameters(recurse=False))
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def load_weights(net: nn.Module, path: str) -> None:
+    """Give a network the weights in a file, as posterior means where it has posteriors.
+
+    The last layer in the file may be of another shape, as one for other classes is; then it is left out.
+
+    Args:
+        net: a network of the architecture of the file's, Bayesian or not.
+        path: of a state_dict, that `torch.save` or safetensors wrote.
+
+    Raises:
+        UserError: the file cannot be read, or holds weights of another network.
+    """
+    weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.lower().startswith("aux")}
+    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net
+    expected = inner.state_dict()
+    head = next(reversed(weights)).rpartition(".")[0]
+    for name, tensor in list(weights.items()):
+        if name not in expected:
+            raise UserError(f"{path} holds the weights of another network: it has {name}, which this one has not")
+        if tensor.shape != expected[name].shape:
+            if name.rpartition(".")[0] != head:
+                raise UserError(
+                    f"{path} does not fit: its {name} is of shape {list(tensor.shape)}, that of the network of "
+                    f"{list(expected[name].shape)}: give the net_type, image_size and channels that it was made for"
+                )
+            del weights[name]
+    own = {name for name in expected if ".posterior." not in f".{name}" and name.rpartition(".")[0] != head}
+    if missing := sorted(own - weights.keys()):
+        raise UserError(f"{path} holds the weights of another network: {missing[0]} is not in it")
+    inner.load_state_dict(weights, strict=False)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file  # few need it
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"cannot read {path} without safetensors: pip install safetensors") from error
+    except Exception as error:  # a file can be anything
+        raise UserError(f"cannot read the weights {path}: {first_line(error)}") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not a state_dict: expected tensors by the names of a network's parameters")
+    return content
 
 
 def _refuse_prior_that_follows(net: nn.Module) -> None:
@@ -97,8 +184,10 @@ def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
         with torch.no_grad():
             output = net.eval()(images)
     except Exception as error:
+        least = _least_side(net, len(description.mean))
+        advice = f"give an image_size of at least {least}" if least > min(images.shape[2:]) else first_line(error)
         raise UserError(
-            f"{description.net_type} cannot take images of shape {tuple(images.shape)}: {first_line(error)}"
+            f"{description.net_type} cannot take images of shape {tuple(images.shape)}: {advice}"
         ) from error
     logits = output[0] if description.bayesian and isinstance(output, tuple) else output
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -107,8 +196,22 @@ def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
         raise UserError(f"{description.net_type} returns {shape} for {len(images)} images, expected {wanted}")
 
 
+def _least_side(net: nn.Module, channels: int) -> int:
+    """The smallest square images that a network takes, up to 256 pixels; 0 if it takes none of those."""
+
+    def takes(side: int) -> bool:
+        try:
+            net(torch.zeros(2, channels, side, side))
+        except Exception:  # any that a network raises
+            return False
+        return True
+
+    with torch.no_grad():
+        return bisect_left(range(1, 257), True, key=takes) + 1 if takes(256) else 0
+
+
 def _start_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
-    """Give a new Bayesian network the weights of a frequentist checkpoint, and MOPED's σ if the settings say so."""
+    """Give a new Bayesian network the weights of a frequentist checkpoint."""
     twin, of_twin, _ = load_network(path, net_type=settings.net_type)
     architecture = {"activation_type": settings.activation_type}
     _refuse_other(path, of_twin, replace(description, bayesian=False, architecture=architecture))
@@ -117,10 +220,6 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
     differences = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
     if differences:
         raise UserError(f"{path} cannot be started from: the networks differ in {differences[0]}")
-    try:
-        start_at_means(net, settings.moped, settings.prior_at_means)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
@@ -144,14 +243,14 @@ def give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
 
     Args:
         net: a Bayesian network, on the CPU.
-        data: of which the first 2,048 training images are taken, in their order.
+        data: of which the first 2,048 training images are taken, fewer of large ones.
         strength: of the prior.
 
     Raises:
         UserError: the first Bayesian layer does not see the images, or has no such prior.
     """
     first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
-    pixels, _ = next(data.train.batches(PATCH_IMAGES))
+    pixels, _ = next(data.train.batches(min(PATCH_IMAGES, chunk_size(data.image_size))))
     images = normalize(pixels, data.mean, data.std)
     seen: list[Tensor] = []
     handle = first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) if first else None
@@ -193,7 +292,7 @@ def normalized_as_for(path: str, net_type: str, data: ImageData) -> ImageData:
 
 def _refuse_other(path: str, saved: Description, expected: Description) -> None:
     """Refuse to start from a checkpoint of another network than this run's, or of other classes or normalization."""
-    for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std"):
+    for name in ("bayesian", "net_type", "architecture", "classes", "mean", "std", "image_size"):
         if getattr(saved, name) != getattr(expected, name):
             raise UserError(
                 f"{path} cannot be started from: its {name} is {getattr(saved, name)!r}, "

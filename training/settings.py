@@ -14,10 +14,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from images import SOURCES
 from layers.estimators import ESTIMATORS
 from layers.posteriors import FAMILIES, Family
 from layers.priors import DistributionPrior, Prior, Priors
-from models import ACTIVATIONS, FACTORIES, IMAGE_SIZE, NETWORKS, check_net_type
+from models import ACTIVATIONS, IMAGE_SIZE, KNOWN, Size, check_image_size, check_net_type
 from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
 from training.objective import SCHEDULES
 
@@ -42,6 +43,18 @@ def _beta(value: Any) -> str | float:
 def _below_one(value: Any) -> float:
     if number(0, 1)(value) == 1:
         raise ValueError("a number ≥ 0 and < 1")
+    return float(value)
+
+
+def _channels(value: Any) -> int:
+    if type(value) is not int or value not in (1, 3):
+        raise ValueError("1 or 3")
+    return value
+
+
+def _share(value: Any) -> float:
+    if number(0, 1)(value) == 0:
+        raise ValueError("a number > 0 and ≤ 1")
     return float(value)
 
 
@@ -98,13 +111,19 @@ class Settings:
     """
 
     dataset: str = _setting(
-        "MNIST5k (embedded), MNIST, CIFAR10, CIFAR100, or a folder with train/<class>/* images", text, Role.LOCAL
+        f"{', '.join(SOURCES)} (of which MNIST5k needs no download), or a folder with train/<class>/* images",
+        text,
+        Role.LOCAL,
     )
     data_dir: str = _setting("folder of downloaded data", text, *Role)
     net_type: str = _setting(
-        f"the architecture: {', '.join((*NETWORKS, *FACTORIES))}, or package.module:factory of your own, a function of "
-        "(outputs, inputs)",
+        f"the architecture: {KNOWN}, or package.module:factory of your own, a function of (outputs, inputs)",
         check_net_type,
+    )
+    weights: str | None = _setting(
+        "start from this file of a network's weights, such as torchvision's: a state_dict, .pth or .safetensors, whose "
+        "last layer may be of other classes; None for new ones",
+        either(None, text),
     )
     activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
     n_epochs: int = _setting("passes over the training split", whole(1), Role.MAY_CHANGE_ON_RESUME)
@@ -131,7 +150,22 @@ class Settings:
     valid_size: float = _setting(
         "fraction of the training images that is kept for validation", number(0, 1, exclusive=True)
     )
-    random_shift: int = _setting("largest random shift of a training image, in pixels", whole(0, IMAGE_SIZE - 1))
+    image_size: Size | str | None = _setting(
+        "height,width of the images, or one number for both; None for the data set's own (32 for a folder); own for a "
+        "folder whose images all have one size",
+        either(None, either("own", check_image_size)),
+    )
+    center_crop: bool = _setting(
+        "of an image of another shape than image_size, cut out the center rather than stretch the whole", flag
+    )
+    channels: int | str = _setting("1 for grey, 3 for RGB, auto for those of the images", either("auto", _channels))
+    random_shift: int = _setting(
+        "largest random shift of a training image, in pixels, less than a side of it", whole(0)
+    )
+    random_crop: float = _setting(
+        "least share of a training image's area in the random part that takes its place; 1 for whole images",
+        _share,
+    )
     random_flip: str | bool = _setting(
         "mirror training images half the time: True, False, or auto (images in color only)", either("auto", flag)
     )
@@ -164,6 +198,8 @@ class Settings:
         for setting in fields(self):
             value = _checked(setting, getattr(self, setting.name), setting.name)
             object.__setattr__(self, setting.name, value)  # the way to set a field of a frozen dataclass
+        if isinstance(self.image_size, tuple) or self.image_size is None:
+            self.check_shift(self.image_size or IMAGE_SIZE)
         if self.warmup_epochs and self.warmup_epochs >= self.n_epochs:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves none of n_epochs {self.n_epochs}: give fewer, or more "
@@ -171,6 +207,18 @@ class Settings:
             )
         if self.optimizer == "ivon" and not isinstance(self, BayesianSettings):
             raise UserError("optimizer 'ivon' is for the posterior of a Bayesian network: give adam or sgd")
+
+    def check_shift(self, image_size: Size) -> None:
+        """Refuse a random shift that moves images of this size out of sight.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.random_shift >= min(image_size):
+            raise UserError(
+                f"random_shift {self.random_shift} moves images of {image_size[0]}×{image_size[1]} pixels out of "
+                f"sight: give at most {min(image_size) - 1}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,14 +235,22 @@ class BayesianSettings(Settings):
         "a shape such as (1, 1), of log α in the alpha posterior; None with any other", either(None, _shape)
     )
     priors: dict[str, Any] = _setting("a dict of " + ", ".join(prior.name for prior in fields(Priors)), _priors)
+    bayesian_layers: str = _setting(
+        "the layers that have a posterior: all, last, or a pattern of their names such as layer4.*", text
+    )
+    freeze: bool = _setting(
+        "the layers without a posterior keep their weights, and batch norm its statistics, from the start", flag
+    )
     init_from: str | None = _setting(
         "start the posterior means from this checkpoint of main_frequentist.py; None for new ones", either(None, text)
     )
     moped: float | None = _setting(
-        "with init_from, start every σ at this multiple of |w|, such as 0.1; None for posterior_rho_initial",
+        "with init_from or weights, start every σ at this multiple of |w|, such as 0.1; None for posterior_rho_initial",
         either(None, number(0, exclusive=True)),
     )
-    prior_at_means: bool = _setting("with init_from, center the Gaussian prior of every weight at its start", flag)
+    prior_at_means: bool = _setting(
+        "with init_from or weights, center the Gaussian prior of every weight at its start", flag
+    )
     prior_from: str | None = _setting(
         "continue on new images from this checkpoint of main_bayesian.py: its posterior is the prior, and the start; "
         "None for the prior in priors",
@@ -242,8 +298,12 @@ class BayesianSettings(Settings):
             name = "prior_at_means" if self.prior_at_means else "prior_from"
             raise UserError(f"patch_prior and {name} both say what the first layer's prior is: leave out one of them")
         for name in ("moped", "prior_at_means"):
-            if getattr(self, name) and self.init_from is None:
-                raise UserError(f"{name} is for a run that starts from a frequentist network: give init_from too")
+            if getattr(self, name) and self.init_from is None and self.weights is None:
+                raise UserError(
+                    f"{name} is for a run that starts from a frequentist network: give init_from or weights too"
+                )
+        if self.init_from is not None and self.weights is not None:
+            raise UserError("init_from says where training starts, and so does weights: leave out one of them")
         try:
             Family.parse(self.posterior, self.alpha_shape)
         except ValueError as error:
@@ -260,7 +320,7 @@ class BayesianSettings(Settings):
             )
 
     def _check_against_prior_from(self) -> None:
-        for name in ("init_from", "moped", "prior_at_means"):
+        for name in ("init_from", "weights", "moped", "prior_at_means"):
             if getattr(self, name):
                 raise UserError(f"prior_from says where training starts, and so does {name}: leave out one of them")
         if self.alpha_shape is not None:

@@ -36,6 +36,13 @@ EARLIER = {  # of runs of before
     "prior_from": None,
     "posterior": "gaussian",
     "patch_prior": 0.0,
+    "image_size": None,
+    "center_crop": False,
+    "channels": "auto",
+    "random_crop": 1.0,
+    "weights": None,
+    "bayesian_layers": "all",
+    "freeze": False,
 }
 
 
@@ -172,7 +179,11 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             settings.seed,
             batch_size=settings.batch_size,
             skip_broken=settings.skip_broken,
+            image_size=settings.image_size,
+            center_crop=settings.center_crop,
+            channels=settings.channels,
         )
+    settings.check_shift(data.image_size)
     if min(settings.batch_size, len(data.valid), len(data.test)) < world.size:
         raise UserError(
             f"{world.size} processes are too many for batch_size {settings.batch_size}, {len(data.valid)} "

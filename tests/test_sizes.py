@@ -1,0 +1,423 @@
+"""Images of any size and channels: read, cropped, trained on, saved, predicted and exported; torchvision's networks."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Script, bayesian_settings, frequentist_settings, run_files, same, weights
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import datasets, models
+from torchvision.transforms.v2 import functional as transforms
+
+from images import SOURCES, ImageFiles, load_data, random_crop, to_channels, to_pixels
+from inference import Classifier, ImageSets, MeanNetwork, evaluate, export_network, load_test_data, load_training_data
+from layers import weight_posteriors
+from models import NETWORKS, build, load_network
+from moments import Moments
+from support import UserError
+from training import BayesianSettings, run, start
+from training.network import build_network, describe, load_weights, set_to_train
+
+
+def paint(folder: Path, each: int, size: tuple[int, int], mode: str = "RGB") -> Path:
+    """`folder/<class>/*.jpg` of height and width `size`: red or blue on the left, noise on the right."""
+    random = np.random.default_rng(0)
+    for name, channel in (("blue", 2), ("red", 0)):
+        (folder / name).mkdir(parents=True)
+        for index in range(each):
+            pixels = random.integers(0, 120, (*size, 3), dtype=np.uint8)
+            pixels[:, : size[1] // 2, channel] = 250
+            Image.fromarray(pixels).convert(mode).save(folder / name / f"{index}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images in color of 40×60 pixels: 20 for training and 8 for tests of each of two classes."""
+    root = tmp_path_factory.mktemp("images") / "wide"
+    paint(root / "train", 20, (40, 60))
+    paint(root / "test", 8, (40, 60))
+    return root
+
+
+@pytest.mark.parametrize("net_type", NETWORKS)
+def test_other_sizes_have_the_parameters_of_32_and_a_fixed_grid(net_type: str) -> None:
+    torch.manual_seed(0)
+    small = build(net_type, False, 5, 3)
+    torch.manual_seed(0)
+    large = build(net_type, False, 5, 3, image_size=(96, 48))
+    assert same(small.state_dict(), large.state_dict())
+    assert not any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in small)
+    images = torch.randn(2, 3, 32, 32)
+    large.eval()
+    # At 32×32 the pooling has nothing to do; a constant image of another size has the maps of its inside everywhere.
+    torch.testing.assert_close(large(images), small(images))
+    assert large(torch.randn(2, 3, 96, 48)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("side", "count"), [(3, 5), (5, 5), (7, 5), (12, 5), (4, 1)])
+def test_moments_pass_through_adaptive_pooling_of_any_ratio(side: int, count: int) -> None:
+    """Of independent inputs, the variance of an output is the sum of those in its window over their number squared."""
+    pool, variance = nn.AdaptiveAvgPool2d(count), torch.rand(1, 2, side, side)
+    basis = torch.eye(side * side).view(-1, 1, side, side)
+    jacobian = pool(basis).flatten(1).T  # of an output by an input
+    expected = (variance.flatten(2) @ jacobian.square().T).view(1, 2, count, count)
+    output = pool(Moments(torch.zeros_like(variance), variance))
+    torch.testing.assert_close(output.variance, expected)
+
+
+def test_a_folder_is_read_at_the_size_and_channels_that_are_asked_for(wide: Path) -> None:
+    path = wide / "test" / "red" / "3.jpg"
+    picture = Image.open(path)
+    whole = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    own = load_data(str(wide), "data", 0.2, 0, image_size="own")
+    assert own.image_size == (40, 60) and own.report().startswith("wide: 2 classes, color 40×60; train 32 (blue: ")
+    index = [torch.equal(image, whole) for image in own.test.images].index(True)
+    stretched = load_data(str(wide), "data", 0.2, 0, image_size=(48, 24)).test.images[index]
+    assert torch.equal(stretched, torch.from_numpy(np.array(picture.resize((24, 48), 2))).permute(2, 0, 1))
+    center = load_data(str(wide), "data", 0.2, 0, image_size=(40, 40), center_crop=True).test.images[index]
+    assert torch.equal(center, whole[:, :, 10:50])
+    grey = load_data(str(wide), "data", 0.2, 0, image_size="own", channels=1)
+    assert (
+        grey.channels == 1 and (grey.test.images[index].int() - to_channels(whole[None], 1)[0].int()).abs().max() <= 1
+    )
+    lazy = load_data(str(wide), "data", 0.2, 0, 0, image_size=(40, 40), center_crop=True)
+    assert isinstance(lazy.test.images, ImageFiles) and torch.equal(lazy.test.images[index], center)
+    assert lazy.fingerprint == own.fingerprint
+    assert load_data(str(wide), "data", 0.2, 0).image_size == (32, 32)
+
+
+def test_own_is_refused_for_images_of_several_sizes_and_follows_their_orientation(wide: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        paint(tmp_path / "set" / split, 4, (40, 60))
+    odd = tmp_path / "set" / "train" / "red" / "2.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    Image.open(odd).transpose(Image.Transpose.ROTATE_90).save(odd, exif=exif)
+    assert load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own").image_size == (40, 60)
+    Image.new("RGB", (61, 40)).save(odd)
+    with pytest.raises(
+        UserError, match=r"no common size: .* is of 40×60 pixels, .*red/2.jpg of 40×61: give an"
+    ) as error:
+        load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own")
+    assert "\n" not in str(error.value)
+
+
+def test_a_named_set_has_its_own_size_or_another_one() -> None:
+    own, large = (load_data("MNIST5k", "data", 0.1, 0, image_size=size) for size in (None, (40, 64)))
+    assert own.image_size == (32, 32) and large.image_size == (40, 64) and SOURCES["STL10"].size == (96, 96)
+    color = load_data("MNIST5k", "data", 0.1, 0, channels=3)
+    assert torch.equal(color.train.images, own.train.images.expand(-1, 3, -1, -1))
+    assert large.classes == own.classes and torch.equal(large.test.labels, own.test.labels)
+
+
+def test_a_random_crop_is_a_part_of_the_image() -> None:
+    """Of a ramp, a part is a ramp: its slope is the length of its side, and it lies within the image."""
+    ramp = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(64, 64)
+    images = torch.stack([ramp, ramp.T]).expand(200, 2, 64, 64)
+    parts = random_crop(images, 0.25, torch.Generator().manual_seed(0))
+    assert parts.dtype == torch.uint8 and parts.shape == images.shape
+    values = parts.float() / 255
+    width = (values[:, 0, 32, 48] - values[:, 0, 32, 16]) * 63 / 32
+    height = (values[:, 1, 48, 32] - values[:, 1, 16, 32]) * 63 / 32
+    share, ratio = width * height, width / height
+    assert 0.22 < share.min() < 0.35 and 0.85 < share.max() <= 1.05
+    assert 0.7 < ratio.min() < 0.85 and 1.2 < ratio.max() < 1.42
+    again = random_crop(images, 0.25, torch.Generator().manual_seed(0))
+    assert torch.equal(parts, again)
+    whole = random_crop(images, 1.0, torch.Generator().manual_seed(0)).float()
+    assert ((whole - images.float()).abs().mean((1, 2, 3)) < 12).all()  # only the ratio of the sides changes
+
+
+@pytest.fixture(scope="module")
+def trained(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> BayesianSettings:
+    """A LeNet on the centers of 40×56 pixels of the wide images."""
+    changes: dict[str, Any] = {"n_epochs": 2, "batch_size": 16, "random_crop": 0.5, "valid_ens": 1, "test_ens": 2}
+    settings = bayesian_settings(
+        wide, tmp_path_factory.mktemp("trained"), image_size=(40, 56), center_crop=True, random_shift=4, **changes
+    )
+    run(settings)
+    return settings
+
+
+def files(settings: BayesianSettings) -> Path:
+    return Path(settings.checkpoint_dir) / "wide" / "bayesian" / "model_lenet.pt"
+
+
+def test_the_size_travels_with_the_checkpoint(trained: BayesianSettings, wide: Path) -> None:
+    path = files(trained)
+    saved = load_network(path)
+    assert saved.description.image_size == (40, 56) and saved.description.center_crop
+    classifier = Classifier.load(path)
+    assert classifier.image_shape == (3, 40, 56)
+    picture = wide / "test" / "red" / "0.jpg"
+    pixels = to_pixels(Image.open(picture), 3, (40, 56), center_crop=True)
+    assert torch.equal(pixels, torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[:, :, 2:58])
+    expected = classifier.predict(pixels, 3)
+    for images in (picture, [Image.open(picture)], ImageFiles([picture], 3, (40, 56), True)):
+        assert torch.equal(classifier.predict(images, 3).probs, expected.probs)
+    with pytest.raises(ValueError, match="expected images \\[n, 3, 40, 56\\]"):
+        classifier.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert load_training_data(saved, path, "data").image_size == (40, 56)
+    test = load_test_data({path: saved}, str(wide), "data").test
+    assert torch.equal(test.images[len(test) // 2], pixels) and len(classifier.predict(test.images).probs) == 16
+    by_moments = classifier.predict(test.images, method="moments")
+    drawn = classifier.predict(test.images, 200)
+    assert (by_moments.probs - drawn.probs).abs().max() < 0.1
+
+
+def test_unknown_images_come_at_the_size_of_the_known_ones(
+    trained: BayesianSettings, wide: Path, tmp_path: Path
+) -> None:
+    paint(tmp_path / "others", 5, (30, 30))
+    path = files(trained)
+    data = load_test_data({path: load_network(path)}, str(wide), "data")
+    sets = ImageSets.read(data, {"noise": "data", str(tmp_path / "others"): "data"})
+    assert {name: tuple(images.shape[1:]) for name, images in sets.unknown.items()} == {
+        "noise": (3, 40, 56),
+        "others": (3, 40, 56),
+    }
+    expected = to_pixels(Image.open(tmp_path / "others" / "red" / "0.jpg"), 3, (40, 56), center_crop=True)
+    assert any(torch.equal(image, expected) for image in sets.unknown["others"])
+    _, report = evaluate({"bayesian": Classifier.load(path)}, sets, num_samples=2, corruptions=("fog", "elastic"))
+    assert report["unknown_images"]["others"] == 10 and len(report["corruptions"]["bayesian"]["elastic"]) == 6
+
+
+def test_an_exported_network_takes_the_height_and_width(trained: BayesianSettings, tmp_path: Path) -> None:
+    saved = load_network(files(trained))
+    network = MeanNetwork(saved.net, saved.description.mean, saved.description.std)
+    path = export_network(network, 3, saved.description.image_size, tmp_path / "mean.pt2")
+    images = torch.rand(5, 3, 40, 56)
+    torch.testing.assert_close(torch.export.load(path).module()(images), network(images))
+
+
+@pytest.mark.parametrize(("net_type", "least"), [("lenet", 16), ("alexnet", 29), ("3conv3fc", 23)])
+def test_a_size_that_a_network_cannot_take_is_refused_with_the_least_that_it_can(
+    net_type: str, least: int, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"{net_type} cannot take images of shape .*: give an image_size of at least {least}$"
+    ):
+        start(bayesian_settings(pictures, tmp_path, net_type=net_type, image_size=(64, least - 1), random_shift=0))
+    start(bayesian_settings(pictures, tmp_path, net_type=net_type, image_size=(64, least), random_shift=0))
+
+
+@pytest.mark.parametrize(
+    ("net_type", "size", "channels"),
+    [
+        ("resnet18", (32, 32), 1),
+        ("resnet18", (96, 64), 3),
+        ("mobilenet_v3_small", (64, 64), 1),
+        ("vit_b_32", (64, 64), 3),
+    ],
+)
+def test_networks_of_torchvision_are_built_by_their_names(net_type: str, size: tuple[int, int], channels: int) -> None:
+    with torch.device("meta"):
+        net = build(net_type, False, 7, channels, image_size=size)
+        assert net(torch.zeros(2, channels, *size)).shape == (2, 7)
+        bayesian = build(net_type, True, 7, channels, image_size=size)
+    assert [name for name, _ in net.named_parameters()] == [
+        name.removeprefix("0.") for name, _ in bayesian.named_parameters() if "posterior" not in name
+    ]
+    stem = net.get_submodule("conv1") if net_type == "resnet18" else None
+    assert stem is None or stem.kernel_size == ((3, 3) if size == (32, 32) else (7, 7))
+
+
+def test_every_network_of_torchvision_has_a_name(script: Script) -> None:
+    from models import FACTORIES
+
+    assert FACTORIES.keys() | {"alexnet"} == {*models.list_models(module=models)}
+    with torch.device("meta"), pytest.raises(UserError, match="vit_b_16 cannot be built .* square images, got 32×64"):
+        build("vit_b_16", False, 3, 3, image_size=(32, 64))
+    with torch.device("meta"):
+        build("regnet_y_400mf", False, 3, 3, image_size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 of 1,000 classes in a file, as torchvision's are."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    net = models.resnet18(num_classes=1000)
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+class TestWeights:
+    """A pretrained network in a file, its head replaced, the rest frozen."""
+
+    def settings(self, wide: Path, folder: Path, pretrained: Path) -> BayesianSettings:
+        changes: dict[str, Any] = {"net_type": "resnet18", "image_size": 64, "weights": str(pretrained), "n_epochs": 1}
+        changes |= {"batch_size": 16, "valid_ens": 1, "test_ens": 2, "bayesian_layers": "last", "freeze": True}
+        return bayesian_settings(wide, folder, **changes)
+
+    def test_a_frozen_body_stays_and_its_bayesian_head_learns(
+        self, wide: Path, tmp_path: Path, pretrained: Path
+    ) -> None:
+        settings = self.settings(wide, tmp_path, pretrained)
+        start_net = start(settings)[0].net
+        original = torch.load(pretrained, weights_only=True)
+        run(settings)
+        saved = load_network(tmp_path / "wide" / "bayesian" / "model_resnet18.pt")
+        assert [name for name, _, _ in weight_posteriors(saved.net)] == ["0.fc.weight", "0.fc.bias"]
+        state = saved.net.state_dict()
+        for name, tensor in original.items():
+            if not name.startswith("fc."):
+                assert torch.equal(state[f"0.{name}"], tensor), name
+        assert not torch.equal(state["0.fc.weight"], start_net.state_dict()["0.fc.weight"])
+        assert saved.description.architecture["layers"] == "last"
+
+    def test_moped_starts_from_the_weights(self, wide: Path, tmp_path: Path, pretrained: Path) -> None:
+        settings = replace(
+            self.settings(wide, tmp_path, pretrained), bayesian_layers="layer4.*", moped=0.1, freeze=False
+        )
+        data = load_data(str(wide), "data", 0.2, 0, image_size=(64, 64))
+        net = build_network(settings, describe(settings, data))
+        names = [name for name, _, _ in weight_posteriors(net)]
+        assert names and all(name.startswith("0.layer4.") for name in names)
+        for _, mean, posterior in weight_posteriors(net):
+            torch.testing.assert_close(posterior.std(mean), 0.1 * mean.abs(), rtol=1e-3, atol=1e-6)
+        assert all(parameter.requires_grad for parameter in net.parameters())
+
+    def test_frozen_layers_are_in_evaluation_during_training(self) -> None:
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Linear(3, 3))
+        net[:2].requires_grad_(False)
+        set_to_train(net)
+        assert [layer.training for layer in net] == [False, False, True, True] and net.training
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: {"other": torch.zeros(3)} | state, "the weights of another network: it has other"),
+            (lambda state: dict(list(state.items())[1:]), "another network: conv1.weight is not in it"),
+            (
+                lambda state: state | {"conv1.weight": torch.zeros(64, 1, 7, 7)},
+                r"\[64, 1, 7, 7\], that .*\[64, 3, 7, 7\]",
+            ),
+            (lambda state: {"model": state}, "is not a state_dict"),
+            (lambda state: {}, "is not a state_dict"),
+        ],
+    )
+    def test_weights_that_do_not_fit_are_refused_in_one_line(
+        self, change: Any, message: str, pretrained: Path, tmp_path: Path
+    ) -> None:
+        torch.save(change(torch.load(pretrained, weights_only=True)), tmp_path / "other.pth")
+        net = build("resnet18", False, 2, 3, image_size=(64, 64))
+        with pytest.raises(UserError, match=message) as error:
+            load_weights(net, str(tmp_path / "other.pth"))
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError, match="cannot read the weights .*none.pth"):
+            load_weights(net, str(tmp_path / "none.pth"))
+
+    def test_safetensors_hold_weights_too(self, tmp_path: Path) -> None:
+        safetensors = pytest.importorskip("safetensors.torch")
+        net, other = build("lenet", False, 4, 1), build("lenet", True, 4, 1)
+        safetensors.save_file(net.state_dict(), tmp_path / "lenet.safetensors")
+        load_weights(other, str(tmp_path / "lenet.safetensors"))
+        assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_some_layers_of_a_network_of_ours_are_bayesian(pictures: Path, tmp_path: Path) -> None:
+    settings = bayesian_settings(pictures, tmp_path, n_epochs=1, bayesian_layers="fc*", layer_type="lrt")
+    run(settings)
+    saved = load_network(run_files(settings).best)
+    assert {name.split(".")[1] for name, _, _ in weight_posteriors(saved.net)} == {"fc1", "fc2", "fc3"}
+    frequentist = frequentist_settings(pictures, tmp_path, n_epochs=1)
+    run(frequentist)
+    again = replace(
+        settings, init_from=str(run_files(frequentist).best), moped=0.05, checkpoint_dir=str(tmp_path / "2")
+    )
+    inner = start(again)[0].net.state_dict()
+    for name, tensor in weights(run_files(frequentist).best).items():
+        assert torch.equal(inner[f"0.{name}"], tensor)
+    with pytest.raises(UserError, match="layers='conv9' selects no layer"):
+        start(replace(settings, bayesian_layers="conv9"))
+
+
+def idx(values: np.ndarray[Any, Any]) -> bytes:
+    """An array of bytes in the format of MNIST."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of a FashionMNIST of 30 and 10 images, with their archives; torchvision knows their checksums."""
+    random, raw, resources = np.random.default_rng(0), tmp_path / "FashionMNIST" / "raw", []
+    raw.mkdir(parents=True)
+    for split, count in (("train", 30), ("t10k", 10)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, values in (
+            ("images-idx3", random.integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", labels),
+        ):
+            archive = gzip.compress(idx(values))
+            name = f"{split}-{kind}-ubyte"
+            (raw / name).write_bytes(idx(values))
+            (raw / f"{name}.gz").write_bytes(archive)
+            resources.append((f"{name}.gz", hashlib.md5(archive).hexdigest()))
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    return tmp_path
+
+
+def test_a_data_set_by_name_is_verified_against_its_archive(clothes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = load_data("FashionMNIST", clothes, 0.2, 0)
+    assert before.classes[0] == "T-shirt/top" and before.counts["test"]["Bag"] == 1 and not before.flippable
+    file = clothes / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1
+    file.write_bytes(data)
+    after = load_data("FashionMNIST", clothes, 0.2, 0)
+    assert torch.equal(after.train.images, before.train.images)
+    assert capsys.readouterr().err.count("is damaged: it is now") == 1
+    raw = datasets.FashionMNIST(str(clothes), train=False).data
+    assert torch.equal(after.test.images, transforms.resize(raw[:, None], [32, 32], antialias=True))
+
+
+def tensors_of(kind: type[Any], data: Any, labels: Any, **attributes: Any) -> type[Any]:
+    """A stand-in for a class of torchvision's, with these images for training and the first of them for tests."""
+
+    class Standin(kind):  # type: ignore[misc]
+        def __init__(self, root: str, download: bool, train: bool | None = None, split: str | None = None) -> None:
+            size = len(data) if train or split == "train" else 4
+            self.data, self.labels, self.targets = data[:size], labels[:size], labels[:size]
+            self.classes = ["a", "b"]
+
+    Standin.__name__ = kind.__name__
+    return Standin
+
+
+@pytest.mark.parametrize(("kind", "side"), [(datasets.SVHN, 32), (datasets.STL10, 96)])
+def test_images_with_their_channels_first_are_read_as_they_are(
+    kind: type[Any], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functools import partial
+
+    data = np.random.default_rng(0).integers(0, 256, (20, 3, side, side), dtype=np.uint8)
+    source = SOURCES[kind.__name__]
+    reading = source.read
+    assert isinstance(reading, partial) and reading.args[0] is kind
+    standin = tensors_of(kind, data, np.arange(20) % 2)
+    contents = partial(reading.func, standin, *reading.args[1:], **reading.keywords)(tmp_path, source.size)
+    assert isinstance(contents.train.images, Tensor) and torch.equal(contents.train.images, torch.from_numpy(data))
+    assert contents.test is not None and len(contents.test) == 4
+    assert torch.equal(contents.train.labels, torch.arange(20) % 2)
+
+
+def test_a_network_of_another_size_cannot_share_a_report(trained: BayesianSettings, wide: Path) -> None:
+    saved = load_network(files(trained))
+    other = saved._replace(description=replace(saved.description, image_size=(32, 32)))
+    with pytest.raises(UserError, match="b.pt and a.pt take images of different sizes"):
+        load_test_data({Path("a.pt"): saved, Path("b.pt"): other}, str(wide), "data")
