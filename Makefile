@@ -5,7 +5,7 @@ ARGS ?=
 # One more than there are cores: tests that wait for processes leave theirs idle.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
-.PHONY: train test
+.PHONY: train test docs
 
 train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 embedded digits
 	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet --lr_start 3e-3 $(ARGS)
@@ -13,8 +13,12 @@ train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 
 test: $(VENV)/.installed-dev  ## install, then lint, check types and run every test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+docs: $(VENV)/.installed-dev  ## install, then build the documentation into site/
+	$(VENV)/bin/mkdocs build --strict
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

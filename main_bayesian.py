@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 
 if __name__ == "__main__":
@@ -14,8 +15,8 @@ import training
 from support import OneLineParser, report_user_errors
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Settings from config_bayesian.py and the command line, then the run; a user's mistake exits with code 2."""
+def main(arguments: Sequence[str] | None = None, config: types.ModuleType = config_bayesian) -> None:
+    """Settings from a configuration and the command line, then the run; a user's mistake exits with code 2."""
     with report_user_errors():
         parser = OneLineParser(add_help=False, allow_abbrev=False)
         parser.add_argument(
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help="train nothing: print the last results of the network and of its frequentist twin side by side",
         )
         args, flags = parser.parse_known_args(arguments)
-        settings = training.from_config(training.BayesianSettings, config_bayesian, flags, __doc__ or "", [parser])
+        settings = training.from_config(training.BayesianSettings, config, flags, __doc__ or "", [parser])
         if args.compare:
             print(training.compare(settings))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Sequence
 
 if __name__ == "__main__":
@@ -15,11 +16,11 @@ import training
 from support import report_user_errors
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Settings from config_frequentist.py and the command line, then the run; a user's mistake exits with code 2."""
+def main(arguments: Sequence[str] | None = None, config: types.ModuleType = config_frequentist) -> None:
+    """Settings from a configuration and the command line, then the run; a user's mistake exits with code 2."""
     with report_user_errors():
         flags = sys.argv[1:] if arguments is None else arguments
-        training.run(training.from_config(training.Settings, config_frequentist, flags, __doc__ or ""))
+        training.run(training.from_config(training.Settings, config, flags, __doc__ or ""))
 
 
 if __name__ == "__main__":

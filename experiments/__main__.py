@@ -6,7 +6,8 @@ search  search for the settings of both families of every network and data set o
         per free core, as run. It needs `pip install optuna`.
 ablate  train on the embedded digits with the planned settings and one setting changed at a time; validation only
 list    list the experiments of the plan, and whether they have results
-report  write experiments/results/*.json into the tables of README.md and experiments/README.md, and draw the figures
+report  write experiments/results/*.json into the tables of docs/results.md and experiments/README.md, and draw the
+        figures
 """
 
 from __future__ import annotations

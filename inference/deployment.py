@@ -179,7 +179,9 @@ def export_network(network: DeployedNetwork, channels: int, size: int | tuple[in
                     output_names=list(network.outputs), external_data=False, verbose=False,
                 )  # fmt: skip
             except ImportError as error:
-                raise UserError(f"cannot write {path} without ONNX's packages: pip install onnx onnxscript") from error
+                raise UserError(
+                    f"cannot write {path} without ONNX's packages: pip install onnx onnxscript, or 'bayesian-cnn[onnx]'"
+                ) from error
         else:
             raise UserError(f"cannot export to {path}: the name must end in .pt2 or .onnx")
     return path
@@ -275,7 +277,9 @@ def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
     try:
         from onnxruntime import InferenceSession
     except ImportError as error:
-        raise UserError("cannot run ONNX files without onnxruntime: pip install onnxruntime") from error
+        raise UserError(
+            "cannot run ONNX files without onnxruntime: pip install onnxruntime, or 'bayesian-cnn[onnx]'"
+        ) from error
     return [torch.from_numpy(output) for output in InferenceSession(str(path)).run(None, {"images": inputs.numpy()})]
 
 

@@ -29,7 +29,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path} is a recording of the earlier version: pip install h5py to read it") from error
+        raise UserError(
+            f"{path} is a recording of the earlier version: pip install h5py, or 'bayesian-cnn[hdf5]'"
+        ) from error
     with h5py.File(path, "r") as file:
         attributes = dict(file.attrs)
         if attributes.get("format") != FORMAT:

@@ -22,10 +22,12 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
+    root = Path(__file__).resolve().parents[1]
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=5
+            ["git", "rev-parse", "HEAD", "--show-toplevel"], capture_output=True, text=True, cwd=root, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return answer.stdout.strip() or "unknown"
+    commit, _, top = answer.stdout.strip().partition("\n")
+    return commit if top and Path(top) == root else "unknown"  # installed, it may lie within another project's clone

@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README runs; that for several processes in test_distributed.py."""
+"""Every command and snippet of the README and the docs runs; some do in test_distributed.py and test_continual.py."""
 
 from __future__ import annotations
 
@@ -13,15 +13,41 @@ from conftest import ROOT, Script, draw_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNCERTAINTY = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+GUIDE = ["index", "networks", "training", "unknown", "recording", "deployment"]
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in GUIDE)]
+TESTED_ELSEWHERE = {"uncertainty", "continual", "tasks"}
 
 
 def blocks(language: str, page: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def commands(page: str = README) -> list[list[str]]:
-    lines = "\n".join(blocks("bash", page)).splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def commands(*pages: str) -> list[list[str]]:
+    """Those of some pages, or of the README and the guide; each is there once."""
+    lines = "\n".join("\n".join(blocks("bash", page)) for page in pages or PAGES).splitlines()
+    words = [tuple(words) for line in lines if (words := shlex.split(line, comments=True))]
+    return [list(command) for command in dict.fromkeys(words)]
+
+
+def test_no_page_has_commands_or_snippets_that_no_test_runs() -> None:
+    names = {
+        path.stem for path in (ROOT / "docs").glob("*.md") if re.search("^```(bash|python)$", path.read_text(), re.M)
+    }
+    assert names <= {*GUIDE, *TESTED_ELSEWHERE}
+
+
+def test_the_readme_is_short_and_its_results_are_those_of_the_page() -> None:
+    assert README.count("\n") <= 200
+    full = {
+        tuple(cells[:3]): cells
+        for line in (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+        if len(cells := line.strip("| ").split(" | ")) == 14
+    }
+    rows = [cells for line in README.splitlines() if len(cells := line.strip("| ").split(" | ")) == 7][2:]
+    assert len(rows) == 6
+    for *start, accuracy, nll, ece, auroc in rows:
+        cells = full[tuple(start)]
+        assert [accuracy, nll, ece, auroc] == [cells[3], cells[4], cells[6], cells[7 if "frequentist" in start else 8]]
 
 
 def test_the_snippets_run_one_after_the_other(
@@ -33,11 +59,14 @@ def test_the_snippets_run_one_after_the_other(
     script(*recipe, "--n_epochs", 1, "--valid_ens", 1, "--test_ens", 2, "--checkpoint_dir", tmp_path / "checkpoints")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
-    snippets = blocks("python")
-    assert len(snippets) >= 4 and "Classifier.load" in snippets[0]
-    names: dict[str, object] = {}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), names)
+    ran: set[str] = set()
+    for page in PAGES:
+        names: dict[str, object] = {}
+        for snippet in blocks("python", page):
+            if snippet not in ran:
+                exec(compile(snippet, "page.md", "exec"), names)
+                ran.add(snippet)
+    assert len(ran) >= 7 and "Classifier.load" in blocks("python")[0]
     assert re.match(r"\d tensor\([01]\.\d+\)\ntensor\(\[.+\]\) tensor\(\[.+\]\)\n", capsys.readouterr().out)
 
 

@@ -86,7 +86,7 @@ class Curves:
         folder: where the file goes.
 
     Raises:
-        UserError: the file cannot be written; also from `add`.
+        UserError: tensorboard is missing, or the file cannot be written; also from `add`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,8 +101,13 @@ class Curves:
         self._write(step=int(row["epoch"]), summary=Summary(value=values))
 
     def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and few runs need it
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and few runs need it
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise UserError(
+                "curves need tensorboard: pip install tensorboard, or 'bayesian-cnn[tensorboard]'"
+            ) from error
 
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

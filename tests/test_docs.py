@@ -1,0 +1,118 @@
+"""The documentation is built strictly, needs nothing from elsewhere to be read, and shows what it should."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+from conftest import ROOT
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+import inference
+import layers
+import likelihoods
+import moments
+import training
+
+DOCS = ROOT / "docs"
+
+
+class Page(HTMLParser):
+    """What a page loads, links to, and says.
+
+    Args:
+        path: of the page.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.ids.add(values.get("id", ""))
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag != "a":
+            self.loads += [values[name] for name in ("src", "href") if name in values]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[str, Page]:
+    return {path.relative_to(site).as_posix(): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def test_every_page_can_be_read_without_a_network(site: Path, pages: dict[str, Page]) -> None:
+    assert len(pages) >= 28
+    for name, page in pages.items():
+        assert len(page.loads) > 5
+        for place in page.loads:
+            assert (site / name).parent.joinpath(place.split("#")[0].split("?")[0]).exists(), (name, place)
+
+
+def test_links_lead_to_places_that_exist(site: Path, pages: dict[str, Page]) -> None:
+    """Also those into pages that lie elsewhere in the repository, whose links mkdocs sees rewritten."""
+    checked = 0
+    for name, page in pages.items():
+        for link in page.links:
+            if not re.match(r"\w+:", link):
+                target, _, anchor = link.partition("#")
+                path = (site / name).parent.joinpath(target).resolve() if target else site / name
+                assert path.exists(), (name, link)
+                if anchor and path.suffix == ".html":
+                    assert anchor in pages[path.relative_to(site).as_posix()].ids | {"__top"}, (name, link)
+                checked += 1
+    assert checked > 1000
+
+
+def test_formulas_are_drawn_by_the_browser_itself(site: Path, pages: dict[str, Page]) -> None:
+    text = re.sub(r"`[^`]*`", "", (DOCS / "concepts.md").read_text(encoding="utf-8"))
+    formulas = re.findall(r"\$\$.+?\$\$|\$.+?\$", text, re.DOTALL)
+    assert len(formulas) > 30 and pages["concepts.html"].tags.count("math") == len(formulas)
+    for path in site.rglob("*.html"):
+        assert "arithmatex" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_reference_has_every_public_function_and_class(pages: dict[str, Page]) -> None:
+    for room in (inference, layers, likelihoods, moments, training):
+        ids = pages[f"api/{room.__name__}.html"].ids
+        public = {
+            name: value for name in room.__all__ if isinstance(value := getattr(room, name), (type, FunctionType))
+        }
+        assert len(public) > 5
+        for name, value in public.items():
+            assert {f"{room.__name__}.{name}", f"{value.__module__}.{name}"} & ids, name
+
+
+def test_the_gallery_shows_every_picture() -> None:
+    pictures = {path.name for path in (DOCS / "images").iterdir()} - {"digit.png"}
+    assert set(re.findall(r"images/([\w.]+)", (DOCS / "gallery.md").read_text(encoding="utf-8"))) == pictures
+
+
+def test_a_link_that_leads_nowhere_stops_the_build(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("[nowhere](absent.md)")
+    (tmp_path / "docs" / "hooks.py").write_text((DOCS / "hooks.py").read_text())
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/README.md", "benchmarks/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("# A page")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\nhooks: [docs/hooks.py]\nexclude_docs: hooks.py\n")
+    with pytest.raises(Abort):
+        build(load_config(str(tmp_path / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
