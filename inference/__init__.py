@@ -37,7 +37,7 @@ from inference.evaluation import (
     under_corruptions,
     under_shift,
 )
-from inference.laplace import LaplaceNetwork, laplace
+from inference.last_layer import LaplaceNetwork, laplace
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive

@@ -23,7 +23,7 @@ from inference import (
     posterior_draws,
     posterior_predictive,
 )
-from inference.laplace import evidence_precision
+from inference.last_layer import evidence_precision
 from layers import to_bayesian
 from support import UserError
 
