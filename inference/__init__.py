@@ -39,6 +39,7 @@ from inference.evaluation import (
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive
+from inference.regressor import Regressor
 from inference.tables import print_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
@@ -52,6 +53,7 @@ __all__ = [
     "MomentNetwork",
     "PredictiveNetwork",
     "Predictor",
+    "Regressor",
     "Shift",
     "Uncertainty",
     "batch_means",
