@@ -2,6 +2,8 @@
 
 # Data
 dataset = "MNIST5k"  # MNIST5k (no download), MNIST, CIFAR10, STL10 and more of torchvision's, or a folder of images
+task = "classification"  # or, of a folder: multilabel (labels.csv), regression (targets.csv), segmentation (masks/)
+likelihood = None  # that of the task; or noisy_dirichlet, student_t, {"class_weights": "balanced"} …
 data_dir = "data"  # where downloaded data is stored
 valid_size = 0.1  # fraction of the training images held out for validation
 image_size = None  # height,width or one number; None: the data set's own; "own": that of a folder's images

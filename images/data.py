@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from images.folders import folder_source
+from images.folders import folder_source, shortened
 from images.sources import SOURCES, Source
 from images.splits import Split, held_out_count
+from images.targets import target_counts, target_source
 from images.transforms import chunk_size, to_channels
 from models import IMAGE_SIZE, Size
 from support import UserError, nearest, one_line
@@ -31,7 +32,7 @@ class ImageData:
 
     Attributes:
         name: what checkpoints and reports call it.
-        classes: the names of the classes, by label.
+        classes: the names of the classes, by label; or those of the labels or targets of another task.
         flippable: whether mirror images are as good as the originals.
         train: the images to train on.
         valid: the images held out to choose the best epoch and the settings by.
@@ -44,6 +45,7 @@ class ImageData:
         notes: what was made of the data where it is not what it could be, one line each.
         skipped: the paths of images that were left out because they cannot be read.
         center_crop: whether the center of images of another shape was cut out.
+        task: what is to be predicted: classification, multilabel, regression or segmentation.
     """
 
     name: str
@@ -58,11 +60,14 @@ class ImageData:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     center_crop: bool = False
+    task: str = "classification"
 
     @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """The number of images by split ('train', 'valid', 'test') and class."""
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """By split ('train', 'valid', 'test'), the number of images of each class; of other tasks, `target_counts`."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        if self.task != "classification":
+            return {name: target_counts(self.task, self.classes, split.labels) for name, split in splits.items()}
         return {
             name: dict(zip(self.classes, split.labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
             for name, split in splits.items()
@@ -70,10 +75,16 @@ class ImageData:
 
     def report(self) -> str:
         """The numbers of images by split and class, what was made of the data, and what was skipped: a line each."""
-        counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
+        if self.task == "classification":
+            counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
+        else:
+            splits = {"train": self.train, "valid": self.valid, "test": self.test}
+            phrases = {name: _target_phrase(self.task, by_name) for name, by_name in self.counts.items()}
+            counts = ", ".join(f"{name} {len(split):,} ({phrases[name]})" for name, split in splits.items())
         color = "grey" if self.channels == 1 else "color"
         size = "" if self.image_size == IMAGE_SIZE else " {}×{}".format(*self.image_size)
-        lines = [f"{self.name}: {len(self.classes)} classes, {color}{size}; {counts}", *self.notes]
+        noun = {"multilabel": "labels", "regression": "targets"}.get(self.task, "classes")
+        lines = [f"{self.name}: {len(self.classes)} {noun}, {color}{size}; {counts}", *self.notes]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {self.skipped[0]}")
         return "\n".join(map(one_line, lines))
@@ -101,6 +112,7 @@ def load_data(
     image_size: Size | str | None = None,
     center_crop: bool = False,
     channels: int | str = "auto",
+    task: str = "classification",
 ) -> ImageData:
     """A data set by its name, or the path of a folder of images, split for a run.
 
@@ -118,6 +130,7 @@ def load_data(
             a folder whose images all have one size.
         center_crop: for a folder, as for `to_pixels`.
         channels: 1 to read the images as grey, 3 as RGB, 'auto' as they are.
+        task: classification; or multilabel, regression or segmentation for a folder as `target_source` reads it.
 
     Raises:
         UserError: an unknown name, splits without images or smaller than a batch (both before any image is read),
@@ -125,6 +138,7 @@ def load_data(
     """
     source = _find_source(
         dataset,
+        task,
         memory_limit=memory_limit,
         skip_broken=skip_broken,
         channels=None if isinstance(channels, str) else channels,
@@ -148,10 +162,12 @@ def load_data(
     for split in (valid, test):
         _decode_all(split)
     content = contents.files_digest or _pixels_digest((train, valid, test))
-    counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
+    counts: list[Any] = [len(split) for split in (train, valid, test)]  # of other tasks, the digest is of targets too
+    if task == "classification":
+        counts = [split.labels.bincount(minlength=len(contents.classes)).tolist() for split in (train, valid, test)]
     fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
     return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std,
-                     fingerprint, contents.notes, contents.skipped, center_crop)  # fmt: skip
+                     fingerprint, contents.notes, contents.skipped, center_crop, task)  # fmt: skip
 
 
 def data_name(dataset: str) -> str:
@@ -170,12 +186,15 @@ def _with_channels(split: Split, channels: int) -> Split:
     return replace(split, images=to_channels(split.images, channels)) if isinstance(split.images, Tensor) else split
 
 
-def _find_source(dataset: str, **how: Any) -> Source:
+def _find_source(dataset: str, task: str, **how: Any) -> Source:
     if dataset in SOURCES:
+        if task != "classification":
+            raise UserError(f"{dataset} has classes alone: give the folder of a data set for the task {task}")
         return SOURCES[dataset]
     try:
         if Path(dataset).is_dir():
-            return folder_source(Path(dataset), **how)
+            folder = Path(dataset)
+            return folder_source(folder, **how) if task == "classification" else target_source(folder, task, **how)
     except OSError as error:
         raise UserError(f"dataset '{dataset}' cannot be read: {error.strerror or error}") from error
     if os.sep in dataset:
@@ -196,6 +215,15 @@ def _count_phrase(by_class: dict[str, int]) -> str:
     else:
         each = " to ".join(f"{name}: {by_class[name]:,}" for name in (names[0], names[-1]))
     return f"{sum(by_class.values()):,} ({each})"
+
+
+def _target_phrase(task: str, by_name: dict[str, Any]) -> str:
+    """Such as 'sunny: 20, windy: 12' or 'weight: 3.2 ± 1.1'; of many, the first five."""
+    phrases = [
+        f"{name}: {row['mean']:.4g} ± {row['std']:.3g}" if task == "regression" else f"{name}: {row:,}"
+        for name, row in by_name.items()
+    ]
+    return shortened(phrases)
 
 
 def _pixels_digest(splits: Iterable[Split]) -> str:

@@ -87,7 +87,7 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Image.Image]:
+def open_image(path: str) -> Iterator[Image.Image]:
     """An image file, of which the header is read.
 
     Raises:
@@ -126,7 +126,7 @@ class ImageFiles(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         with (
-            _open(str(self.paths[index])) as picture,
+            open_image(str(self.paths[index])) as picture,
             ONE_AT_A_TIME if picture.width * picture.height > LARGE else nullcontext(),
         ):
             return to_pixels(picture, self.channels, self.size, self.center_crop)
@@ -195,7 +195,7 @@ def all_grey(paths: Sequence[str]) -> bool:
     """
 
     def is_grey(path: str) -> bool:
-        with _open(path) as picture:
+        with open_image(path) as picture:
             return picture.mode in GREY_MODES
 
     return all(_in_threads(is_grey, paths))
@@ -209,7 +209,7 @@ def common_size(paths: Sequence[str]) -> Size:
     """
 
     def size(path: str) -> Size:
-        with _open(path) as picture:
+        with open_image(path) as picture:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
             return picture.size if turned else picture.size[::-1]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class SplitFiles:
         classes: their names, sorted.
         paths: of the images, class by class.
         sizes: in bytes, of each.
-        labels: index of its class, of each.
+        labels: index of its class, of each; for other tasks, what is known of it.
         left_out: what else is in the folder.
     """
 
@@ -49,7 +50,7 @@ class SplitFiles:
     classes: tuple[str, ...]
     paths: list[str]
     sizes: array[int]
-    labels: list[int]
+    labels: list[Any]
     left_out: LeftOut
 
     def drop(self, indices: set[int]) -> None:
@@ -64,7 +65,7 @@ class SplitFiles:
         labels = set(self.labels)
         empty = [name for label, name in enumerate(self.classes) if label not in labels]
         if empty or not self.classes:
-            reason = f"no image in {_names(empty)}" if empty else "there is no such folder"
+            reason = f"no image in {shortened(empty)}" if empty else "there is no such folder"
             left_out = f"; left out of it are {self.left_out}" if self.left_out.counts else ""
             raise UserError(f"{self.folder} must hold a folder of images for each class: {reason}{left_out}")
 
@@ -96,7 +97,7 @@ def folder_source(
         UserError: folders that are missing, empty or cannot be read, only one class, or folders with different
             classes; on reading, an image that cannot be read, or images of several sizes with `own_size`.
     """
-    folders, unused = _find_folders(root)
+    folders, unused = find_folders(root)
     splits = {purpose: _list_split(folder) for purpose, folder in folders.items()}
     classes = splits["train"].classes
     if len(classes) == 1:
@@ -105,7 +106,7 @@ def folder_source(
         if split.classes != classes:
             raise UserError(
                 f"{root}: train/ and {split.folder.name}/ must have the same classes, but only one has "
-                f"{_names(sorted(set(classes) ^ set(split.classes)))}"
+                f"{shortened(sorted(set(classes) ^ set(split.classes)))}"
             )
     skipped = _drop_unreadable(splits.values(), root) if skip_broken else ()
 
@@ -121,14 +122,14 @@ def folder_source(
             return Split(images.decode_all() if fits else images, torch.tensor(files.labels))
 
         contents = {purpose: read_split(files) for purpose, files in splits.items()}
-        notes = _notes(splits, unused)
-        return Contents(classes, color, **contents, files_digest=_digest(splits.values()),
+        notes = folder_notes(splits, unused)
+        return Contents(classes, color, **contents, files_digest=files_digest(splits.values()),
                         notes=notes, skipped=skipped)  # fmt: skip
 
     return Source(len(splits["train"].paths), "test" in splits, read, "valid" in splits)
 
 
-def _find_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+def find_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of the splits, by what they are for, and the names of the folders that are for none."""
     try:
         with os.scandir(root) as entries:
@@ -187,13 +188,13 @@ def _drop_unreadable(splits: Iterable[SplitFiles], root: Path) -> tuple[str, ...
     return tuple(skipped)
 
 
-def _notes(splits: dict[str, SplitFiles], unused: list[str]) -> tuple[str, ...]:
+def folder_notes(splits: dict[str, SplitFiles], unused: list[str]) -> tuple[str, ...]:
     """What was made of the folder, where it could be something else than its owner thinks."""
     notes = []
     if "valid" in splits:
         notes.append(f"validation images are those of {splits['valid'].folder.name}/; valid_size is not used")
     if unused:
-        notes.append(f"not used: the folders {_names(unused)}")
+        notes.append(f"not used: the folders {shortened(unused)}")
     for files in splits.values():
         if files.left_out.counts:
             notes.append(f"left out of {files.folder.name}/: {files.left_out}")
@@ -203,7 +204,7 @@ def _notes(splits: dict[str, SplitFiles], unused: list[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _digest(splits: Iterable[SplitFiles]) -> str:
+def files_digest(splits: Iterable[SplitFiles]) -> str:
     """SHA-256 of the paths of the files, relative to the root, and of their sizes."""
     digest = hashlib.sha256()
     for files in splits:
@@ -213,7 +214,8 @@ def _digest(splits: Iterable[SplitFiles]) -> str:
     return digest.hexdigest()
 
 
-def _names(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -20,7 +20,8 @@ class Split:
 
     Attributes:
         images: uint8 [n, channels, height, width], or files that are decoded on access.
-        labels: int64 [n].
+        labels: int64 [n], the class of each; of other tasks, float32 [n, labels] of 0 and 1, float32 [n, targets], or
+            uint8 [n, height, width], the class of each pixel.
     """
 
     images: Tensor | ImageFiles
@@ -54,7 +55,7 @@ class Split:
                 batch's first example, so that all processes take the same number of steps.
 
         Yields:
-            uint8 images [b, channels, height, width] and int64 labels [b].
+            uint8 images [b, channels, height, width] and labels [b, ...].
 
         Raises:
             UserError: an image file that cannot be read.

@@ -41,6 +41,7 @@ from inference.last_layer import LaplaceNetwork, laplace
 from inference.prediction import METHODS, Predictor, posterior_draws, posterior_predictive, predict, summarize
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive
+from inference.regressor import Regressor
 from inference.swag import Swag
 from inference.tables import print_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
@@ -56,6 +57,7 @@ __all__ = [
     "MomentNetwork",
     "PredictiveNetwork",
     "Predictor",
+    "Regressor",
     "Shift",
     "Swag",
     "Uncertainty",

@@ -14,15 +14,78 @@ from torch import Tensor, nn
 from images import ImageFiles, Split, chunk_size, normalize, to_pixels
 from inference.decisions import Decisions
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
-from likelihoods import Predictive
+from likelihoods import Gaussian, Predictive, Summaries, Summary
 from models import IMAGE_SIZE, Description, SavedNetwork, Size, load_network
 from support import ALONE, UserError, World
 
 Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
 
 
+class TakesImages:
+    """What a trained network needs to take images as they are; the attributes are those of `Classifier`."""
+
+    net: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: Size
+    center_crop: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that the network takes."""
+        return len(self.mean), *self.image_size
+
+    def read(self, images: Images) -> Tensor | ImageFiles:
+        """The images that `predict` takes as one batch: uint8 [n, *image_shape], or files that are not yet decoded.
+
+        Raises:
+            TypeError: `images` is none of what `predict` takes.
+            ValueError: a tensor is not uint8, or images are of another shape.
+        """
+        channels = self.image_shape[0]
+        how = channels, self.image_size, self.center_crop
+        if isinstance(images, Tensor):
+            return self._batch(images)
+        if isinstance(images, ImageFiles):
+            if (images.channels, images.size) != (channels, self.image_size):
+                height, width = self.image_size
+                raise ValueError(
+                    f"expected image files read with {channels} channels of {height}×{width} pixels, got "
+                    f"{images.channels} of {images.size[0]}×{images.size[1]}"
+                )
+            return images
+        items = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        paths = [str(item) for item in items if isinstance(item, (str, Path))]
+        if len(paths) == len(items):
+            return ImageFiles(paths, *how)
+        pictures = [item for item in items if isinstance(item, Image.Image)]
+        if len(pictures) == len(items):
+            return torch.stack([to_pixels(picture, *how) for picture in pictures])
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise TypeError(f"expected a uint8 tensor, PIL images, or paths of image files, got {kinds}")
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels [n, *image_shape] as the network's float32 inputs, on its device."""
+        return normalize(pixels.to(next(self.net.parameters()).device), self.mean, self.std)
+
+    def _batch(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"expected uint8 images, got {images.dtype}, whose range is unknown: give pixels from 0 to 255 as "
+                f"uint8, or PIL images"
+            )
+        batch = images[None] if images.dim() == 3 else images
+        if batch.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"expected images [n, {expected}] or one image [{expected}], got {list(images.shape)}: give PIL images "
+                f"or paths to have them converted"
+            )
+        return batch.cpu()
+
+
 @dataclass(frozen=True, eq=False)
-class Classifier:
+class Classifier(TakesImages):
     """A network with the constants that normalize its images and the names of its classes.
 
     Attributes:
@@ -77,7 +140,7 @@ class Classifier:
         """The classifier of a checkpoint that is loaded already, from the file `source`; as `load`.
 
         Raises:
-            UserError: the file has broken decisions.
+            UserError: the file has broken decisions, or a network for regression.
         """
         classifier = cls.from_description(saved.net, saved.description, source)
         decisions = Decisions.from_content(saved.content, source) if calibrated else None
@@ -85,21 +148,23 @@ class Classifier:
 
     @classmethod
     def from_description(cls, net: nn.Module, description: Description, source: str | Path | None = None) -> Classifier:
-        """The classifier of a network that is loaded already, from the file `source`, without decisions."""
+        """The classifier of a network that is loaded already, from the file `source`, without decisions.
+
+        Raises:
+            UserError: the network is one for regression.
+        """
+        if isinstance(description.likelihood, Gaussian):
+            raise UserError(f"{source or 'the network'} is for regression: load it by inference.Regressor")
         return cls(
             net,
             description.classes,
             description.mean,
             description.std,
+            likelihood="categorical" if description.maps else description.likelihood.reading,
             source=source,
             image_size=description.image_size,
             center_crop=description.center_crop,
         )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images that the network takes."""
-        return len(self.mean), *self.image_size
 
     @property
     def temperature(self) -> float:
@@ -182,54 +247,6 @@ class Classifier:
 
         return predict_chunks(self.read(images), predict_chunk, workers, world)
 
-    def read(self, images: Images) -> Tensor | ImageFiles:
-        """The images that `predict` takes as one batch: uint8 [n, *image_shape], or files that are not yet decoded.
-
-        Raises:
-            TypeError: `images` is none of what `predict` takes.
-            ValueError: a tensor is not uint8, or images are of another shape.
-        """
-        channels = self.image_shape[0]
-        how = channels, self.image_size, self.center_crop
-        if isinstance(images, Tensor):
-            return self._batch(images)
-        if isinstance(images, ImageFiles):
-            if (images.channels, images.size) != (channels, self.image_size):
-                height, width = self.image_size
-                raise ValueError(
-                    f"expected image files read with {channels} channels of {height}×{width} pixels, got "
-                    f"{images.channels} of {images.size[0]}×{images.size[1]}"
-                )
-            return images
-        items = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-        paths = [str(item) for item in items if isinstance(item, (str, Path))]
-        if len(paths) == len(items):
-            return ImageFiles(paths, *how)
-        pictures = [item for item in items if isinstance(item, Image.Image)]
-        if len(pictures) == len(items):
-            return torch.stack([to_pixels(picture, *how) for picture in pictures])
-        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-        raise TypeError(f"expected a uint8 tensor, PIL images, or paths of image files, got {kinds}")
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels [n, *image_shape] as the network's float32 inputs, on its device."""
-        return normalize(pixels.to(next(self.net.parameters()).device), self.mean, self.std)
-
-    def _batch(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            raise ValueError(
-                f"expected uint8 images, got {images.dtype}, whose range is unknown: give pixels from 0 to 255 as "
-                f"uint8, or PIL images"
-            )
-        batch = images[None] if images.dim() == 3 else images
-        if batch.shape[1:] != self.image_shape:
-            expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(
-                f"expected images [n, {expected}] or one image [{expected}], got {list(images.shape)}: give PIL images "
-                f"or paths to have them converted"
-            )
-        return batch.cpu()
-
 
 def load_finite_network(
     path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None
@@ -280,8 +297,8 @@ def load_networks(
 
 
 def predict_chunks(
-    images: Tensor | ImageFiles, predict: Callable[[Tensor], Predictive], workers: int = 0, world: World = ALONE
-) -> Predictive:
+    images: Tensor | ImageFiles, predict: Callable[[Tensor], Summary], workers: int = 0, world: World = ALONE
+) -> Summary:
     """The predictive for images of which only a chunk is decoded and normalized at a time.
 
     Args:
@@ -297,8 +314,8 @@ def predict_chunks(
         raise UserError(f"expected at least {world.size} images, one per process, got {len(images)}")
     split = Split(images, torch.zeros(len(images), dtype=torch.int64))
 
-    def predict_at(indices: Tensor) -> Predictive:
+    def predict_at(indices: Tensor) -> Summary:
         batches = split.batches(chunk_size(split.image_size), indices, workers)
-        return Predictive.concatenate([predict(pixels) for pixels, _ in batches])
+        return Summaries.concatenate([predict(pixels) for pixels, _ in batches])
 
     return predict_together(len(images), predict_at, world)

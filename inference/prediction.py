@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
 from inference.prefix import Prefix
-from likelihoods import Predictive, entropy, get_likelihood, normalized_softplus, softmax
+from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
 from moments import Propagation, logit_draws
 from support import UserError, World
 
@@ -204,14 +204,15 @@ def posterior_predictive(
             likelihood reads.
         MissingRuleError: by moments, the network has an operation without a rule.
     """
-    _check_method(method)
+    check_method(method)
     if method == "moments":
         return Predictor(net, method=method, likelihood=likelihood, temperature=temperature)(images, batch_size)
     outputs = posterior_outputs(net, images, num_samples, batch_size, seed)
     return summarize(outputs, likelihood=likelihood, temperature=temperature)
 
 
-def _check_method(method: str) -> None:
+def check_method(method: str) -> None:
+    """Refuse a way to predict that is not one of `METHODS`, by a ValueError."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected {' or '.join(map(repr, METHODS))}")
 
@@ -249,7 +250,7 @@ class Predictor:
         temperature: float = 1.0,
         fit_to: Tensor | None = None,
     ) -> None:
-        _check_method(method)
+        check_method(method)
         get_likelihood(likelihood)
         if fit_to is not None and (method != "moments" or num_samples < 2):
             raise ValueError("fit_to expects the method 'moments' and at least 2 samples: leave it out otherwise")
@@ -368,7 +369,7 @@ def summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None, temperatu
     return reading.predictive(*(summary.cpu() for summary in summaries))
 
 
-def predict_together(count: int, predict: Callable[[Tensor], Predictive], world: World) -> Predictive:
+def predict_together(count: int, predict: Callable[[Tensor], Summary], world: World) -> Summary:
     """The predictive for `count` images, of which each process predicts its share and gets the whole.
 
     Args:
@@ -377,7 +378,7 @@ def predict_together(count: int, predict: Callable[[Tensor], Predictive], world:
         world: the processes; `support.process_group` gives it to a script that torchrun started.
     """
     share = predict(torch.arange(world.rank, count, world.size))
-    return Predictive.from_shares(world.all_gather(share))
+    return Summaries.from_shares(world.all_gather(share))
 
 
 class _CovarianceTraces:

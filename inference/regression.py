@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from inference.prediction import posterior_outputs
+from inference.prediction import check_method, posterior_outputs
 from likelihoods import GaussianLikelihood, RegressionPredictive
+from moments import Propagation, logit_draws
 
 
 def regression_predictive(
@@ -16,6 +19,8 @@ def regression_predictive(
     num_samples: int = 100,
     batch_size: int = 1024,
     seed: int = 0,
+    *,
+    method: str = "draws",
 ) -> RegressionPredictive:
     """Mean and variances of y over draws from the posterior, by the law of total variance.
 
@@ -26,12 +31,16 @@ def regression_predictive(
         num_samples: draws from the posterior.
         batch_size: examples per forward pass.
         seed: of the draws.
+        method: 'draws', or 'moments' for a single pass (see `posterior_predictive`).
 
     Raises:
-        ValueError: `num_samples` is below 1.
+        ValueError: `num_samples` is below 1, or the method is unknown.
+        MissingRuleError: by moments, the network has an operation without a rule.
     """
+    check_method(method)
     with torch.no_grad():
-        outputs = posterior_outputs(net, inputs, num_samples, batch_size, seed)
-        moments = [likelihood.moments(output) for output in outputs]
-        means, variances = (torch.stack(samples).cpu() for samples in zip(*moments, strict=True))
-        return RegressionPredictive(means.mean(0), variances.mean(0), means.var(0, correction=0))
+        if method == "draws":
+            return likelihood.summarize(posterior_outputs(net, inputs, num_samples, batch_size, seed))
+        device, propagation = next(net.parameters()).device, Propagation(copy.deepcopy(net).eval())
+        batches = (propagation(batch.to(device)) for batch in inputs.split(batch_size))
+        return RegressionPredictive.concatenate([likelihood.summarize(logit_draws(*batch)) for batch in batches])

@@ -5,12 +5,14 @@ A likelihood reads outputs as logits over choices, on the last axis, and says wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from likelihoods.summaries import Summaries
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def outer_mean(vectors: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictive:
+class Predictive(Summaries):
     """Summaries of the posterior predictive for n images, float32 on the CPU.
 
     p̂_t are the class probabilities of sample t. For maps, whose outputs are [n, classes, height, width], `probs` has
@@ -71,31 +73,6 @@ class Predictive:
     energy: Tensor
     variation_ratio: Tensor
     accepted: Tensor
-
-    @staticmethod
-    def concatenate(predictives: Sequence[Predictive]) -> Predictive:
-        """The predictive for all images of several predictives, in their order."""
-        kind = type(predictives[0])
-        return kind(*(torch.cat([getattr(each, field.name) for each in predictives]) for field in fields(kind)))
-
-    @staticmethod
-    def from_shares(shares: Sequence[Predictive]) -> Predictive:
-        """The predictive for all images, of which process r of k predicted every k-th, from index r on."""
-        count = sum(len(share.probs) for share in shares)
-
-        def interleave(name: str) -> Tensor:
-            tensors = [getattr(share, name) for share in shares]
-            whole = tensors[0].new_empty((count, *tensors[0].shape[1:]))
-            for rank, tensor in enumerate(tensors):
-                whole[rank :: len(shares)] = tensor
-            return whole
-
-        kind = type(shares[0])
-        return shares[0] if len(shares) == 1 else kind(*(interleave(field.name) for field in fields(kind)))
-
-    def subset(self, indices: Tensor) -> Predictive:
-        """The predictive for the images at these indices, or where a mask [n] is true."""
-        return replace(self, **{field.name: getattr(self, field.name)[indices] for field in fields(self)})
 
     @property
     def labels(self) -> Tensor:

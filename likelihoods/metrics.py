@@ -90,6 +90,31 @@ def scores(predicted: Tensor | Predictive, labels: Tensor) -> dict[str, float]:
     }
 
 
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How many examples, or pixels, of each class are taken for each class.
+
+    Args:
+        predicted: int64, the predicted classes.
+        labels: int64 of the same shape, the true ones.
+        classes: how many there are.
+
+    Returns:
+        int64 [classes, classes], rows the true classes, columns the predicted ones.
+    """
+    pairs = labels.flatten().long() * classes + predicted.flatten()
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def intersection_over_union(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[classes], how many of the pixels that are of a class, or are taken for it, are both (Jaccard's index).
+
+    NaN for a class that is in neither. For the arguments see `confusion`.
+    """
+    matrix = confusion(predicted, labels, classes).double()
+    both = matrix.diagonal()
+    return both / (matrix.sum(0) + matrix.sum(1) - both)
+
+
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """A reliability diagram (Guo et al. 2017), over the bins that are not empty.

@@ -9,13 +9,14 @@ import stat
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from likelihoods import TaskLikelihood, parse_task
 from models.architectures import IMAGE_SIZE, Size
 from models.registry import FACTORIES, NETWORKS, build
 from models.screening import check_archive
@@ -34,11 +35,12 @@ class Description:
         net_type: as for `build`.
         bayesian: as for `build`.
         architecture: the keyword arguments of `build`.
-        classes: the names of the classes, by label.
+        classes: the names of the classes, by label; or those of the labels or targets of another task.
         mean: per channel, what is subtracted from an image's pixels in [0, 1].
         std: per channel, what they are then divided by.
         image_size: height and width of the images.
         center_crop: whether the center of an image of another shape is cut out rather than the image stretched.
+        task: what the outputs mean, as for `likelihoods.parse_task`.
     """
 
     net_type: str
@@ -49,6 +51,7 @@ class Description:
     std: tuple[float, ...]
     image_size: Size = IMAGE_SIZE
     center_crop: bool = False
+    task: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the types: whoever makes a file can write anything into it.
@@ -57,8 +60,10 @@ class Description:
             ValueError: a value that a description cannot have; the message names it.
         """
         known = isinstance(self.net_type, str) and isinstance(self.bayesian, bool) and type(self.center_crop) is bool
-        if not known or not isinstance(self.architecture, dict):
-            raise ValueError("net_type, bayesian, center_crop and architecture must be a string, two bools and a dict")
+        if not known or not isinstance(self.architecture, dict) or not isinstance(self.task, dict):
+            raise ValueError(
+                "net_type, bayesian, center_crop, architecture and task must be a string, two bools and two dicts"
+            )
         object.__setattr__(self, "image_size", check_image_size(self.image_size))
         for name, check in (("classes", text), ("mean", number(-math.inf)), ("std", number(0, exclusive=True))):
             values = getattr(self, name)
@@ -71,10 +76,21 @@ class Description:
                 raise ValueError(f"{name}: expected {error}") from error
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean and std must be of the same channels, got {len(self.mean)} and {len(self.std)}")
+        self.likelihood.check(len(self.classes))
+
+    @property
+    def likelihood(self) -> TaskLikelihood:
+        """The likelihood of the task."""
+        return parse_task(self.task)
+
+    @property
+    def maps(self) -> bool:
+        """Whether the outputs are maps [n, classes, height, width], one class per pixel."""
+        return self.task.get("task") == "segmentation"
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
-        outputs, inputs = len(self.classes), len(self.mean)
+        outputs, inputs = self.likelihood.outputs(len(self.classes)), len(self.mean)
         return build(self.net_type, self.bayesian, outputs, inputs, image_size=self.image_size, **self.architecture)
 
 

@@ -36,14 +36,18 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _history_undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run within a test writes an empty history.png, except where the test is marked `draws`."""
+    """A run within a test writes empty pictures, except where the test is marked `draws`."""
 
-    def plot_nothing(folder: Path, rows: object, title: str) -> Path:
-        write_text(folder / "history.png", "")
-        return folder / "history.png"
+    def write_nothing(name: str) -> Callable[..., Path]:
+        def plot_nothing(folder: Path, *content: object) -> Path:
+            write_text(folder / f"{name}.png", "")
+            return folder / f"{name}.png"
+
+        return plot_nothing
 
     if not request.node.get_closest_marker("draws"):
-        monkeypatch.setattr(loop, "plot_history", plot_nothing)
+        for name in ("history", "confusion"):
+            monkeypatch.setattr(loop, f"plot_{name}", write_nothing(name))
 
 
 def script_environment() -> dict[str, str]:

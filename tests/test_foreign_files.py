@@ -201,8 +201,8 @@ def test_a_forged_checkpoint_is_refused_within_seconds_and_little_memory(
         ({"std": (0.0,)}, "std: expected a number > 0"),
         ({"std": (math.inf,)}, "std: expected a number > 0"),
         ({"std": (1.0, 1.0)}, "of the same channels, got 1 and 2"),
-        ({"bayesian": 1}, "must be a string, a bool and a dict"),
-        ({"architecture": []}, "must be a string, a bool and a dict"),
+        ({"bayesian": 1}, "must be a string, two bools and two dicts"),
+        ({"architecture": []}, "must be a string, two bools and two dicts"),
         ({"more": 1}, "more"),
         ({"architecture": {"alpha_shape": (10**9, 1)}}, "alpha_shape"),
         ({"architecture": {"priors": {"prior": {"family": "Normal", "loc": "x"}}}}, "does not hold a network"),
@@ -406,13 +406,13 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: p
     """Just below the size of a bomb, each takes up to a gigabyte."""
     running, most = 0, []
 
-    def slow(picture: Image.Image, channels: int) -> torch.Tensor:
+    def slow(picture: Image.Image, channels: int, *how: Any) -> torch.Tensor:
         nonlocal running
         running += 1
         most.append(running)
         time.sleep(0.01)
         running -= 1
-        return to_pixels(picture, channels)
+        return to_pixels(picture, channels, *how)
 
     monkeypatch.setattr(files, "to_pixels", slow)
     Image.fromarray(GREY).save(tmp_path / "picture.png")

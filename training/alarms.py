@@ -23,7 +23,7 @@ class Alarms:
 
     Args:
         net: the network that is trained.
-        classes: the number of classes.
+        classes: the number of classes of which each example has one; 1 for other tasks, in which nothing is chance.
         epochs: the number of epochs of the whole run.
         batches: the number of batches per epoch, if the network is at the start of its run and σ has to move from
             there; otherwise 0.
@@ -69,7 +69,7 @@ class Alarms:
     def _at_chance(self, row: Row, examples: int) -> str | None:
         chance = 1 / self.classes
         highest = chance + 3 * math.sqrt(chance * (1 - chance) / examples)  # by luck alone
-        if row["epoch"] < self.epochs / 4 or row["valid_accuracy"] > highest or highest >= 1:
+        if row["epoch"] < self.epochs / 4 or highest >= 1 or row["valid_accuracy"] > highest:
             return None
         advice = "a smaller lr_start"
         if any(posterior.prior_follows for _, _, posterior in weight_posteriors(self.net)):

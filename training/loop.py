@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from images import Split, augment, data_name, normalize
-from inference import Classifier
+from inference import Classifier, Regressor
 from layers import kl_divergence
-from likelihoods import Predictive, accuracy, nll, scores
 from models import read_checkpoint, restore_network, save_network
 from recording import Recorder, find_recordings, recording
 from support import (
@@ -39,11 +38,21 @@ from training.alarms import Alarms
 from training.interruption import StopRequest, stop_requests
 from training.network import set_to_train, wrap_for_training
 from training.objective import expected_nll, kl_weight, negative_elbo, tempered_kl
-from training.reports import Curves, Row, comparison, epoch_line, plot_history, read_results, write_history
+from training.reports import (
+    SCORES,
+    Curves,
+    Row,
+    comparison,
+    epoch_line,
+    plot_confusion,
+    plot_history,
+    read_results,
+    write_history,
+)
 from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
-REPORTS = ("history.csv", "history.png", "results.json", "tensorboard")
+REPORTS = ("history.csv", "history.png", "confusion.png", "results.json", "tensorboard")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
         with locked(setup.files.last.parent) if world.is_main else nullcontext():
             if world.is_main:
                 remove_temporaries(setup.files.last.parent, "last.pt", "model_*.pt")
-                remove_temporaries(setup.files.reports, "history.*", "results.json", "*.sqlite")
+                remove_temporaries(setup.files.reports, "history.*", "confusion.png", "results.json", "*.sqlite")
             train(state, setup)
             results = test(state, setup)
     if world.is_main and all(path.exists() for path in _result_files(settings)):
@@ -131,7 +140,8 @@ def train(
     is_new = not (resumed or continues or (setup.bayesian and setup.bayesian.moped))
     faster = "a smaller curvature_decay" if settings.optimizer == "ivon" else "a larger lr_spread_factor"
     batches = setup.batches if is_new else 0
-    alarms = Alarms(state.net, len(setup.data.classes), settings.n_epochs, batches, faster, continues)
+    classes = len(setup.data.classes) if settings.task == "classification" else 1
+    alarms = Alarms(state.net, classes, settings.n_epochs, batches, faster, continues)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
@@ -198,15 +208,20 @@ def train_epoch(
         leave=False,
         disable=not (sys.stderr.isatty() and world.is_main),
     )
-    for images, labels in bar:
+    for images, targets in bar:
         generator = _generator(settings.seed, progress.epoch, progress.batch, world.rank)
         images = _to_device(images, setup.device)
+        targets = _to_device(targets, setup.device)
+        if setup.description.maps:  # a mask moves with its image
+            images = torch.cat([images, targets[:, None]], 1)
         images = augment(images, settings.random_shift, flip, generator, settings.random_crop)
+        if setup.description.maps:
+            images, targets = images[:, :-1], images[:, -1].long()
         images = normalize(images, data.mean, data.std)
         if recorder and settings.compile:  # compiled passes do not call the recorder
             with _autocast(setup):
                 recorder.observe(images)
-        progress.steps[progress.batch] = step(state, setup, forward, images, _to_device(labels, setup.device))
+        progress.steps[progress.batch] = step(state, setup, forward, images, targets)
         progress.batch += 1
         if recorder:
             recorder.step()
@@ -222,7 +237,7 @@ def train_epoch(
     return 0
 
 
-def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
+def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: Tensor, targets: Tensor) -> Tensor:
     """Take one optimizer step on this process's share of a batch.
 
     DistributedDataParallel averages gradients over the processes. So that they become those of the whole
@@ -234,11 +249,11 @@ def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: T
         setup: what is fixed for the run.
         forward: the network as `wrap_for_training` returns it.
         images: [n, channels, height, width], normalized.
-        labels: [n].
+        targets: what the likelihood takes: [n] for classes.
 
     Returns:
-        [4], over the shares of all processes: NLL, in nats per example, KL, in nats, number of correct
-        predictions, number of examples.
+        [4], over the shares of all processes: NLL, in nats per example, KL, in nats, the sum of the likelihood's
+        `progress` (for classes, the number of correct predictions), number of examples.
     """
     settings, progress, train_size = setup.settings, state.progress, len(setup.data.train)
     count = min(settings.batch_size, train_size - progress.batch * settings.batch_size)
@@ -246,12 +261,13 @@ def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: T
     state.optimizer.zero_grad(set_to_none=True)
     with _autocast(setup):
         if setup.bayesian:
-            outputs = [forward(images) for _ in range(setup.bayesian.train_ens)]
-            logits, kl = [output[0].float() for output in outputs], outputs[0][1]
+            pairs = [forward(images) for _ in range(setup.bayesian.train_ens)]
+            outputs, kl = [output.float() for output, _ in pairs], pairs[0][1]
             weight = kl_weight(setup.bayesian.beta_type, progress.step, setup.batches, settings.n_epochs)
         else:
-            logits, kl, weight = [forward(images).float()], torch.zeros((), device=setup.device), 0.0
-    nll = expected_nll(logits, labels)
+            outputs, kl, weight = [forward(images).float()], torch.zeros((), device=setup.device), 0.0
+    likelihood = setup.description.likelihood
+    nll = expected_nll(outputs, targets, likelihood)
     loss = nll * (share * setup.world.size / count)
     if setup.bayesian and settings.optimizer != "ivon":  # which has a part of its own for the KL
         loss = negative_elbo(loss, tempered_kl(kl, state.net, setup.bayesian.temperature), weight, train_size)
@@ -259,9 +275,8 @@ def step(state: State, setup: Setup, forward: Callable[[Tensor], Any], images: T
     state.optimizer.step()
     state.scheduler.step()
     with torch.no_grad():
-        probs = torch.stack(logits).softmax(-1).mean(0)
-        correct = (probs.argmax(-1) == labels)[:share].sum()
-        return _reduce(torch.stack([nll, kl, correct.float(), torch.full_like(nll, share)]).detach(), setup.world)
+        figure = likelihood.progress(outputs, targets)[:share].sum()
+        return _reduce(torch.stack([nll, kl, figure.float(), torch.full_like(nll, share)]).detach(), setup.world)
 
 
 def validate(net: nn.Module, setup: Setup) -> Row:
@@ -269,17 +284,21 @@ def validate(net: nn.Module, setup: Setup) -> Row:
 
     Returns:
         valid_nll: of the mean prediction, in nats per example.
-        valid_accuracy: of the mean prediction.
-        valid_elbo: at β = 1, in nats per example.
+        valid_accuracy: of the mean prediction; for regression, valid_rmse.
+        valid_elbo: at β = 1, in nats per example; not for regression.
     """
-    labels = setup.data.valid.labels
     predictive = _predict(net, setup.data.valid, setup.bayesian.valid_ens if setup.bayesian else 1, setup)
-    expected = predictive.expected_log_probs.double().gather(1, labels[:, None]).mean()
-    return {
-        "valid_nll": nll(predictive, labels),
-        "valid_accuracy": accuracy(predictive.probs, labels),
-        "valid_elbo": float(expected) - float(kl_divergence(net).detach()) / len(setup.data.train),
-    }
+    figures = setup.description.likelihood.validation(predictive, _targets(setup.data.valid))
+    expected = figures.pop("expected_nll", None)
+    row = {f"valid_{name}": value for name, value in figures.items()}
+    if expected is not None:
+        row["valid_elbo"] = -expected - float(kl_divergence(net).detach()) / len(setup.data.train)
+    return row
+
+
+def _targets(split: Split) -> Tensor:
+    """The labels of a split, masks as int64."""
+    return split.labels.long() if split.labels.dtype == torch.uint8 else split.labels
 
 
 def test(state: State, setup: Setup) -> dict[str, Any]:
@@ -299,11 +318,14 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     samples = setup.bayesian.test_ens if setup.bayesian else 1
     started = time.perf_counter()
     predictive = _predict(net, data.test, samples, setup)
+    likelihood, targets = setup.description.likelihood, _targets(data.test)
     results = {
         "dataset": data.name,
         "net_type": settings.net_type,
         "method": "bayesian" if setup.bayesian else "frequentist",
-        "test": scores(predictive, data.test.labels),
+        "task": settings.task,
+        "test": likelihood.scores(predictive, targets),
+        **likelihood.details(predictive, targets, data.classes),
         "test_samples": samples,
         "test_images": len(data.test),
         "class_counts": data.counts,
@@ -323,15 +345,18 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         return results
     write_json(files.reports / "results.json", results)
     title = f"{results['method']} {results['net_type']} on {results['dataset']}"
-    figure = plot_history(files.reports, progress.history, title)
+    pictures = [plot_history(files.reports, progress.history, title)]
     figures = results["test"]
     evaluation = samples if isinstance(samples, str) else f"{samples} sample{'s' if samples > 1 else ''}"
+    shown = "  ".join(f"{name} {SCORES.get(name, '{:.4f}').format(value)}" for name, value in figures.items())
     print(
-        f"test  accuracy {figures['accuracy']:.2%}  nll {figures['nll']:.4f}  brier {figures['brier']:.4f}  "
-        f"ece {figures['ece']:.4f}  ({len(data.test):,} images, {evaluation}, "
+        f"test  {shown}  ({len(data.test):,} images, {evaluation}, "
         f"best epoch {progress.best_epoch}, trained in {progress.seconds:.0f} s)"
     )
-    print(f"network  {files.best}\nreports  {files.reports / 'results.json'}, {figure}", flush=True)
+    if settings.task == "classification":
+        pictures.append(plot_confusion(files.reports, results["confusion"], data.classes, title))
+    reports = ", ".join(map(str, [files.reports / "results.json", *pictures]))
+    print(f"network  {files.best}\nreports  {reports}", flush=True)
     return results
 
 
@@ -353,21 +378,23 @@ def _result_files(settings: Settings) -> tuple[Path, Path]:
     return bayesian, frequentist
 
 
-def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Predictive:
+def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Any:
     """By so many posterior samples, or by 'moments'."""
-    classifier = Classifier.from_description(net, setup.description)
     settings = setup.settings
     how: dict[str, Any] = {"method": samples} if isinstance(samples, str) else {"num_samples": samples}
-    return classifier.predict(split.images, seed=settings.seed, workers=settings.num_workers, world=setup.world, **how)
+    how |= {"seed": settings.seed, "workers": settings.num_workers, "world": setup.world}
+    kind = Regressor if settings.task == "regression" else Classifier
+    return kind.from_description(net, setup.description).predict(split.images, **how)
 
 
 def _training_row(progress: Progress, setup: Setup) -> Row:
     """The training figures of the epoch whose steps are finished."""
-    nll, kl, correct, examples = progress.steps.double().cpu().unbind(1)
+    likelihood = setup.description.likelihood
+    nll, kl, figure, examples = progress.steps.double().cpu().unbind(1)
     row: Row = {
         "epoch": progress.epoch + 1,
         "train_nll": float((nll * examples).sum() / examples.sum()),
-        "train_accuracy": float(correct.sum() / examples.sum()),
+        f"train_{likelihood.figure}": likelihood.followed(float(figure.sum() / examples.sum())),
     }
     if setup.bayesian:
         last, epochs = (progress.epoch + 1) * setup.batches - 1, setup.settings.n_epochs
@@ -463,9 +490,11 @@ def _check_finite(progress: Progress) -> None:
 
 def _postfix(progress: Progress, setup: Setup) -> dict[str, str]:
     """The training figures of the current epoch so far, for the progress bar."""
-    nll, kl, correct, examples = progress.steps[: progress.batch].cpu().unbind(1)
+    likelihood = setup.description.likelihood
+    nll, kl, figure, examples = progress.steps[: progress.batch].cpu().unbind(1)
     mean_nll = float((nll * examples).sum() / examples.sum())
-    figures = {"nll": f"{mean_nll:.3f}", "acc": f"{float(correct.sum() / examples.sum()):.1%}"}
+    followed = likelihood.followed(float(figure.sum() / examples.sum()))
+    figures = {"nll": f"{mean_nll:.3f}", likelihood.figure[:4]: f"{followed:.3g}"}
     if setup.bayesian:
         elbo = -mean_nll - float(kl[-1]) / len(setup.data.train)
         figures |= {"kl": f"{float(kl[-1]):,.0f}", "elbo": f"{elbo:.3f}"}
@@ -476,8 +505,8 @@ def _reduce(row: Tensor, world: World) -> Tensor:
     """A step's figures over the shares of all processes."""
     if world.size == 1:
         return row
-    nll, kl, correct, examples = row
-    sums = world.all_reduce_sum(torch.stack([nll * examples, kl / world.size, correct, examples]))
+    nll, kl, figure, examples = row
+    sums = world.all_reduce_sum(torch.stack([nll * examples, kl / world.size, figure, examples]))
     return torch.stack([sums[0] / sums[3], *sums[1:]])
 
 

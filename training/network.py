@@ -24,6 +24,7 @@ from layers import (
     start_at_means,
     weight_posteriors,
 )
+from likelihoods import parse_task
 from models import Description, load_network
 from moments import propagate
 from support import UserError, World, first_line
@@ -57,7 +58,25 @@ def describe(settings: Settings, data: ImageData) -> Description:
         data.std,
         data.image_size,
         data.center_crop,
+        _task(settings, data),
     )
+
+
+def _task(settings: Settings, data: ImageData) -> dict[str, Any]:
+    """The options of the likelihood, with those that follow from the training data."""
+    options, labels = settings.task_options, data.train.labels
+    if settings.class_weights == "balanced":
+        counts = labels.flatten().long().bincount(minlength=len(data.classes)).clamp_min(1)
+        options["class_weights"] = (counts.sum() / (len(counts) * counts)).tolist()
+    if settings.task == "regression":
+        std = labels.double().std(0, correction=0)
+        options["center"] = labels.double().mean(0).tolist()
+        options["scale"] = torch.where(std > 0, std, 1.0).tolist()
+    try:
+        parse_task(options).check(len(data.classes))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return options
 
 
 def build_network(settings: Settings, description: Description) -> nn.Module:
@@ -178,8 +197,9 @@ def _refuse_prior_that_follows(net: nn.Module) -> None:
 
 
 def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
-    """Refuse a network that does not map images to [n, classes]."""
-    expected = (len(images), len(description.classes))
+    """Refuse a network that does not map images to the outputs of its task."""
+    outputs = description.likelihood.outputs(len(description.classes))
+    expected = (len(images), outputs, *(images.shape[2:] if description.maps else ()))
     try:
         with torch.no_grad():
             output = net.eval()(images)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers import entropy
+from likelihoods import Categorical, TaskLikelihood
 from support import UserError, nearest
 
+CATEGORICAL = Categorical()
 Schedule = Callable[[int, int, int], float]  # steps taken so far, batches per epoch M, epochs of the training -> κ
 
 
@@ -75,20 +76,21 @@ def kl_weight(beta_type: str | float, step: int, batches: int, epochs: int) -> f
     return SCHEDULES[beta_type](step, batches, epochs)
 
 
-def expected_nll(logits: list[Tensor], labels: Tensor) -> Tensor:
+def expected_nll(outputs: list[Tensor], targets: Tensor, likelihood: TaskLikelihood = CATEGORICAL) -> Tensor:
     """The mean of −log p(y|x,w) over the batch and the posterior samples.
 
     It is the mean of log-likelihoods, as in the ELBO, not the log of their mean.
 
     Args:
-        logits: one tensor [n, classes] per posterior sample.
-        labels: [n].
+        outputs: one tensor per posterior sample, such as logits [n, classes].
+        targets: what the likelihood takes, such as labels [n].
+        likelihood: whose loss is averaged.
 
     Returns:
         A scalar, in nats per example.
     """
-    total = sum((F.cross_entropy(sample, labels) for sample in logits), start=logits[0].new_zeros(()))
-    return total / len(logits)
+    total = sum((likelihood.loss(sample, targets) for sample in outputs), start=outputs[0].new_zeros(()))
+    return total / len(outputs)
 
 
 def tempered_kl(kl: Tensor, net: nn.Module, temperature: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +29,19 @@ def epoch_line(row: Row, epochs: int, best: bool) -> str:
         epochs: the number of epochs of the whole run.
         best: whether its validation NLL is the best so far.
     """
-    bayesian = f"  kl {row['train_kl']:,.0f}  elbo {row['valid_elbo']:.3f}" if "train_kl" in row else ""
+    bayesian = f"  kl {row['train_kl']:,.0f}" if "train_kl" in row else ""
+    bayesian += f"  elbo {row['valid_elbo']:.3f}" if bayesian and "valid_elbo" in row else ""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  "
-        f"train nll {row['train_nll']:.4f} acc {row['train_accuracy']:.2%}  "
-        f"valid nll {row['valid_nll']:.4f} acc {row['valid_accuracy']:.2%}{bayesian}  "
+        f"train nll {row['train_nll']:.4f} {_figure(row, 'train')}  "
+        f"valid nll {row['valid_nll']:.4f} {_figure(row, 'valid')}{bayesian}  "
         f"{row['seconds']:.1f} s{'  best' if best else ''}"
     )
+
+
+def _figure(row: Row, split: str) -> str:
+    accuracy = f"{split}_accuracy"
+    return f"acc {row[accuracy]:.2%}" if accuracy in row else f"rmse {row[f'{split}_rmse']:.4g}"
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:
@@ -55,7 +62,9 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     axes = figure.subplots(1, panels)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None
-    for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], "accuracy", "accuracy")):
+    figure_name = "accuracy" if "valid_accuracy" in rows[0] else "rmse"
+    quantities = ((axes[0], "nll", "NLL (nats per example)"), (axes[1], figure_name, figure_name))
+    for ax, quantity, label in quantities:
         for split, color, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
             values = [row[f"{split}_{quantity}"] for row in rows]
             ax.plot(
@@ -68,13 +77,46 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
             )
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend()
-    axes[0].set_yscale("log")
+    if all(row[f"{split}_nll"] > 0 for row in rows for split in ("train", "valid")):  # that of a density can be below 0
+        axes[0].set_yscale("log")
     if bayesian:
         kls = [row["train_kl"] for row in rows]
         axes[2].plot(epochs, kls, color=BLUE, marker=marker)
         axes[2].set(xlabel="epoch", ylabel="KL(q‖p) (nats)", yscale="log" if max(kls) > 0 else "linear")
     figure.suptitle(title)
     return save_figure(figure, folder / "history.png")
+
+
+@figure_style()
+def plot_confusion(folder: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Path:
+    """Draw a confusion matrix as `confusion.png` in the folder, and return its path.
+
+    Args:
+        folder: where the picture goes.
+        matrix: rows the true classes, columns the predicted ones; numbers of images.
+        classes: the names of the classes.
+        title: of the picture.
+    """
+    count = len(classes)
+    side = min(12.0, 2.4 + 0.38 * count)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    ax = figure.subplots()
+    shares = [[value / max(1, sum(row)) for value in row] for row in matrix]
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ax.grid(False)
+    figure.colorbar(image, ax=ax, shrink=0.8, label="fraction of the class")
+    step = -(-count // 40)  # names that can be read
+    names = [name[:16] for name in classes]
+    ax.set_xticks(range(0, count, step), names[::step], rotation=90, fontsize=8)
+    ax.set_yticks(range(0, count, step), names[::step], fontsize=8)
+    if count <= 20:
+        for row, values in enumerate(matrix):
+            for column, value in enumerate(values):
+                if value:
+                    color = "white" if shares[row][column] > 0.5 else "black"
+                    ax.text(column, row, f"{value:,}", ha="center", va="center", color=color, fontsize=7)
+    ax.set(xlabel="predicted", ylabel="true", title=title)
+    return save_figure(figure, folder / "confusion.png")
 
 
 class Curves:
@@ -125,9 +167,13 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        for figures, names in ((results["test"], SCORES), (results, FIGURES)):
-            for name in names:
-                number(0)(figures[name])
+        for name in FIGURES:
+            number(0)(results[name])
+        number(-math.inf)(results["test"]["nll"])
+        for name, value in results["test"].items():
+            number(-math.inf)(value)
+            if name in SCORES and name != "nll":
+                number(0)(value)
         results["settings"].items()
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}: train that network to its end first") from error
@@ -147,8 +193,10 @@ def comparison(bayesian: dict[str, Any], frequentist: dict[str, Any]) -> str:
         A table as text, several lines.
     """
     lines = [f"{'test':<18}{'bayesian':>12}{'frequentist':>14}"]
-    for name, form in SCORES.items():
-        lines.append(f"{name:<18}{form.format(bayesian['test'][name]):>12}{form.format(frequentist['test'][name]):>14}")
+    for name in (name for name in bayesian["test"] if name in frequentist["test"]):
+        form = SCORES.get(name, "{:.4f}")
+        shown = [form.format(results["test"][name]) for results in (bayesian, frequentist)]
+        lines.append(f"{name.replace('_', ' '):<18}{shown[0]:>12}{shown[1]:>14}")
     for name, form in FIGURES.items():
         lines.append(
             f"{name.replace('_', ' '):<18}{form.format(bayesian[name]):>12}{form.format(frequentist[name]):>14}"

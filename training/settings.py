@@ -18,6 +18,7 @@ from images import SOURCES
 from layers.estimators import ESTIMATORS
 from layers.posteriors import FAMILIES, Family
 from layers.priors import DistributionPrior, Prior, Priors
+from likelihoods import TASKS, parse_task
 from models import ACTIVATIONS, IMAGE_SIZE, KNOWN, Size, check_image_size, check_net_type
 from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
 from training.objective import SCHEDULES
@@ -56,6 +57,12 @@ def _share(value: Any) -> float:
     if number(0, 1)(value) == 0:
         raise ValueError("a number > 0 and ≤ 1")
     return float(value)
+
+
+def _likelihood(value: Any) -> str | dict[str, Any]:
+    if not isinstance(value, (str, dict)) or not all(isinstance(name, str) for name in value):
+        raise ValueError("the name of a likelihood, or a dict of it and its options")
+    return value
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -114,6 +121,16 @@ class Settings:
         f"{', '.join(SOURCES)} (of which MNIST5k needs no download), or a folder with train/<class>/* images",
         text,
         Role.LOCAL,
+    )
+    task: str = _setting(
+        "what is predicted: classification; or, for a folder, multilabel (by labels.csv), regression (targets.csv) or "
+        "segmentation (images/ and masks/)",
+        one_of(*TASKS),
+    )
+    likelihood: str | dict[str, Any] | None = _setting(
+        "categorical, noisy_dirichlet, bernoulli, gaussian, student_t; or a dict of it and its options, such as "
+        "{'likelihood': 'categorical', 'class_weights': 'balanced'}; None for that of the task",
+        either(None, _likelihood),
     )
     data_dir: str = _setting("folder of downloaded data", text, *Role)
     net_type: str = _setting(
@@ -198,6 +215,12 @@ class Settings:
         for setting in fields(self):
             value = _checked(setting, getattr(self, setting.name), setting.name)
             object.__setattr__(self, setting.name, value)  # the way to set a field of a frozen dataclass
+        try:
+            parse_task(self.task_options | ({} if self.class_weights != "balanced" else {"class_weights": None}))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if self.task == "segmentation" and self.random_crop < 1:
+            raise UserError("random_crop is not for segmentation, whose masks have no pixels in between: leave it at 1")
         if isinstance(self.image_size, tuple) or self.image_size is None:
             self.check_shift(self.image_size or IMAGE_SIZE)
         if self.warmup_epochs and self.warmup_epochs >= self.n_epochs:
@@ -207,6 +230,17 @@ class Settings:
             )
         if self.optimizer == "ivon" and not isinstance(self, BayesianSettings):
             raise UserError("optimizer 'ivon' is for the posterior of a Bayesian network: give adam or sgd")
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """What `likelihoods.parse_task` takes, but for what follows from the data."""
+        likelihood = {"likelihood": self.likelihood} if isinstance(self.likelihood, str) else self.likelihood or {}
+        return {"task": self.task, **likelihood}
+
+    @property
+    def class_weights(self) -> Any:
+        """Those of the likelihood, or 'balanced'."""
+        return self.task_options.get("class_weights")
 
     def check_shift(self, image_size: Size) -> None:
         """Refuse a random shift that moves images of this size out of sight.

@@ -43,6 +43,8 @@ EARLIER = {  # of runs of before
     "weights": None,
     "bayesian_layers": "all",
     "freeze": False,
+    "task": "classification",
+    "likelihood": None,
 }
 
 
@@ -182,6 +184,7 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             image_size=settings.image_size,
             center_crop=settings.center_crop,
             channels=settings.channels,
+            task=settings.task,
         )
     settings.check_shift(data.image_size)
     if min(settings.batch_size, len(data.valid), len(data.test)) < world.size:
