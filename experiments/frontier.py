@@ -135,14 +135,15 @@ def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) 
     Args:
         block: data set and network.
         places: where the files are.
-        corrupted: the first so many test images undergo every corruption.
+        corrupted: how many test images, drawn at random, undergo every corruption.
         rounds: of timing.
     """
     dataset = places.dataset(Experiment(block, "short_twin", 0))
     data = load_data(dataset, str(places.data_dir), 0.1, 0)
     letters = unknown_images(data, places.not_mnist)["notMNIST"][:5000]
     known, labels = next(data.test.batches(len(data.test)))
-    few, few_labels = known[:corrupted], labels[:corrupted]
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:corrupted]
+    few, few_labels = known[order], labels[order]
     batch = known[:BATCH]
     rows: dict[str, dict[str, float]] = {}
     actions: dict[str, Callable[[], object]] = {}

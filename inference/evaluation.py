@@ -333,7 +333,7 @@ def evaluate(
         seed: of the draws, and of corruptions.
         method: 'draws', or 'moments' for a single pass without draws.
         batch_size: images per mini-batch of the report's `batches`.
-        shifts: which of `SHIFTS` the first 2,000 known images undergo.
+        shifts: which of `SHIFTS` 2,000 known images undergo, drawn by the seed.
         corruptions: which of `images.CORRUPTIONS` they undergo.
         world: the processes that predict together.
 
@@ -372,7 +372,8 @@ def evaluate(
             for network, sets in predictives.items()
         },
     }
-    known, labels = images.known[:SHIFTED], images.labels[:SHIFTED]
+    order = torch.randperm(len(images.known), generator=torch.Generator().manual_seed(seed))[:SHIFTED]
+    known, labels = images.known[order], images.labels[order]  # a folder's images are in the order of their classes
     for name in shifts:
         report[name] = {
             network: under_shift(predict, known, labels, SHIFTS[name]) for network, predict in predictors.items()
