@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from images import CORRUPTIONS, SEVERITIES, corrupt
@@ -303,4 +305,56 @@ def plot_pruning(path: Path, curve: Sequence[Mapping[str, Any]], chosen: float, 
         ax.invert_xaxis()
         ax.xaxis.set_major_formatter("{x:g}")
     figure.suptitle(title)
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_maps(
+    path: Path,
+    sets: Mapping[str, tuple[Tensor, Predictive]],
+    classes: Sequence[str],
+    masks: Mapping[str, Tensor] | None = None,
+    count: int = 4,
+) -> Path:
+    """The first images of each set beside their masks, the predicted classes, and maps of the uncertainties.
+
+    Args:
+        path: of the PNG file.
+        sets: by name, uint8 images [n, channels, height, width] and the predictive of their maps.
+        classes: the names of the classes, by label.
+        masks: by the name of the set, the true classes [n, height, width], where they are known.
+        count: how many images of each set.
+    """
+    masks = masks or {}
+    shown = [(name, index) for name, (images, _) in sets.items() for index in range(min(count, len(images)))]
+    scores = {
+        "total entropy": lambda predictive: predictive.entropy,
+        "mutual information": lambda predictive: predictive.mutual_information,
+        "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
+    }
+    columns = ("image", "true classes", "predicted", *scores)
+    figure = Figure(figsize=(1.9 * len(columns) + 1, 1.85 * len(shown) + 0.9), layout="constrained")
+    axes = figure.subplots(len(shown), len(columns), squeeze=False)
+    colors = ListedColormap(["0.92", *(COLORS[index % len(COLORS)] for index in range(len(classes) - 1))])
+    for row, (name, index) in zip(axes, shown, strict=True):
+        images, predictive = sets[name]
+        row[0].imshow(images[index].permute(1, 2, 0).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=255)
+        row[0].set_ylabel(name, fontsize=9)
+        for ax, labels in zip(row[1:3], (masks.get(name), predictive.labels), strict=True):
+            if labels is not None:
+                ax.imshow(labels[index].numpy(), cmap=colors, vmin=-0.5, vmax=len(classes) - 0.5, interpolation="none")
+    for column, (label, score) in enumerate(scores.items(), start=3):
+        values = [score(sets[name][1])[index].numpy() for name, index in shown]
+        highest = max(float(value.max()) for value in values) or 1.0
+        for ax, value in zip(axes[:, column], values, strict=True):
+            mappable = ax.imshow(value, cmap="magma", vmin=0, vmax=highest)
+        unit = UNITS.get(label, "variance")
+        figure.colorbar(mappable, ax=axes[:, column], location="bottom", shrink=0.9, label=unit, aspect=12)
+    for ax, title in zip(axes[0], columns, strict=True):
+        ax.set_title(title, fontsize=10)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    handles = [Patch(color=colors(index), label=name) for index, name in enumerate(classes)]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(classes), fontsize=8)
     return save_figure(figure, path)

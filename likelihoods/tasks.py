@@ -90,12 +90,13 @@ class Categorical(TaskLikelihood):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """As of `TaskLikelihood`; outputs [n, classes, ...] and int64 targets [n, ...], averaged over pixels."""
+        """As of `TaskLikelihood`; outputs [n, classes, ...] and int64 targets [n, ...], summed over pixels."""
+        pixels = targets[0].numel()
         if self.class_weights is None:
-            return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+            return pixels * F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
         weights = torch.tensor(self.class_weights, device=outputs.device)
         losses = F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing, reduction="none")
-        return (losses * weights[targets]).mean()
+        return pixels * (losses * weights[targets]).mean()
 
     def progress(self, samples: Sequence[Tensor], targets: Tensor) -> Tensor:
         """Whether the most probable class is the right one; of pixels, how many of them."""
@@ -104,23 +105,29 @@ class Categorical(TaskLikelihood):
         return correct if correct.dim() == 1 else correct.float().flatten(1).mean(1)
 
     def validation(self, predictive: Predictive, targets: Tensor) -> dict[str, float]:
-        """As of `TaskLikelihood`."""
-        index = targets.unsqueeze(-1)
+        """As of `TaskLikelihood`; the NLLs are summed over pixels."""
+        index, pixels = targets.unsqueeze(-1), targets[0].numel()
+        if targets.dim() == 1:
+            accuracy = metrics.accuracy(predictive.probs, targets)
+        else:
+            accuracy = (predictive.labels == targets).double().mean().item()
         return {
-            "nll": -predictive.log_probs.gather(-1, index).double().mean().item() + 0.0,
-            "accuracy": (predictive.labels == targets).double().mean().item()
-            if targets.dim() > 1
-            else metrics.accuracy(predictive.probs, targets),
-            "expected_nll": -predictive.expected_log_probs.double().gather(-1, index).mean().item(),
+            "nll": pixels * -predictive.log_probs.gather(-1, index).double().mean().item() + 0.0,
+            "accuracy": accuracy,
+            "expected_nll": pixels * -predictive.expected_log_probs.double().gather(-1, index).mean().item(),
         }
 
     def scores(self, predictive: Predictive, targets: Tensor) -> dict[str, float]:
-        """Accuracy, NLL, Brier score and ECE; for maps, over pixels, with the mean intersection over union."""
+        """Accuracy, NLL, Brier score and ECE; for maps, of pixels, and the mean intersection over union.
+
+        The NLL is per image also for maps.
+        """
         if targets.dim() == 1:
             return metrics.scores(predictive, targets)
         probs, labels = predictive.probs.movedim(1, -1).flatten(0, -2), targets.flatten()
         unions = metrics.intersection_over_union(predictive.labels, targets, probs.shape[1])
-        return {**metrics.scores(probs, labels), "iou": unions.nanmean().item()}
+        nll = self.validation(predictive, targets)["nll"]
+        return {**metrics.scores(probs, labels), "nll": nll, "iou": unions.nanmean().item()}
 
     def details(self, predictive: Predictive, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """The accuracy of each class and the confusion matrix, rows the true classes; for maps, IoU by class too."""
