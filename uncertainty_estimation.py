@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     from support import exit_on_interrupt
@@ -25,11 +26,15 @@ from inference import (
     SHIFTS,
     Classifier,
     ImageSets,
+    Regressor,
     evaluate,
+    evaluate_task,
     load_finite_network,
+    load_for_task,
     load_test_data,
     plots,
     print_report,
+    print_task_report,
 )
 from models import SavedNetwork, check_net_type, file_name
 from support import (
@@ -87,7 +92,9 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     saved = {family: _load(path, args.net_type, family, device) for family, path in paths.items() if path}
     with world.local_main_first():  # it may download
         data = load_test_data({paths[family]: each for family, each in saved.items()}, args.dataset, args.data_dir)
-    sets = args.unknown or ([] if args.ood_dir else ["notMNIST"])
+    task = saved["bayesian"].description.task
+    letters = task.get("task", "classification") == "classification" and not args.ood_dir
+    sets = args.unknown or (["notMNIST"] if letters else [])
     unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
     if args.ood_dir:
         unknown[str(args.ood_dir)] = args.data_dir
@@ -95,6 +102,11 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
         print(*images.notes, sep="\n")
+    if task.get("task", "classification") != "classification":
+        _run_task(
+            args, {family: load_for_task(each, paths[family]) for family, each in saved.items()}, images, task, world
+        )
+        return
     classifiers = {family: Classifier.from_saved(each, paths[family]) for family, each in saved.items()}
     predictives, report = evaluate(
         classifiers, images, num_samples=args.num_samples, seed=args.seed, method=args.prediction,
@@ -106,6 +118,28 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     print_report(report, args.net_type, args.batch_size)
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
     pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
+    write_json(save_dir / "uncertainty.json", report)
+    print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
+
+
+def _run_task(
+    args: argparse.Namespace,
+    networks: dict[str, Classifier | Regressor],
+    images: ImageSets,
+    task: dict[str, Any],
+    world: World,
+) -> None:
+    """The report of networks for labels, numbers or maps."""
+    if args.rotation or args.noise or args.shift is not None:
+        raise UserError(f"--rotate, --noise and --shift are for classification, these networks for {task['task']}")
+    predictives, report = evaluate_task(
+        networks, images, task, num_samples=args.num_samples, seed=args.seed, method=args.prediction, world=world
+    )
+    if not world.is_main:
+        return
+    print_task_report(report)
+    save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
+    pictures = plots.plot_task(save_dir, task["task"], predictives, images)
     write_json(save_dir / "uncertainty.json", report)
     print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
 

@@ -41,6 +41,7 @@ from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive
 from inference.regressor import Regressor
 from inference.tables import print_report
+from inference.task_reports import evaluate_task, load_for_task, print_task_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
@@ -62,12 +63,14 @@ __all__ = [
     "dropout_predictive",
     "ensemble_predictive",
     "evaluate",
+    "evaluate_task",
     "export_network",
     "fit_decisions",
     "fit_temperature",
     "is_honest",
     "known_scores",
     "load_finite_network",
+    "load_for_task",
     "load_test_data",
     "load_training_data",
     "novelties",
@@ -75,6 +78,7 @@ __all__ = [
     "posterior_predictive",
     "predict",
     "print_report",
+    "print_task_report",
     "pruned",
     "pruning_curve",
     "quantized",

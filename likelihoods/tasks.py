@@ -70,9 +70,13 @@ class TaskLikelihood(ABC):
     def scores(self, predictive: Any, targets: Tensor) -> dict[str, float]:
         """How good predictions are, in a few numbers."""
 
+    @abstractmethod
     def details(self, predictive: Any, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """How good predictions are by class, label or target, with plain values."""
-        return {}
+
+    @abstractmethod
+    def uncertainties(self, predictive: Any) -> dict[str, Tensor]:
+        """How uncertain the network is of each image, [n], in total and by its weights alone, by name."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,11 @@ class Categorical(TaskLikelihood):
             unions = metrics.intersection_over_union(predictive.labels, targets, len(names))
             details["class_iou"] = _by_name(names, unions)
         return details
+
+    def uncertainties(self, predictive: Predictive) -> dict[str, Tensor]:
+        """Entropy and mutual information in nats; of maps, their means over the pixels."""
+        scores = {"total entropy": predictive.entropy, "mutual information": predictive.mutual_information}
+        return {name: values.flatten(1).mean(1) if values.dim() > 1 else values for name, values in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,13 @@ class Bernoulli(TaskLikelihood):
     def details(self, predictive: Predictive, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """For each label its accuracy, AUROC, Brier score, ECE and the fraction of the images that it applies to."""
         return {"labels": dict(zip(names, map(_plain, self._by_label(predictive, targets)), strict=True))}
+
+    def uncertainties(self, predictive: Predictive) -> dict[str, Tensor]:
+        """Entropy and mutual information in nats, summed over the labels."""
+        return {
+            "total entropy": predictive.entropy.sum(1),
+            "mutual information": predictive.mutual_information.sum(1),
+        }
 
     def _by_label(self, predictive: Predictive, targets: Tensor) -> list[dict[str, float]]:
         rows = []
@@ -309,6 +325,14 @@ class Gaussian(TaskLikelihood):
                 }
                 for index, name in enumerate(names)
             }
+        }
+
+    def uncertainties(self, predictive: RegressionPredictive) -> dict[str, Tensor]:
+        """Standard deviations as multiples of those of the training targets, averaged over the targets."""
+        scale = torch.tensor(self.scale)
+        return {
+            "total deviation": (predictive.std / scale).mean(1),
+            "epistemic deviation": (predictive.epistemic.sqrt() / scale).mean(1),
         }
 
 
