@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     from support import exit_on_interrupt
@@ -24,15 +25,19 @@ from inference import (
     Classifier,
     ImageSets,
     evaluate,
+    evaluate_task,
+    load_for_task,
     load_networks,
     load_test_data,
     plots,
     print_report,
+    print_task_report,
 )
 from models import check_net_type, file_name
 from support import (
     ALONE,
     OneLineParser,
+    UserError,
     World,
     argument,
     named,
@@ -85,27 +90,45 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     twin = [("frequentist", args.frequentist_weights)] if args.frequentist_weights else []
     paths = [("bayesian", args.weights_path), *twin, *args.also]
     saved = load_networks(paths, args.net_type, device)
+    task = saved[args.weights_path].description.task
+    classifies = task.get("task", "classification") == "classification"
     with world.local_main_first():  # it may download
         data = load_test_data(saved, args.dataset, args.data_dir)
-    sets = [*args.unknown, str(args.ood_dir)] if args.ood_dir else args.unknown or ["notMNIST"]
+    usual = ["notMNIST"] if classifies else []
+    sets = [*args.unknown, str(args.ood_dir)] if args.ood_dir else args.unknown or usual
     unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
     limit = args.num_batches * args.batch_size if args.num_batches else None
     images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
         print(*images.notes, sep="\n")
-    classifiers = {name: Classifier.from_saved(saved[Path(path)], path) for name, path in paths}
-    predictives, report = evaluate(
-        classifiers, images, num_samples=args.num_samples, seed=args.seed, method=args.prediction,
-        batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
-        corruptions=() if args.shift is None else args.shift or tuple(CORRUPTIONS), world=world,
-    )  # fmt: skip
-    if not world.is_main:
-        return
-    print_report(report, args.net_type, args.batch_size)
+    how: dict[str, Any] = {
+        "num_samples": args.num_samples,
+        "seed": args.seed,
+        "method": args.prediction,
+        "world": world,
+    }
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
-    pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
-    write_json(save_dir / "uncertainty.json", report)
-    print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
+    pictures: list[Path] = []
+    if classifies:
+        predictives, report = evaluate(
+            {name: Classifier.from_saved(saved[Path(path)], path) for name, path in paths}, images, **how, world=world,
+            batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
+            corruptions=() if args.shift is None else args.shift or tuple(CORRUPTIONS),
+        )  # fmt: skip
+        if world.is_main:
+            print_report(report, args.net_type, args.batch_size)
+            pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
+    elif args.rotation or args.noise or args.shift is not None:
+        raise UserError(f"--rotate, --noise and --shift are for classification, these networks for {task['task']}")
+    else:
+        networks = {name: load_for_task(saved[Path(path)], path) for name, path in paths}
+        of_task, report = evaluate_task(networks, images, task, **how, world=world)
+        if world.is_main:
+            print_task_report(report)
+            pictures = plots.plot_task(save_dir, task["task"], of_task, images)
+    if world.is_main:
+        write_json(save_dir / "uncertainty.json", report)
+        print(f"\nwritten to {save_dir}: uncertainty.json, {', '.join(picture.name for picture in pictures)}")
 
 
 def main(flags: Sequence[str] | None = None) -> None:

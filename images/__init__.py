@@ -5,10 +5,11 @@ from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, image_paths, read_images, to_pixels
 from images.sources import SOURCES, Contents, Source
 from images.splits import Split
-from images.transforms import augment, chunk_size, normalize, random_crop, to_channels
+from images.transforms import CHUNK, augment, chunk_size, normalize, random_crop, to_channels
 from images.unknown import UNKNOWN, UnknownSet, load_unknown
 
 __all__ = [
+    "CHUNK",
     "CORRUPTIONS",
     "SEVERITIES",
     "SOURCES",

@@ -13,7 +13,7 @@ CHUNK = 8192  # images of 32×32 that are decoded, or predicted, at a time
 LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue (ITU-R BT.601)
 
 
-def chunk_size(image_size: tuple[int, int], of_small: int = CHUNK) -> int:
+def chunk_size(image_size: Sequence[int], of_small: int = CHUNK) -> int:
     """How many images of a size take the memory of so many of 32×32; at least 1.
 
     Args:

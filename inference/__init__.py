@@ -44,6 +44,7 @@ from inference.regression import regression_predictive
 from inference.regressor import Regressor
 from inference.swag import Swag
 from inference.tables import print_report
+from inference.task_reports import evaluate_task, load_for_task, print_task_report
 from inference.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "dropout_predictive",
     "ensemble_predictive",
     "evaluate",
+    "evaluate_task",
     "export_network",
     "fit_decisions",
     "fit_temperature",
@@ -75,6 +77,7 @@ __all__ = [
     "known_scores",
     "laplace",
     "load_finite_network",
+    "load_for_task",
     "load_networks",
     "load_test_data",
     "load_training_data",
@@ -83,6 +86,7 @@ __all__ = [
     "posterior_predictive",
     "predict",
     "print_report",
+    "print_task_report",
     "pruned",
     "pruning_curve",
     "quantized",

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from images import ImageFiles, Split, chunk_size, normalize, to_pixels
+from images import CHUNK, ImageFiles, Split, chunk_size, normalize, to_pixels
 from inference.decisions import Decisions
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
 from likelihoods import Gaussian, Predictive, Summaries, Summary
 from models import IMAGE_SIZE, Description, SavedNetwork, Size, load_network
 from support import ALONE, UserError, World
 
+MAPS = 1024  # images of 32×32 whose maps are predicted at a time
 Images = Tensor | ImageFiles | Image.Image | str | Path | Sequence[Image.Image] | Sequence[str | Path]
 
 
@@ -245,7 +246,8 @@ class Classifier(TakesImages):
                 )
             return result if self.decisions is None else replace(result, accepted=self.decisions.accepts(result))
 
-        return predict_chunks(self.read(images), predict_chunk, workers, world)
+        chunk = MAPS if self.likelihood == "categorical" else CHUNK
+        return predict_chunks(self.read(images), predict_chunk, workers, world, chunk)
 
 
 def load_finite_network(
@@ -297,7 +299,11 @@ def load_networks(
 
 
 def predict_chunks(
-    images: Tensor | ImageFiles, predict: Callable[[Tensor], Summary], workers: int = 0, world: World = ALONE
+    images: Tensor | ImageFiles,
+    predict: Callable[[Tensor], Summary],
+    workers: int = 0,
+    world: World = ALONE,
+    chunk: int = CHUNK,
 ) -> Summary:
     """The predictive for images of which only a chunk is decoded and normalized at a time.
 
@@ -306,6 +312,7 @@ def predict_chunks(
         predict: the predictive for a chunk of them, uint8.
         workers: processes that decode image files.
         world: the processes that predict together; each predicts its share of the images and gets the whole.
+        chunk: how many images of 32×32 are a chunk; of larger ones, fewer.
 
     Raises:
         UserError: an image file cannot be read; there are fewer images than processes.
@@ -315,7 +322,7 @@ def predict_chunks(
     split = Split(images, torch.zeros(len(images), dtype=torch.int64))
 
     def predict_at(indices: Tensor) -> Summary:
-        batches = split.batches(chunk_size(split.image_size), indices, workers)
+        batches = split.batches(chunk_size(split.image_size, chunk), indices, workers)
         return Summaries.concatenate([predict(pixels) for pixels, _ in batches])
 
     return predict_together(len(images), predict_at, world)

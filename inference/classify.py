@@ -20,7 +20,8 @@ if __name__ == "__main__":
     exit_on_interrupt()
 
 from images import image_paths
-from inference.classifier import Classifier
+from inference.classifier import Classifier, load_finite_network
+from inference.evaluation import require_classification
 from inference.prediction import METHODS
 from likelihoods import SCORES
 from support import ALONE, OneLineParser, UserError, argument, one_line, report_user_errors, tune_cpu, whole
@@ -98,7 +99,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     tune_cpu()
     calibrated = not args.uncalibrated
     device = ALONE.device(args.device)
-    classifier = Classifier.load(args.weights_path, device, args.net_type, calibrated=calibrated)
+    saved = load_finite_network(args.weights_path, device, args.net_type)
+    require_classification(saved, args.weights_path)
+    classifier = Classifier.from_saved(saved, args.weights_path, calibrated=calibrated)
     settings = {"num_samples": args.num_samples, "seed": args.seed, "method": args.prediction}
     rows = classify(classifier, list(_files(args.images)), **settings)
     if args.json:

@@ -117,13 +117,13 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
         data_dir: where downloaded data lies or goes.
 
     Raises:
-        UserError: as `images.load_data`; a network is of other classes or channels than the data, or two networks take
-            images of different sizes.
+        UserError: as `images.load_data`; a network is of other classes or channels than the data, or two networks are
+            for images of different sizes, or for different tasks.
     """
     first, *others = networks.items()
     for path, saved in others:
         if _how_read(saved) != _how_read(first[1]):
-            raise UserError(f"{path} and {first[0]} take images of different sizes: evaluate them one by one")
+            raise UserError(f"{path} and {first[0]} are for other images or tasks: evaluate them one by one")
     skip_broken = any(saved.skips_broken for saved in networks.values())
     # Any validation split and seed give this test split.
     data = load_data(dataset, data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken, **_how_read(first[1]))
@@ -139,7 +139,20 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
 
 def _how_read(saved: SavedNetwork) -> dict[str, Any]:
     """The arguments of `load_data` by which images become what a network takes."""
-    return {"image_size": saved.description.image_size, "center_crop": saved.description.center_crop}
+    description = saved.description
+    task = description.task.get("task", "classification")
+    return {"image_size": description.image_size, "center_crop": description.center_crop, "task": task}
+
+
+def require_classification(saved: SavedNetwork, path: str | Path) -> None:
+    """Refuse a network of another task than one class per image.
+
+    Raises:
+        UserError: its task is another one.
+    """
+    task = saved.description.task.get("task", "classification")
+    if task != "classification":
+        raise UserError(f"{path} is for the task {task}: give a network for classification")
 
 
 def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
@@ -153,6 +166,7 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
     Raises:
         UserError: the checkpoint does not name its data, they cannot be read, or they are no longer the same.
     """
+    require_classification(saved, path)
     check_settings(saved.content, path)
     settings = saved.content["settings"]
     data = load_data(

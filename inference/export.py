@@ -32,7 +32,7 @@ from inference.deployment import (
     export_network,
     largest_difference,
 )
-from inference.evaluation import load_training_data
+from inference.evaluation import load_training_data, require_classification
 from inference.prediction import METHODS
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     """Write the files, compare them if `args.check` is above 0, and return their paths."""
     tune_cpu()
     saved = load_finite_network(args.weights_path, net_type=args.net_type)
+    require_classification(saved, args.weights_path)
     net, description, _ = saved
     data = load_training_data(saved, args.weights_path, args.data_dir) if args.check else None
     classifier = Classifier.from_description(net, description, args.weights_path)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from images import CORRUPTIONS, SEVERITIES, corrupt
 from inference.evaluation import SHIFTS, ImageSets
-from likelihoods import SCORES, Predictive, ece, reliability, risk_coverage, risk_coverage_area
+from likelihoods import SCORES, Predictive, RegressionPredictive, ece, reliability, risk_coverage, risk_coverage_area
 from support import BLUE, COLORS, ORANGE, figure_style, save_figure
 
 DASHES = ("-", "--", ":", "-.")
@@ -303,4 +305,141 @@ def plot_pruning(path: Path, curve: Sequence[Mapping[str, Any]], chosen: float, 
         ax.invert_xaxis()
         ax.xaxis.set_major_formatter("{x:g}")
     figure.suptitle(title)
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_intervals(path: Path, predictive: RegressionPredictive, targets: Tensor, names: Sequence[str]) -> Path:
+    """Predictions with their 90 % intervals against the true values, and the coverage of intervals against their level.
+
+    Args:
+        path: of the PNG file.
+        predictive: of n images.
+        targets: [n, targets], the true values.
+        names: of the targets, of which the first four are shown.
+    """
+    count = min(4, len(names))
+    figure = Figure(figsize=(8, 3.6 * count), layout="constrained")
+    rows = figure.subplots(count, 2, squeeze=False)
+    low, high = predictive.interval(0.9)
+    levels = [level / 20 for level in range(1, 20)]
+    for index, (left, right) in enumerate(rows):
+        true, mean = targets[:, index].numpy(), predictive.mean[:, index].numpy()
+        reach = np.stack([mean - low[:, index].numpy(), high[:, index].numpy() - mean])
+        left.errorbar(true, mean, reach, fmt="o", markersize=3, linewidth=0.8, color=BLUE, ecolor="0.7")
+        ends = [min(true.min(), mean.min()), max(true.max(), mean.max())]
+        left.plot(ends, ends, color="grey", linewidth=1, linestyle=":")
+        left.set(xlabel=f"{names[index]}, true", ylabel="predicted, 90 % interval")
+        coverage = [predictive.coverage(targets, level)[index].item() for level in levels]
+        right.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+        right.plot(levels, coverage, "o-", color=ORANGE, markersize=4)
+        right.set(xlabel="level of the interval", ylabel="true values inside", xlim=(0, 1), ylim=(-0.02, 1.02))
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_labels(path: Path, predictive: Predictive, targets: Tensor, names: Sequence[str]) -> Path:
+    """For each label, how often it applies against the probability that it does; of many labels, the first twelve.
+
+    Args:
+        path: of the PNG file.
+        predictive: of n images, of the Bernoulli likelihood.
+        targets: [n, labels], 0 or 1.
+        names: of the labels.
+    """
+    count = min(12, len(names))
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3 * columns + 0.4, 3 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for index, ax in enumerate(axes.flat):
+        if index >= count:
+            ax.axis("off")
+            continue
+        probs, applies = predictive.probs[:, index].double(), targets[:, index].double()
+        bins = (probs * 10).long().clamp_max(9)
+        sizes = bins.bincount(minlength=10)
+        means = [bins.bincount(values, 10) / sizes.clamp_min(1) for values in (probs, applies)]
+        filled = sizes > 0
+        ax.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+        ax.plot(means[0][filled].numpy(), means[1][filled].numpy(), "-", color=BLUE, linewidth=1)
+        areas = 10 + 90 * (sizes[filled] / sizes.max()).numpy()
+        ax.scatter(means[0][filled].numpy(), means[1][filled].numpy(), areas, color=BLUE)
+        ax.set(title=names[index], xlabel="probability", ylabel="frequency", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    return save_figure(figure, path)
+
+
+def plot_task(folder: Path, task: str, predictives: Mapping[str, Mapping[str, Any]], images: ImageSets) -> list[Path]:
+    """The picture of each network for a task: intervals, labels or maps.
+
+    Args:
+        folder: where the pictures go.
+        task: regression, multilabel or segmentation.
+        predictives: of `inference.evaluate_task`.
+        images: known and unknown, as for `inference.evaluate_task`.
+    """
+    paths = []
+    for network, sets in predictives.items():
+        if task == "segmentation":
+            pixels = {images.name: images.known, **images.unknown}
+            maps = {name: (pixels[name], predictive) for name, predictive in sets.items()}
+            path = folder / f"maps_{network}.png"
+            paths.append(plot_maps(path, maps, images.classes, {images.name: images.labels}, count=3))
+        else:
+            plot, name = (plot_intervals, "intervals") if task == "regression" else (plot_labels, "labels")
+            paths.append(plot(folder / f"{name}_{network}.png", sets[images.name], images.labels, images.classes))
+    return paths
+
+
+@figure_style()
+def plot_maps(
+    path: Path,
+    sets: Mapping[str, tuple[Tensor, Predictive]],
+    classes: Sequence[str],
+    masks: Mapping[str, Tensor] | None = None,
+    count: int = 4,
+) -> Path:
+    """The first images of each set beside their masks, the predicted classes, and maps of the uncertainties.
+
+    Args:
+        path: of the PNG file.
+        sets: by name, uint8 images [n, channels, height, width] and the predictive of their maps.
+        classes: the names of the classes, by label.
+        masks: by the name of the set, the true classes [n, height, width], where they are known.
+        count: how many images of each set.
+    """
+    masks = masks or {}
+    shown = [(name, index) for name, (images, _) in sets.items() for index in range(min(count, len(images)))]
+    scores = {
+        "total entropy": lambda predictive: predictive.entropy,
+        "mutual information": lambda predictive: predictive.mutual_information,
+        "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
+    }
+    columns = ("image", "true classes", "predicted", *scores)
+    figure = Figure(figsize=(1.9 * len(columns) + 1, 1.85 * len(shown) + 0.9), layout="constrained")
+    axes = figure.subplots(len(shown), len(columns), squeeze=False)
+    colors = ListedColormap(["0.92", *(COLORS[index % len(COLORS)] for index in range(len(classes) - 1))])
+    for row, (name, index) in zip(axes, shown, strict=True):
+        images, predictive = sets[name]
+        row[0].imshow(images[index].permute(1, 2, 0).squeeze(-1).numpy(), cmap="grey", vmin=0, vmax=255)
+        row[0].set_ylabel(name, fontsize=9)
+        for ax, labels in zip(row[1:3], (masks.get(name), predictive.labels), strict=True):
+            if labels is None:
+                ax.axis("off")
+            else:
+                ax.imshow(labels[index].numpy(), cmap=colors, vmin=-0.5, vmax=len(classes) - 0.5, interpolation="none")
+    for column, (label, score) in enumerate(scores.items(), start=3):
+        values = [score(sets[name][1])[index].numpy() for name, index in shown]
+        highest = max(float(value.max()) for value in values) or 1.0
+        for ax, value in zip(axes[:, column], values, strict=True):
+            mappable = ax.imshow(value, cmap="magma", vmin=0, vmax=highest)
+        unit = UNITS.get(label, "variance")
+        figure.colorbar(mappable, ax=axes[:, column], location="bottom", shrink=0.9, label=unit, aspect=12)
+    for ax, title in zip(axes[0], columns, strict=True):
+        ax.set_title(title, fontsize=10)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    handles = [Patch(color=colors(index), label=name) for index, name in enumerate(classes)]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(classes), fontsize=8)
     return save_figure(figure, path)

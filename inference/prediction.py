@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from images import chunk_size
 from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
 from inference.prefix import Prefix
 from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
@@ -26,6 +27,7 @@ from moments import Propagation, logit_draws
 from support import UserError, World
 
 METHODS = ("draws", "moments")  # of `posterior_predictive`
+MAPS = 32  # of 32×32, whose draws by moments are in memory at a time
 PREFIX_BYTES = 2**28  # that may be kept of what comes before the first random weight
 
 
@@ -282,6 +284,8 @@ class Predictor:
         """
         if self._propagation is None:
             return summarize_blocks(self.outputs(images, batch_size), self.likelihood, self.temperature)
+        if self.likelihood == "categorical":  # maps, whose draws are large
+            batch_size = min(batch_size, chunk_size(images.shape[-2:], MAPS))
         return Predictive.concatenate(
             [
                 summarize_blocks(self.outputs(batch), self.likelihood, self.temperature)

@@ -70,9 +70,13 @@ class TaskLikelihood(ABC):
     def scores(self, predictive: Any, targets: Tensor) -> dict[str, float]:
         """How good predictions are, in a few numbers."""
 
+    @abstractmethod
     def details(self, predictive: Any, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """How good predictions are by class, label or target, with plain values."""
-        return {}
+
+    @abstractmethod
+    def uncertainties(self, predictive: Any) -> dict[str, Tensor]:
+        """How uncertain the network is of each image, [n], in total and by its weights alone, by name."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,13 @@ class Categorical(TaskLikelihood):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """As of `TaskLikelihood`; outputs [n, classes, ...] and int64 targets [n, ...], averaged over pixels."""
+        """As of `TaskLikelihood`; outputs [n, classes, ...] and int64 targets [n, ...], summed over pixels."""
+        pixels = targets[0].numel()
         if self.class_weights is None:
-            return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+            return pixels * F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
         weights = torch.tensor(self.class_weights, device=outputs.device)
         losses = F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing, reduction="none")
-        return (losses * weights[targets]).mean()
+        return pixels * (losses * weights[targets]).mean()
 
     def progress(self, samples: Sequence[Tensor], targets: Tensor) -> Tensor:
         """Whether the most probable class is the right one; of pixels, how many of them."""
@@ -104,23 +109,29 @@ class Categorical(TaskLikelihood):
         return correct if correct.dim() == 1 else correct.float().flatten(1).mean(1)
 
     def validation(self, predictive: Predictive, targets: Tensor) -> dict[str, float]:
-        """As of `TaskLikelihood`."""
-        index = targets.unsqueeze(-1)
+        """As of `TaskLikelihood`; the NLLs are summed over pixels."""
+        index, pixels = targets.unsqueeze(-1), targets[0].numel()
+        if targets.dim() == 1:
+            accuracy = metrics.accuracy(predictive.probs, targets)
+        else:
+            accuracy = (predictive.labels == targets).double().mean().item()
         return {
-            "nll": -predictive.log_probs.gather(-1, index).double().mean().item() + 0.0,
-            "accuracy": (predictive.labels == targets).double().mean().item()
-            if targets.dim() > 1
-            else metrics.accuracy(predictive.probs, targets),
-            "expected_nll": -predictive.expected_log_probs.double().gather(-1, index).mean().item(),
+            "nll": pixels * -predictive.log_probs.gather(-1, index).double().mean().item() + 0.0,
+            "accuracy": accuracy,
+            "expected_nll": pixels * -predictive.expected_log_probs.double().gather(-1, index).mean().item(),
         }
 
     def scores(self, predictive: Predictive, targets: Tensor) -> dict[str, float]:
-        """Accuracy, NLL, Brier score and ECE; for maps, over pixels, with the mean intersection over union."""
+        """Accuracy, NLL, Brier score and ECE; for maps, of pixels, and the mean intersection over union.
+
+        The NLL is per image also for maps.
+        """
         if targets.dim() == 1:
             return metrics.scores(predictive, targets)
         probs, labels = predictive.probs.movedim(1, -1).flatten(0, -2), targets.flatten()
         unions = metrics.intersection_over_union(predictive.labels, targets, probs.shape[1])
-        return {**metrics.scores(probs, labels), "iou": unions.nanmean().item()}
+        nll = self.validation(predictive, targets)["nll"]
+        return {**metrics.scores(probs, labels), "nll": nll, "iou": unions.nanmean().item()}
 
     def details(self, predictive: Predictive, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """The accuracy of each class and the confusion matrix, rows the true classes; for maps, IoU by class too."""
@@ -131,6 +142,11 @@ class Categorical(TaskLikelihood):
             unions = metrics.intersection_over_union(predictive.labels, targets, len(names))
             details["class_iou"] = _by_name(names, unions)
         return details
+
+    def uncertainties(self, predictive: Predictive) -> dict[str, Tensor]:
+        """Entropy and mutual information in nats; of maps, their means over the pixels."""
+        scores = {"total entropy": predictive.entropy, "mutual information": predictive.mutual_information}
+        return {name: values.flatten(1).mean(1) if values.dim() > 1 else values for name, values in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,13 @@ class Bernoulli(TaskLikelihood):
     def details(self, predictive: Predictive, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
         """For each label its accuracy, AUROC, Brier score, ECE and the fraction of the images that it applies to."""
         return {"labels": dict(zip(names, map(_plain, self._by_label(predictive, targets)), strict=True))}
+
+    def uncertainties(self, predictive: Predictive) -> dict[str, Tensor]:
+        """Entropy and mutual information in nats, summed over the labels."""
+        return {
+            "total entropy": predictive.entropy.sum(1),
+            "mutual information": predictive.mutual_information.sum(1),
+        }
 
     def _by_label(self, predictive: Predictive, targets: Tensor) -> list[dict[str, float]]:
         rows = []
@@ -302,6 +325,14 @@ class Gaussian(TaskLikelihood):
                 }
                 for index, name in enumerate(names)
             }
+        }
+
+    def uncertainties(self, predictive: RegressionPredictive) -> dict[str, Tensor]:
+        """Standard deviations as multiples of those of the training targets, averaged over the targets."""
+        scale = torch.tensor(self.scale)
+        return {
+            "total deviation": (predictive.std / scale).mean(1),
+            "epistemic deviation": (predictive.epistemic.sqrt() / scale).mean(1),
         }
 
 

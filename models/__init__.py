@@ -14,6 +14,7 @@ from models.checkpoint import (
     write_checkpoint,
 )
 from models.registry import FACTORIES, KNOWN, NETWORKS, build, check_net_type, file_name
+from models.unet import UNet
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "DeterministicNetwork",
     "SavedNetwork",
     "Size",
+    "UNet",
     "build",
     "check_image_size",
     "check_net_type",

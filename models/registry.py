@@ -19,6 +19,7 @@ from models.NonBayesianModels.AlexNet import AlexNet
 from models.NonBayesianModels.LeNet import LeNet
 from models.NonBayesianModels.ThreeConvThreeFC import ThreeConvThreeFC
 from models.torchvision_networks import NAMES, torchvision_network
+from models.unet import UNet
 from support import UserError, first_line, nearest
 
 NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = {
@@ -27,9 +28,9 @@ NETWORKS: dict[str, tuple[type[BayesianNetwork], type[DeterministicNetwork]]] = 
     "3conv3fc": (BBB3Conv3FC, ThreeConvThreeFC),
 }
 FACTORIES: dict[str, Callable[[int, int, Size], nn.Module]] = {
-    name: partial(torchvision_network, name) for name in NAMES if name not in NETWORKS
-}
-KNOWN = f"{', '.join(NETWORKS)}, resnet18 or another of torchvision's classification networks"
+    "unet": lambda outputs, inputs, image_size: UNet(outputs, inputs)
+} | {name: partial(torchvision_network, name) for name in NAMES if name not in NETWORKS}
+KNOWN = f"{', '.join(NETWORKS)}, unet (for segmentation), resnet18 or another of torchvision's classification networks"
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # package.module:factory
 
 

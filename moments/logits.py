@@ -19,12 +19,14 @@ DRAWS = 48  # of the logits, with no pass of the network behind them; 64 are no 
 def logit_covariance(logits: Moments) -> Tensor:
     """The covariance [n, classes, classes] of logits [n, classes], by a backward pass over the links of the head.
 
+    Of maps [n, classes, height, width] it is [n, height, width, classes, classes], with the variances alone.
+
     With J = dlogits / dx, each link x → y adds J diag(noise) Jᵀ and J shared sharedᵀ Jᵀ, and the input of the head
     J diag(v) Jᵀ.
     """
     link, variance = logits.link, variance_of(logits)
     if link is None:
-        return variance.diag_embed()
+        return variance.movedim(1, -1).diag_embed()
     jacobian = torch.eye(variance.shape[1], dtype=variance.dtype, device=variance.device).expand(
         variance.shape[0], -1, -1
     )
@@ -127,10 +129,14 @@ def logit_draws(mean: Tensor, covariance: Tensor, noise: Tensor | None = None) -
     """Draws [draws, n, classes] of normal logits.
 
     Args:
-        mean: [n, classes].
-        covariance: [n, classes, classes].
+        mean: [n, classes], or maps [n, classes, height, width].
+        covariance: [n, classes, classes], or for maps [n, height, width, classes, classes].
         noise: [draws, classes], of a standard normal; None for 48 `fixed_normals`.
     """
+    if mean.dim() > 2:
+        pixels = mean.movedim(1, -1)
+        draws = logit_draws(pixels.flatten(0, -2), covariance.flatten(0, -3), noise)
+        return draws.unflatten(1, pixels.shape[:-1]).movedim(-1, 2)
     noise = fixed_normals(DRAWS, mean.shape[-1]) if noise is None else noise
     noise = noise.to(mean)
     return mean + torch.einsum("nij,tj->tni", cholesky(covariance), noise)

@@ -62,7 +62,7 @@ def test_chunks_and_processes_change_nothing_but_the_last_digits(
 ) -> None:
     trained = bayesian()
     whole = trained.predict(images, 4)
-    monkeypatch.setattr(classifier, "chunk_size", lambda size: 3)
+    monkeypatch.setattr(classifier, "chunk_size", lambda size, of_small: 3)
     chunked = trained.predict(images, 4)
     for name in FIELDS:
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=1e-4, atol=1e-6)

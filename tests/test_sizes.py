@@ -419,5 +419,5 @@ def test_images_with_their_channels_first_are_read_as_they_are(
 def test_a_network_of_another_size_cannot_share_a_report(trained: BayesianSettings, wide: Path) -> None:
     saved = load_network(files(trained))
     other = saved._replace(description=replace(saved.description, image_size=(32, 32)))
-    with pytest.raises(UserError, match="b.pt and a.pt take images of different sizes"):
+    with pytest.raises(UserError, match="b.pt and a.pt are for other images or tasks"):
         load_test_data({Path("a.pt"): saved, Path("b.pt"): other}, str(wide), "data")

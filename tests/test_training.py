@@ -328,7 +328,7 @@ def test_a_new_run_keeps_the_network_of_the_earlier_one(
         kept = folder / "lenet" / "earlier" / str(number)
         assert f"went to {kept}\n" in capsys.readouterr().out
         assert sorted(path.name for path in kept.iterdir()) == [
-            "history.csv", "history.png", "last.pt", "model_lenet.pt", "results.json"
+            "confusion.png", "history.csv", "history.png", "last.pt", "model_lenet.pt", "results.json"
         ]  # fmt: skip
     for name, content in before.items():
         assert (folder / "lenet" / "earlier" / "1" / name).read_bytes() == content
@@ -379,7 +379,7 @@ def test_a_damaged_twin_does_not_end_a_run_that_is_done(
         compare(settings)
 
 
-@pytest.mark.parametrize("place", ["training.state.load_data", "training.loop.scores"])
+@pytest.mark.parametrize("place", ["training.state.load_data", "training.loop.versions"])
 def test_ctrl_c_outside_of_training_is_one_line(
     place: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -353,7 +353,7 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
         f"test  {shown}  ({len(data.test):,} images, {evaluation}, "
         f"best epoch {progress.best_epoch}, trained in {progress.seconds:.0f} s)"
     )
-    if settings.task == "classification":
+    if "confusion" in results:
         pictures.append(plot_confusion(files.reports, results["confusion"], data.classes, title))
     reports = ", ".join(map(str, [files.reports / "results.json", *pictures]))
     print(f"network  {files.best}\nreports  {reports}", flush=True)
