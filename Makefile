@@ -15,8 +15,14 @@ test: $(VENV)/.installed-dev  ## install, then lint, check types and run every t
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-docs: $(VENV)/.installed-dev  ## install, then build the documentation into site/
+docs: $(VENV)/.installed-dev docs/draw/ort  ## install, then build the documentation into site/
 	$(VENV)/bin/mkdocs build --strict
+
+docs/draw/ort:  ## what runs the network of the page on which one draws
+	mkdir $@
+	npm pack --silent --pack-destination $@ onnxruntime-web@1.30.0 && cd $@ && tar xzf *.tgz --strip-components=2 \
+		$(addprefix package/dist/,ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm) && rm *.tgz \
+		|| rmdir $@  # without npm, the page says that it cannot load the network
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
