@@ -21,6 +21,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 from onnxruntime import InferenceSession
+from test_readme import blocks
 
 import inference
 import layers
@@ -116,6 +117,12 @@ def test_the_reference_has_every_public_function_and_class(pages: dict[str, Page
         assert len(public) > 5
         for name, value in public.items():
             assert {f"{room.__name__}.{name}", f"{value.__module__}.{name}"} & ids, name
+
+
+def test_the_page_on_one_pass_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = blocks("python", (DOCS / "one-pass.md").read_text(encoding="utf-8"))
+    exec(compile(snippet, "one-pass.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([16, 10])")
 
 
 def test_the_gallery_shows_every_picture() -> None:
