@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: train test docs
+.PHONY: train test docs coverage
 
 train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 embedded digits
 	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet --lr_start 3e-3 $(ARGS)
@@ -14,6 +14,11 @@ test: $(VENV)/.installed-dev  ## install, then lint, check types and run every t
 	$(VENV)/bin/codespell
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
+
+coverage: $(VENV)/.installed-dev  ## install, then say how much of the rooms the tests run, lines and branches
+	$(VENV)/bin/coverage run -m pytest $(ARGS)
+	$(VENV)/bin/coverage combine -q
+	$(VENV)/bin/coverage report --skip-covered
 
 docs: $(VENV)/.installed-dev docs/draw/ort  ## install, then build the documentation into site/
 	$(VENV)/bin/mkdocs build --strict
