@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import json
+import math
 import re
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import FunctionType
 
 import pytest
+import torch
+from browser import CHROMIUM, Browser
 from conftest import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from onnxruntime import InferenceSession
+from test_readme import blocks
 
 import inference
 import layers
 import likelihoods
 import moments
 import training
+from images import load_data
 
 DOCS = ROOT / "docs"
+CIRCLE = [(math.sin(2 * math.pi * t / 40), math.cos(2 * math.pi * t / 40)) for t in range(41)]
+DRAWINGS = {
+    "1": [[(0.5, 0.15), (0.5, 0.85)]],
+    "7": [[(0.25, 0.2), (0.72, 0.2), (0.45, 0.85)]],
+    "0": [[(0.5 + 0.2 * x, 0.5 + 0.32 * y) for x, y in CIRCLE]],
+    "unsure": [[(0.5 + 0.38 * math.sin(1.7 * t), 0.5 + 0.38 * math.sin(2.3 * t + 1)) for t in range(30)]],
+}
 
 
 class Page(HTMLParser):
@@ -101,6 +119,12 @@ def test_the_reference_has_every_public_function_and_class(pages: dict[str, Page
             assert {f"{room.__name__}.{name}", f"{value.__module__}.{name}"} & ids, name
 
 
+def test_the_page_on_one_pass_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = blocks("python", (DOCS / "one-pass.md").read_text(encoding="utf-8"))
+    exec(compile(snippet, "one-pass.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([16, 10])")
+
+
 def test_the_gallery_shows_every_picture() -> None:
     pictures = {path.name for path in (DOCS / "images").iterdir()} - {"digit.png"}
     assert set(re.findall(r"images/([\w.]+)", (DOCS / "gallery.md").read_text(encoding="utf-8"))) == pictures
@@ -116,3 +140,48 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path: Path) -> None:
     (tmp_path / "mkdocs.yml").write_text("site_name: x\nhooks: [docs/hooks.py]\nexclude_docs: hooks.py\n")
     with pytest.raises(Abort):
         build(load_config(str(tmp_path / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
+
+
+def test_the_network_that_answers_drawings_knows_digits_and_is_unsure_of_pieces_of_them() -> None:
+    threshold = json.loads((DOCS / "draw" / "network.json").read_text())["threshold"]
+    test = load_data("MNIST5k", "data", valid_size=0.1, seed=0).test
+    assert isinstance(test.images, torch.Tensor)
+    session = InferenceSession(str(DOCS / "draw" / "network.onnx"))
+
+    def answers(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        probs, epistemic, aleatoric = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        return probs.argmax(1), epistemic + aleatoric <= threshold
+
+    labels, sure = answers(test.images / 255)
+    assert (labels == test.labels)[sure].float().mean() > 0.99 and sure.float().mean() > 0.9
+    left, right = (test.images / 255).split(16, 3)
+    assert answers(torch.cat([right, left], 3))[1].float().mean() < 0.05
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    browser = Browser(tmp_path)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(
+    not (CHROMIUM and (DOCS / "draw" / "ort").exists()), reason="needs Chromium, and what `make docs` fetches"
+)
+def test_a_drawn_one_and_seven_are_named_and_a_scribble_is_unsure(browser: Browser, address: str) -> None:
+    browser.call("Page.navigate", url=f"{address}/draw.html")
+    browser.wait("document.querySelector('.answer')?.textContent == 'Draw a digit.'")
+    for answer, strokes in DRAWINGS.items():
+        browser.evaluate("document.querySelector('.draw button').click()")
+        browser.draw(".draw canvas", strokes)
+        browser.wait("document.querySelector('.detail').textContent")
+        assert browser.text(".answer") == answer, browser.text(".detail")

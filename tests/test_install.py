@@ -117,7 +117,7 @@ def test_it_works_beside_a_project_that_has_modules_of_the_same_names(wheel: Pat
     home, project = tmp_path / "environment", tmp_path / "project"
     venv.create(home)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
-    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     python = home / "bin" / "python"
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "-q", "install", "--no-deps", "--no-index", wheel],

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNCERTAINTY = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 GUIDE = ["index", "networks", "training", "unknown", "alternatives", "recording", "deployment"]
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in GUIDE)]
-TESTED_ELSEWHERE = {"uncertainty", "continual", "tasks"}
+TESTED_ELSEWHERE = {"uncertainty", "continual", "tasks", "one-pass"}
 
 
 def blocks(language: str, page: str = README) -> list[str]:
