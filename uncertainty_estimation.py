@@ -101,12 +101,7 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     images = ImageSets.read(data, unknown, args.seed, limit)
     if world.is_main and images.notes:
         print(*images.notes, sep="\n")
-    how: dict[str, Any] = {
-        "num_samples": args.num_samples,
-        "seed": args.seed,
-        "method": args.prediction,
-        "world": world,
-    }
+    how: dict[str, Any] = {"num_samples": args.num_samples, "method": args.prediction, "seed": args.seed}
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
     pictures: list[Path] = []
     if classifies:

@@ -386,7 +386,7 @@ def evaluate(
             for network, sets in predictives.items()
         },
     }
-    order = torch.randperm(len(images.known), generator=torch.Generator().manual_seed(seed))[:SHIFTED]
+    order = torch.randperm(len(images.known), generator=torch.Generator().manual_seed(seed))[:SHIFTED].sort().values
     known, labels = images.known[order], images.labels[order]  # a folder's images are in the order of their classes
     for name in shifts:
         report[name] = {
