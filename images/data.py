@@ -84,6 +84,7 @@ class ImageData:
         color = "grey" if self.channels == 1 else "color"
         size = "" if self.image_size == IMAGE_SIZE else " {}×{}".format(*self.image_size)
         noun = {"multilabel": "labels", "regression": "targets"}.get(self.task, "classes")
+        noun = noun.removesuffix("s") if len(self.classes) == 1 else noun
         lines = [f"{self.name}: {len(self.classes)} {noun}, {color}{size}; {counts}", *self.notes]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped):,} unreadable images, the first {self.skipped[0]}")

@@ -16,6 +16,7 @@ from .BBBLinear import BBBEmbedding, BBBLinear
 from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, posterior_as_prior, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
+from .parameters import SampledParameter, sample_parameters
 from .posteriors import (
     FAMILIES,
     AlphaPosterior,
@@ -67,11 +68,13 @@ __all__ = [
     "Priors",
     "RadialPosterior",
     "Rank1Posterior",
+    "SampledParameter",
     "deterministic_layers",
     "entropy",
     "kl_divergence",
     "parameter_groups",
     "posterior_as_prior",
+    "sample_parameters",
     "sampling",
     "scale_mixture",
     "share_draws",

@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .estimators import ESTIMATORS, Weights, random_signs
 from .kernels import squares
+from .parameters import SampledParameter
 from .passes import SWITCHES, ForwardPass, current_pass, set_current_pass
 from .posteriors import Family, GaussianPosterior, Posterior
 from .priors import Priors
@@ -281,6 +283,9 @@ def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterio
     """
     posteriors: dict[int, Posterior] = {}
     for path, layer in module.named_modules():
+        if isinstance(layer, ParametrizationList) and isinstance(layer[0], SampledParameter):
+            assert isinstance(layer.original, Tensor)
+            yield path.replace("parametrizations.", ""), layer.original, layer[0].posterior
         if isinstance(layer, BayesianLayer):
             for key, posterior in list(layer.posterior.items()):
                 mean = getattr(layer, key)
@@ -357,7 +362,7 @@ def parameter_groups(
 @contextmanager
 def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
     """Within it, in this thread, every Bayesian layer of `module` samples (`enabled`) or uses its posterior means."""
-    layers = [layer for layer in module.modules() if isinstance(layer, BayesianLayer)]
+    layers = [layer for layer in module.modules() if isinstance(layer, (BayesianLayer, SampledParameter))]
     token = SWITCHES.set({**(SWITCHES.get() or {}), **dict.fromkeys(layers, enabled)})
     try:
         yield

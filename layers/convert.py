@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .base import COUNTERPARTS, BayesianLayer, bayesian_counterpart, share_draws, weight_posteriors
+from .parameters import remove_sampled
 from .passes import one_pass
 from .posteriors import Family, Posterior
 from .priors import Priors
@@ -139,6 +141,7 @@ def to_deterministic(module: Network, sample: bool = False) -> Network:
     with torch.no_grad(), one_pass():
         for _, mean, posterior in weight_posteriors(twin):
             mean.copy_(posterior.sample(mean) if sample else posterior.location(mean))
+    remove_sampled(twin)
     return _replace(twin, {layer: layer.plain() for layer in twin.modules() if isinstance(layer, BayesianLayer)})
 
 
@@ -150,7 +153,7 @@ def deterministic_layers(module: nn.Module) -> list[str]:
         for name, layer in module.named_modules()
         if not isinstance(layer, BayesianLayer)
         and id(layer) not in posteriors
-        and not isinstance(layer, Posterior)
+        and not isinstance(layer, (Posterior, ParametrizationList))
         and any(True for _ in layer.parameters(recurse=False))
     ]
 
