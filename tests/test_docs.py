@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import json
 import math
@@ -123,6 +124,13 @@ def test_the_page_on_one_pass_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (snippet,) = blocks("python", (DOCS / "one-pass.md").read_text(encoding="utf-8"))
     exec(compile(snippet, "one-pass.md", "exec"), {})
     assert capsys.readouterr().out.startswith("torch.Size([16, 10])")
+
+
+def test_the_tutorials_are_shown_as_they_are(site: Path) -> None:
+    text = re.sub("<[^>]+>", "", (site / "tutorials.html").read_text(encoding="utf-8"))
+    for name in ("custom_network", "convert_torchvision", "regression"):
+        script = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+        assert html.escape(script, quote=False).strip() in text.replace("&quot;", '"').replace("&#39;", "'"), name
 
 
 def test_the_gallery_shows_every_picture() -> None:
