@@ -47,6 +47,7 @@ ROOT = Path(__file__).parent
 RECORD = ROOT / "frontier.json"
 FIGURES = ROOT.parent / "docs" / "images"
 BATCH = 256
+LETTERS = 2000
 Predict = Callable[[Sequence[Classifier], Tensor], Predictive]
 
 
@@ -61,6 +62,7 @@ class Point:
         members: the number of networks, with seeds 0, 1, …
         color: of its mark.
         marker: of matplotlib.
+        most_seeds: the figures of a single network are means over so many seeds at most.
     """
 
     label: str
@@ -69,6 +71,7 @@ class Point:
     members: int = 1
     color: str = BLUE
     marker: str = "o"
+    most_seeds: int = 3
 
 
 def draws(classifiers: Sequence[Classifier], images: Tensor, count: int = 25) -> Predictive:
@@ -102,7 +105,7 @@ POINTS = (
     Point("mean field, 1", "short_mean_field", partial(draws, count=1), 1, BLUE, "1"),
     Point("mean field, 5", "short_mean_field", partial(draws, count=5), 1, BLUE, "2"),
     Point("mean field, 25", "short_mean_field", draws, 1, BLUE, "3"),
-    Point("mean field, 100", "short_mean_field", partial(draws, count=100), 1, BLUE, "4"),
+    Point("mean field, 100", "short_mean_field", partial(draws, count=100), 1, BLUE, "4", most_seeds=1),
     Point("mean field, moments", "short_mean_field", moments, 1, BLUE, "o"),
     Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P"),
     Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
@@ -127,7 +130,7 @@ def networks(point: Point, block: Block, places: ExperimentFiles) -> Iterator[li
         if len(trained) >= point.members:
             yield [Experiment(block, name, seed) for seed in trained[: point.members]]
     else:
-        yield from ([Experiment(block, name, seed)] for seed in trained)
+        yield from ([Experiment(block, name, seed)] for seed in trained[: point.most_seeds])
 
 
 def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) 
     """
     dataset = places.dataset(Experiment(block, "short_twin", 0))
     data = load_data(dataset, str(places.data_dir), 0.1, 0)
-    letters = unknown_images(data, places.not_mnist)["notMNIST"][:5000]
+    letters = unknown_images(data, places.not_mnist)["notMNIST"][:LETTERS]
     known, labels = next(data.test.batches(len(data.test)))
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:corrupted]
     few, few_labels = known[order], labels[order]
