@@ -28,6 +28,11 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
+in_one_graph = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="before torch 2.14 the compiler does not follow a context variable: a network has several graphs",
+)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

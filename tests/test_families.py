@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bayesian_settings, draws_of, run_files
+from conftest import bayesian_settings, draws_of, in_one_graph, run_files
 from torch import Tensor, distributions, nn
 
 from inference import posterior_predictive, pruned, signal_to_noise
@@ -308,6 +308,7 @@ def test_a_state_of_another_family_is_one_line(name: str) -> None:
             layer.load_state_dict(gaussian.state_dict())
 
 
+@in_one_graph
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_compiles_in_one_graph(name: str) -> None:
     layer = BBBConv2d(1, 2, 3, posterior=name, priors=STILL)

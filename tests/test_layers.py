@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import draws_of
+from conftest import draws_of, in_one_graph
 from torch import Tensor, nn
 
 from layers import BayesianLayer, BBBConv2d, BBBLinear, kl_divergence, sampling, to_deterministic
@@ -229,6 +229,7 @@ def test_a_layer_moves_to_the_gpu(layer_type: str) -> None:
     assert layer(torch.randn(2, 1, 5, 5, device="cuda")).device.type == "cuda"
 
 
+@in_one_graph
 @pytest.mark.parametrize("alpha_shape", POSTERIORS)
 @pytest.mark.parametrize("layer_type", ESTIMATORS)
 def test_a_layer_compiles_in_one_graph(layer_type: str, alpha_shape: tuple[int, ...] | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import in_one_graph
 from torch import Tensor, nn
 
 from layers import BayesianLayer, kl_divergence, sampling, weight_posteriors
@@ -66,6 +67,7 @@ def test_layers_know_their_names() -> None:
             assert layer.name == name
 
 
+@in_one_graph
 @pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
 @pytest.mark.parametrize("layer_type", ["lrt", "bbb", "flipout"])
 @pytest.mark.parametrize("net_type", NETWORKS)
