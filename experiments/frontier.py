@@ -144,9 +144,11 @@ def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) 
     """
     dataset = places.dataset(Experiment(block, "short_twin", 0))
     data = load_data(dataset, str(places.data_dir), 0.1, 0)
-    letters = unknown_images(data, places.not_mnist)["notMNIST"][:LETTERS]
+    generator = torch.Generator().manual_seed(0)
+    letters = unknown_images(data, places.not_mnist)["notMNIST"]
+    letters = letters[torch.randperm(len(letters), generator=generator)[:LETTERS]]
     known, labels = next(data.test.batches(len(data.test)))
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:corrupted]
+    order = torch.randperm(len(known), generator=generator)[:corrupted]
     few, few_labels = known[order], labels[order]
     batch = known[:BATCH]
     rows: dict[str, dict[str, float]] = {}
