@@ -6,13 +6,14 @@ import gzip
 import hashlib
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Script, bayesian_settings, frequentist_settings, run_files, same, weights
+from conftest import bayesian_settings, frequentist_settings, run_files, same, weights
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import datasets, models
@@ -21,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 from images import SOURCES, ImageFiles, load_data, random_crop, to_channels, to_pixels
 from inference import Classifier, ImageSets, MeanNetwork, evaluate, export_network, load_test_data, load_training_data
 from layers import weight_posteriors
-from models import NETWORKS, build, load_network
+from models import FACTORIES, NETWORKS, build, load_network
 from moments import Moments
 from support import UserError
 from training import BayesianSettings, run, start
@@ -232,10 +233,9 @@ def test_networks_of_torchvision_are_built_by_their_names(net_type: str, size: t
     assert stem is None or stem.kernel_size == ((3, 3) if size == (32, 32) else (7, 7))
 
 
-def test_every_network_of_torchvision_has_a_name(script: Script) -> None:
-    from models import FACTORIES
+def test_every_network_of_torchvision_has_a_name() -> None:
 
-    assert FACTORIES.keys() | {"alexnet"} == {*models.list_models(module=models)}
+    assert FACTORIES.keys() - {"unet"} | {"alexnet"} == {*models.list_models(module=models)}
     with torch.device("meta"), pytest.raises(UserError, match="vit_b_16 cannot be built .* square images, got 32×64"):
         build("vit_b_16", False, 3, 3, image_size=(32, 64))
     with torch.device("meta"):
@@ -403,7 +403,6 @@ def tensors_of(kind: type[Any], data: Any, labels: Any, **attributes: Any) -> ty
 def test_images_with_their_channels_first_are_read_as_they_are(
     kind: type[Any], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from functools import partial
 
     data = np.random.default_rng(0).integers(0, 256, (20, 3, side, side), dtype=np.uint8)
     source = SOURCES[kind.__name__]
