@@ -171,7 +171,8 @@ def export_network(network: DeployedNetwork, channels: int, size: int | tuple[in
     with torch.no_grad(), atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own code
         if path.suffix == ".pt2":
-            torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), temporary)
+            program = torch.export.export(network, (example,), dynamic_shapes=dynamic, strict=False)
+            torch.export.save(program, temporary)
         elif path.suffix == ".onnx":
             try:
                 torch.onnx.export(
