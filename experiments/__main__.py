@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 if __name__ == "__main__":
-    from support import argument, exit_on_interrupt, named
+    from support import exit_on_interrupt
 
     exit_on_interrupt()
 
@@ -24,7 +24,7 @@ from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
-from support import OneLineParser, UserError, report_user_errors
+from support import OneLineParser, UserError, argument, named, report_user_errors
 
 ROOT = Path(__file__).parent
 
