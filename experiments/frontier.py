@@ -271,7 +271,7 @@ def main() -> None:
             if "short_twin" in block.seeds and args.only in name:
                 record[name] = measure(block, places, args.images, args.rounds)
                 write_json(RECORD, record)
-                print(plot(name, record[name], FIGURES / f"frontier_{name}.png"))
+                print(plot(name, record[name], FIGURES / f"frontier_{name.replace('-', '_')}.png"))
         print(render(record))
 
 
