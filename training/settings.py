@@ -251,7 +251,7 @@ class Settings:
         if self.random_shift >= min(image_size):
             raise UserError(
                 f"random_shift {self.random_shift} moves images of {image_size[0]}×{image_size[1]} pixels out of "
-                f"sight: give at most {min(image_size) - 1}"
+                f"sight: give at most {min(image_size) - 1}, or a larger image_size"
             )
 
 
