@@ -19,7 +19,7 @@ HELP = """usage: bayesian-cnn COMMAND [flags]; COMMAND --help lists the flags
   classify     classify image files
   prune        remove the weights that carry no signal
   export       write networks for other machines: .pt2 and .onnx
-  plot         draw what a run has recorded of its means and variances
+  plot         draw the means and variances that a run has recorded
 
 train and compare take --config my_config.py: a file of settings, of which it gives those that differ from the defaults.
 --net_type package.module:factory is looked for in the current folder first."""

@@ -85,7 +85,7 @@ def added_mib(action: Callable[[], object]) -> float:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         action()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_kib(status, "VmRSS")
     action()
     return (_status_kib(status, "VmHWM") - before) / 1024

@@ -13,7 +13,6 @@ report  write experiments/results/*.json into the tables of docs/results.md and 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 if __name__ == "__main__":
     from support import exit_on_interrupt
@@ -24,9 +23,7 @@ from experiments import report
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
-from support import OneLineParser, UserError, argument, named, report_user_errors
-
-ROOT = Path(__file__).parent
+from support import OneLineParser, UserError, report_user_errors
 
 
 def main() -> None:
@@ -46,20 +43,10 @@ def main() -> None:
         metavar="TEXT",
         help="run, search, list: only names that contain one of these texts",
     )
-    add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded data (%(default)s)")
-    add("--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="folder of unknown images (%(default)s)")
-    add("--checkpoint_dir", type=Path, default=Path("checkpoints/experiments"), help="folder of runs (%(default)s)")
-    add(
-        "--folder",
-        nargs="+",
-        type=argument(named),
-        default=[],
-        metavar="DATASET=FOLDER",
-        help="read a data set from a folder with train/<class>/* and test/<class>/* images instead of downloading it",
-    )
+    ExperimentFiles.add_flags(parser)
     with report_user_errors():
         args = parser.parse_args()
-        files = ExperimentFiles(ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(args.folder))
+        files = ExperimentFiles.from_arguments(args)
         if args.command == "report":
             report.write(report.read(files.results))
         elif args.command == "ablate":

@@ -34,7 +34,6 @@ from support import (
     OneLineParser,
     argument,
     figure_style,
-    named,
     report_user_errors,
     save_figure,
     tune_cpu,
@@ -246,25 +245,13 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--only", default="", help="data sets and networks whose names contain this, such as CIFAR10-lenet")
-    add("--data_dir", type=Path, default="data", help="folder of downloaded data (%(default)s)")
-    add("--not_mnist", type=Path, default="data/notMNIST_small", help="folder of unknown images (%(default)s)")
-    add("--checkpoint_dir", type=Path, default="checkpoints/experiments", help="folder of runs (%(default)s)")
-    add(
-        "--folder",
-        nargs="+",
-        type=argument(named),
-        default=[],
-        metavar="DATASET=FOLDER",
-        help="as python -m experiments",
-    )
+    ExperimentFiles.add_flags(parser)
     add("--images", type=argument(whole(1)), default=500, help="of the test split, for corruptions (%(default)s)")
     add("--rounds", type=argument(whole(2)), default=7, help="of timing (%(default)s)")
     with report_user_errors():
         args = parser.parse_args()
         tune_cpu()
-        places = ExperimentFiles(
-            ROOT / "results", args.checkpoint_dir, args.data_dir, args.not_mnist, dict(args.folder)
-        )
+        places = ExperimentFiles.from_arguments(args)
         record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
         for block in BLOCKS:
             name = f"{block.dataset}-{block.net_type}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from experiments.plan import Experiment
 from images import ImageData, ImageFiles, data_name, load_data, read_images
 from inference import Classifier, Swag, dropout_predictive, ensemble_predictive, laplace, novelties
 from likelihoods import Predictive, scores
-from support import LockedError, UserError, atomic_write, locked, write_json
+from support import LockedError, UserError, argument, atomic_write, locked, named, write_json
 from training import (
     BayesianSettings,
     Role,
@@ -34,6 +35,7 @@ from training import (
     train,
 )
 
+RESULTS = Path(__file__).parent / "results"
 SAMPLES = 25
 SCORES = ("total entropy", "mutual information")
 
@@ -55,6 +57,29 @@ class ExperimentFiles:
     data_dir: Path
     not_mnist: Path
     folders: Mapping[str, str]
+
+    @staticmethod
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        """Add to a script's parser the flags that `from_arguments` reads."""
+        add = parser.add_argument
+        add("--data_dir", type=Path, default=Path("data"), help="folder of downloaded data (%(default)s)")
+        add(
+            "--not_mnist", type=Path, default=Path("data/notMNIST_small"), help="folder of unknown images (%(default)s)"
+        )
+        add("--checkpoint_dir", type=Path, default=Path("checkpoints/experiments"), help="folder of runs (%(default)s)")
+        add(
+            "--folder",
+            nargs="+",
+            type=argument(named),
+            default=[],
+            metavar="DATASET=FOLDER",
+            help="read a data set from a folder with train/<class>/* and test/<class>/* images, not from a download",
+        )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> ExperimentFiles:
+        """The places that the arguments of a script name."""
+        return cls(RESULTS, args.checkpoint_dir, args.data_dir, args.not_mnist, dict(args.folder))
 
     def result(self, experiment: Experiment) -> Path:
         """The file of its results."""

@@ -6,13 +6,14 @@ import hashlib
 import math
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from images.files import (
     ImageFiles,
@@ -108,23 +109,15 @@ def folder_source(
                 f"{root}: train/ and {split.folder.name}/ must have the same classes, but only one has "
                 f"{shortened(sorted(set(classes) ^ set(split.classes)))}"
             )
-    skipped = _drop_unreadable(splits.values(), root) if skip_broken else ()
+    skipped = drop_unreadable(splits.values(), root) if skip_broken else ()
+    for split in splits.values():
+        split.check()
 
     def read(data_dir: Path, size: Size) -> Contents:
-        paths = [path for split in splits.values() for path in split.paths]
-        size = common_size(paths) if own_size else size
-        color = channels == 3 or (channels is None and not all_grey(paths))
-        total = len(paths) * (3 if color else 1) * math.prod(size)
-        fits = total <= (free_memory() / 2 if memory_limit is None else memory_limit)
-
-        def read_split(files: SplitFiles) -> Split:
-            images = ImageFiles(files.paths, 3 if color else 1, size, center_crop)
-            return Split(images.decode_all() if fits else images, torch.tensor(files.labels))
-
-        contents = {purpose: read_split(files) for purpose, files in splits.items()}
-        notes = folder_notes(splits, unused)
+        images, color, _ = read_pixels(splits, None if own_size else size, memory_limit, channels, center_crop)
+        contents = {purpose: Split(images[purpose], torch.tensor(files.labels)) for purpose, files in splits.items()}
         return Contents(classes, color, **contents, files_digest=files_digest(splits.values()),
-                        notes=notes, skipped=skipped)  # fmt: skip
+                        notes=folder_notes(splits, unused), skipped=skipped)  # fmt: skip
 
     return Source(len(splits["train"].paths), "test" in splits, read, "valid" in splits)
 
@@ -177,14 +170,41 @@ def _list_split(folder: Path) -> SplitFiles:
     return files
 
 
-def _drop_unreadable(splits: Iterable[SplitFiles], root: Path) -> tuple[str, ...]:
+def read_pixels(
+    splits: Mapping[str, SplitFiles],
+    size: Size | None,
+    memory_limit: float | None,
+    channels: int | None,
+    center_crop: bool,
+) -> tuple[dict[str, Tensor | ImageFiles], bool, Size]:
+    """The images of each split, decoded if they fit in memory; whether they are in color; and their size.
+
+    Args:
+        splits: by what they are for.
+        size: height and width; None for that of all images.
+        memory_limit: as for `folder_source`.
+        channels: as for `folder_source`.
+        center_crop: as for `to_pixels`.
+
+    Raises:
+        UserError: images of several sizes without one given, or an image that cannot be read.
+    """
+    paths = [path for split in splits.values() for path in split.paths]
+    size = common_size(paths) if size is None else size
+    color = channels == 3 or (channels is None and not all_grey(paths))
+    total = len(paths) * (3 if color else 1) * math.prod(size)
+    fits = total <= (free_memory() / 2 if memory_limit is None else memory_limit)
+    files = {name: ImageFiles(split.paths, 3 if color else 1, size, center_crop) for name, split in splits.items()}
+    return {name: each.decode_all() if fits else each for name, each in files.items()}, color, size
+
+
+def drop_unreadable(splits: Iterable[SplitFiles], root: Path) -> tuple[str, ...]:
     """Remove the images that cannot be read, and return their paths, relative to the root."""
     skipped: list[str] = []
     for files in splits:
         indices = unreadable(files.paths)
         skipped += [os.path.relpath(files.paths[index], root) for index in sorted(indices)]
         files.drop(indices)
-        files.check()
     return tuple(skipped)
 
 

@@ -16,8 +16,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from images.files import ImageFiles, LeftOut, all_grey, common_size, is_folder, list_images, open_image, unreadable
-from images.folders import SplitFiles, files_digest, find_folders, folder_notes, free_memory, shortened
+from images.files import LeftOut, is_folder, list_images, open_image
+from images.folders import (
+    SplitFiles,
+    drop_unreadable,
+    files_digest,
+    find_folders,
+    folder_notes,
+    read_pixels,
+    shortened,
+)
 from images.sources import Contents, Source
 from images.splits import Split
 from models import Size
@@ -71,40 +79,27 @@ def target_source(
                     f"{root}: the tables of train/ and {split.folder.name}/ must have the same columns, but only one "
                     f"has {differing or 'them in this order'}"
                 )
-    skipped: list[str] = []
-    if skip_broken:
-        for files in splits.values():
-            indices = unreadable(files.paths)
-            skipped += [os.path.relpath(files.paths[index], root) for index in sorted(indices)]
-            files.drop(indices)
+    skipped = drop_unreadable(splits.values(), root) if skip_broken else ()
     for files in splits.values():
         if not files.paths:
             raise UserError(f"{files.folder} has no image that can be read")
 
     def read(data_dir: Path, size: Size) -> Contents:
-        paths = [path for split in splits.values() for path in split.paths]
-        size = common_size(paths) if own_size else size
-        color = channels == 3 or (channels is None and not all_grey(paths))
-        total = len(paths) * (3 if color else 1) * math.prod(size)
-        fits = total <= (free_memory() / 2 if memory_limit is None else memory_limit)
+        images, color, size = read_pixels(splits, None if own_size else size, memory_limit, channels, center_crop)
 
-        def read_split(files: SplitFiles) -> Split:
-            images = ImageFiles(files.paths, 3 if color else 1, size, center_crop)
-            labels: Any = files.labels
-            if task == "segmentation":
-                targets = torch.stack([_read_mask(image, mask, size, center_crop) for image, mask in
-                                       zip(files.paths, labels, strict=True)])  # fmt: skip
-            else:
-                targets = torch.tensor(labels, dtype=torch.float32)
-            return Split(images.decode_all() if fits else images, targets)
+        def read_targets(files: SplitFiles) -> Tensor:
+            if task != "segmentation":
+                return torch.tensor(files.labels, dtype=torch.float32)
+            pairs = zip(files.paths, files.labels, strict=True)
+            return torch.stack([_read_mask(image, mask, size, center_crop) for image, mask in pairs])
 
-        contents = {purpose: read_split(files) for purpose, files in splits.items()}
+        contents = {purpose: Split(images[purpose], read_targets(files)) for purpose, files in splits.items()}
         classes = names or _mask_classes(root, contents, splits)
         digest = hashlib.sha256(files_digest(splits.values()).encode())
         for split in contents.values():
             digest.update(split.labels.numpy().tobytes())
         return Contents(classes, color, **contents, files_digest=digest.hexdigest(),
-                        notes=folder_notes(splits, unused), skipped=tuple(skipped))  # fmt: skip
+                        notes=folder_notes(splits, unused), skipped=skipped)  # fmt: skip
 
     return Source(len(splits["train"].paths), "test" in splits, read, "valid" in splits)
 

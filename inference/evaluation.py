@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from models import SavedNetwork, check_settings
 from support import ALONE, UserError, World
 
 TRACES = ("epistemic_softmax", "aleatoric_softmax", "epistemic_normalized", "aleatoric_normalized")
+Prediction = TypeVar("Prediction")
 SHIFTED = 2000  # images that a shift is applied to, at most
 
 
@@ -72,6 +73,19 @@ class ImageSets:
     unknown: Mapping[str, Tensor]
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the sets are, in plain values for a report."""
+        return {
+            "known": self.name,
+            "known_images": len(self.known),
+            "unknown_images": {name: len(pixels) for name, pixels in self.unknown.items()},
+        }
+
+    def predicted(self, predict: Callable[[Tensor], Prediction]) -> dict[str, Prediction]:
+        """What `predict` makes of the images of each set, by its name; the known ones come first."""
+        return {name: predict(pixels) for name, pixels in {self.name: self.known, **self.unknown}.items()}
 
     @classmethod
     def read(
@@ -363,15 +377,10 @@ def evaluate(
         for network, classifier in classifiers.items()
     }
     started = time.perf_counter()
-    predictives = {
-        network: {name: predict(pixels) for name, pixels in {images.name: images.known, **images.unknown}.items()}
-        for network, predict in predictors.items()
-    }
+    predictives = {network: images.predicted(predict) for network, predict in predictors.items()}
     seconds = time.perf_counter() - started
     report: dict[str, Any] = {
-        "known": images.name,
-        "known_images": len(images.known),
-        "unknown_images": {name: len(pixels) for name, pixels in images.unknown.items()},
+        **images.description,
         "prediction": method,
         "samples": num_samples,
         "seed": seed,

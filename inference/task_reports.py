@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,12 @@ def evaluate_task(
         of its `uncertainties` on all sets, and `novelty`, by the uncertainty of an image.
     """
     likelihood = parse_task(task)
-    predictives = {
-        network: {
-            name: predictor.predict(pixels, num_samples, seed, method=method, world=world)
-            for name, pixels in {images.name: images.known, **images.unknown}.items()
-        }
-        for network, predictor in networks.items()
-    }
+    how: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "method": method, "world": world}
+    predictives = {network: images.predicted(partial(each.predict, **how)) for network, each in networks.items()}
     targets = images.labels.long() if images.labels.dim() == 3 else images.labels
     report: dict[str, Any] = {
         "task": task["task"],
-        "known": images.name,
-        "known_images": len(images.known),
-        "unknown_images": {name: len(pixels) for name, pixels in images.unknown.items()},
+        **images.description,
         "prediction": method,
         "samples": num_samples,
         "seed": seed,

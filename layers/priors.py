@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributions, nn
@@ -262,19 +262,18 @@ def patch_prior(layer: Any, inputs: Tensor, strength: float, ridge: float = 1e-3
     """
     if not (strength > 0 and ridge > 0):
         raise ValueError(f"strength and ridge must be above 0, got {strength} and {ridge}")
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if not isinstance(layer, kinds) or getattr(layer, "groups", 1) != 1:
+    is_known = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and hasattr(layer, "operation")
+    if not is_known or getattr(layer, "groups", 1) != 1:
         raise ValueError(f"a patch prior is for a linear layer or a convolution without groups, not for {layer}")
-    weight, operation = layer.weight, cast(Any, layer).operation
-    size = math.prod(weight.shape[1:])
+    size = math.prod(layer.weight.shape[1:])
     second = torch.zeros(size, size, dtype=torch.float64, device=inputs.device)
-    single = torch.eye(size, device=inputs.device).view(size, *weight.shape[1:])  # a filter per element of a patch
+    single = torch.eye(size, device=inputs.device).view(size, *layer.weight.shape[1:])  # a filter per patch element
     for batch in inputs.detach().split(256):
-        patches = operation(batch, single, None).movedim(cast(Any, layer).feature_axis, 0).flatten(1)
+        patches = layer.operation(batch, single, None).movedim(layer.feature_axis, 0).flatten(1)
         second += (patches @ patches.mT).double()
     second /= second.diagonal().mean()
     covariance = (second + ridge * torch.eye(size, dtype=second.dtype, device=second.device)) / strength
-    return CorrelatedGaussianPrior(covariance.to(weight), weight.shape[1:])
+    return CorrelatedGaussianPrior(covariance.to(layer.weight), layer.weight.shape[1:])
 
 
 class DistributionPrior(Prior):

@@ -62,8 +62,7 @@ class GaussianLikelihood(nn.Module):
         Raises:
             ValueError: `output` has another number of features.
         """
-        mean, squared_scale = self.location_and_scale(output)
-        return mean, squared_scale
+        return self.location_and_scale(output)
 
     def location_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """f and s² of y, [n, d] each, from the output that `moments` takes.

@@ -270,13 +270,12 @@ def give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
         UserError: the first Bayesian layer does not see the images, or has no such prior.
     """
     first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
+    if first is None:
+        raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
     pixels, _ = next(data.train.batches(min(PATCH_IMAGES, chunk_size(data.image_size))))
     images = normalize(pixels, data.mean, data.std)
     seen: list[Tensor] = []
-    handle = first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])) if first else None
-    if first is None or handle is None:
-        raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
-    with handle:
+    with first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])):
         net.eval()(images[:2])
     if not seen or not torch.equal(seen[0], images[:2]):
         raise UserError("patch_prior is for a network whose first Bayesian layer sees the images: leave it out")
