@@ -13,10 +13,11 @@ understate that of the logits. So from the first fully connected layer on, each 
 on its input (`Link`), and a backward pass over the links gives the covariance of the logits.
 """
 
+from moments import rules  # which registers them
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
 from moments.logits import DRAWS, Propagation, cholesky, fixed_normals, logit_covariance, logit_draws, propagate
 from moments.pair import RULES, Link, MissingRuleError, Moments, Rule, rule
-from moments.rules import WeightMoments, known_weights, weight_moments
+from moments.weights import WeightMoments, known_weights, weight_moments
 
 __all__ = [
     "DRAWS",
@@ -37,6 +38,7 @@ __all__ = [
     "propagate",
     "relu_moments",
     "rule",
+    "rules",
     "scalar_moments",
     "weight_moments",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from layers import to_deterministic, weight_posteriors
 from moments.functions import TINY
 from moments.pair import MissingRuleError, Moments, variance_of
-from moments.rules import known_weights, weight_moments
+from moments.weights import FactorMoments, WeightMoments, component_count, known_weights, weight_moments
 
 JITTER = 1e-5  # of a covariance, relative to the variances
 DRAWS = 48  # of the logits, with no pass of the network behind them; 64 are no nearer to many draws, 32 less near
@@ -71,13 +72,32 @@ class Propagation(nn.Module):
         # Plain layers, whose forward computes neither deviations nor a KL, with the weights of `net` itself.
         self.twin = to_deterministic(net)
         self.twin.load_state_dict(net.state_dict(keep_vars=True), strict=False, assign=True)
-        weights = weight_moments(net)
-        self._weights = {name: weights[id(mean)] for name, mean, _ in weight_posteriors(net)}
+        names = {id(parameter): name for name, parameter, _ in weight_posteriors(net)}
+        self._components = [
+            {names[identity]: moments for identity, moments in weight_moments(net, component).items()}
+            for component in range(component_count(net))
+        ]
         self._map: Tensor | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
-        with known_weights({id(self.twin.get_parameter(name)): weight for name, weight in self._weights.items()}):
+        means, covariances = zip(*self.of_components(images), strict=True)
+        if len(means) == 1:
+            return means[0], covariances[0]
+        mean = torch.stack(means).mean(0)
+        apart = [_outer(each - mean) for each in means]
+        return mean, (torch.stack(covariances) + torch.stack(apart)).mean(0)
+
+    def of_components(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The same of every component of the posterior, each by a pass; most posteriors have one."""
+        return [self._propagate(images, weights) for weights in self._components]
+
+    def draws(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draws [draws, n, classes] of the logits, as many of each component: see `logit_draws`."""
+        return torch.cat([logit_draws(*moments, noise) for moments in self.of_components(images)])
+
+    def _propagate(self, images: Tensor, weights: Mapping[str, WeightMoments | FactorMoments]) -> tuple[Tensor, Tensor]:
+        with known_weights({id(self.twin.get_parameter(name)): moments for name, moments in weights.items()}):
             output = self.twin(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
@@ -96,7 +116,12 @@ class Propagation(nn.Module):
         Args:
             images: [n, channels, height, width], of the kind to be predicted.
             draws: [samples, n, classes], the logits of draws of the network for these images.
+
+        Raises:
+            MissingRuleError: the posterior is a mixture, whose components do not have the covariance of its draws.
         """
+        if len(self._components) > 1:
+            raise MissingRuleError("a posterior of several components cannot be fitted to draws: leave out the fit")
         self._map = None
         covariances = self(images)[1].double()
         weights = 1 / covariances.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(TINY)
@@ -105,6 +130,12 @@ class Propagation(nn.Module):
         of_draws = torch.einsum("n,tni,tnj->ij", weights, centered, centered) / (len(draws) - 1)
         root, inverse = _power(of_moments, 0.5), _power(of_moments, -0.5)
         self._map = (inverse @ _power(root @ of_draws @ root, 0.5) @ inverse).to(images)
+
+
+def _outer(vectors: Tensor) -> Tensor:
+    """x xᵀ of vectors [n, classes], or of maps [n, classes, height, width] at every pixel."""
+    vectors = vectors.movedim(1, -1)
+    return vectors[..., :, None] * vectors[..., None, :]
 
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from layers import weight_posteriors
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
     WAITING,
@@ -31,91 +28,18 @@ from moments.pair import (
     rule,
     variance_of,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class WeightMoments:
-    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two.
-
-    `directions` are those that all of its weights share (see `Posterior`), which σ² leaves out and μ² + σ² has.
-    """
-
-    variance: Tensor
-    second: Tensor
-    joint: Tensor
-    directions: Tensor | None = None
-    _pooled: dict[Any, Tensor] = field(default_factory=dict)
-
-    def pooled(self, kernel: Tensor, operation: Callable[..., Tensor], size: Any, strides: Any) -> Tensor:
-        """The kernel of the mean over windows of a convolution's outputs: the mean of its shifts by the strides.
-
-        It has (k + s(p − 1))² elements where the outputs of a window take (kp)² products, with k the size of the
-        kernel, s the stride and p the size of the window. Computed once.
-
-        Args:
-            kernel: `variance` or `joint`.
-            operation: the convolution.
-            size: of the windows, by axis.
-            strides: of the convolution, by axis.
-        """
-        key = kernel is self.joint, size, strides
-        if key in self._pooled:
-            return self._pooled[key]
-        box = kernel.new_full((1, 1, *size), 1 / math.prod(size))
-        padding = tuple(stride * (length - 1) for stride, length in zip(strides, size, strict=True))
-        pooled = operation(kernel.flatten(0, 1)[:, None], box, None, 1, padding, strides)
-        pooled = pooled.unflatten(0, kernel.shape[:2]).squeeze(2)
-        if not torch.compiler.is_exporting():
-            self._pooled[key] = pooled
-        return pooled
-
-
-def weight_moments(net: nn.Module) -> dict[int, WeightMoments]:
-    """The moments of every Bayesian weight in a network, by the identity of its mean."""
-    weights = {}
-    for name, mean, posterior in weight_posteriors(net):
-        if not posterior.goes_through_moments:
-            raise MissingRuleError(
-                f"moments cannot pass through the {posterior.family} posterior of {name}: predict by draws"
-            )
-        variance = posterior.independent_variance(mean)
-        second = mean.square() + posterior.variance(mean)
-        joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
-        weights[id(mean)] = WeightMoments(variance, second, joint, posterior.directions())
-    return weights
-
-
-_WEIGHTS: ContextVar[Mapping[int, WeightMoments] | None] = ContextVar("_WEIGHTS", default=None)
-
-
-@contextmanager
-def known_weights(weights: Mapping[int, WeightMoments]) -> Iterator[None]:
-    """Within it, the rules know these moments of weights."""
-    token = _WEIGHTS.set(weights)
-    try:
-        yield
-    finally:
-        _WEIGHTS.reset(token)
-
-
-def _known(weight: Tensor | None) -> WeightMoments | None:
-    return (_WEIGHTS.get() or {}).get(id(weight))
-
-
-def _bias_variance(bias: Tensor | None) -> Tensor | None:
-    of_bias = _known(bias)
-    return None if of_bias is None else of_bias.variance
+from moments.weights import bias_variance, known, known_factors
 
 
 def _linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Moments:
     """A linear layer whose weight and bias may be Bayesian, and the link of its output to a vector as its input."""
     mean, variance = parts_of(input)
-    of_weight = _known(weight)
+    of_weight = known(weight)
     out = F.linear(mean, weight, bias)
     noise = None
     if of_weight is not None:
         second = mean.square() if variance is None else mean.square() + variance
-        noise = F.linear(second, of_weight.variance, _bias_variance(bias))
+        noise = F.linear(second, of_weight.variance, bias_variance(bias))
     if variance is None:
         out_variance = noise
     else:
@@ -143,7 +67,7 @@ def _convolution(operation: Callable[..., Tensor]) -> Rule:
         groups: int = 1,
     ) -> Moments:
         mean, variance = parts_of(input)
-        of_weight, bias_variance, axes = _known(weight), _bias_variance(bias), weight.dim() - 2
+        of_weight, of_bias, axes = known(weight), bias_variance(bias), weight.dim() - 2
         out = operation(mean, weight, bias, stride, padding, dilation, groups)
         if of_weight is None and variance is None:
             return Moments(out)
@@ -161,7 +85,7 @@ def _convolution(operation: Callable[..., Tensor]) -> Rule:
             if windows is not None and windows.is_inside and is_plain and of_weight is not None:
                 kernel = of_weight.pooled(kernel, operation, windows.size, steps)
                 steps, windows = tuple(a * b for a, b in zip(steps, windows.step, strict=True)), None
-            result = operation(inputs, kernel, bias_variance, steps, padding, dilation, groups)
+            result = operation(inputs, kernel, of_bias, steps, padding, dilation, groups)
             return result if windows is None else windows.mean(result)
 
         return Moments(out, Deferred(out_variance))
@@ -188,13 +112,13 @@ def _transposed(operation: Callable[..., Tensor]) -> Rule:
 
     def convolve(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
         mean, variance = parts_of(input)
-        of_weight = _known(weight)
+        of_weight = known(weight)
         out, out_variance = operation(mean, weight, bias, *args, **kwargs), None
         if variance is not None:
             second = weight.square() if of_weight is None else of_weight.second
             out_variance = operation(variance, second, None, *args, **kwargs)
         if of_weight is not None:
-            noise = operation(mean.square(), of_weight.variance, _bias_variance(bias), *args, **kwargs)
+            noise = operation(mean.square(), of_weight.variance, bias_variance(bias), *args, **kwargs)
             out_variance = noise if out_variance is None else noise + out_variance
         return Moments(out, out_variance)
 
@@ -206,7 +130,7 @@ def _moving_together(affine: Rule, operation: Callable[..., Tensor]) -> Rule:
 
     def rule(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
         output: Moments = affine(input, weight, bias, *args, **kwargs)
-        of_weight = _known(weight)
+        of_weight = known(weight)
         if of_weight is None or of_weight.directions is None:
             return output
         mean, variance = parts_of(input)
@@ -221,11 +145,70 @@ def _moving_together(affine: Rule, operation: Callable[..., Tensor]) -> Rule:
     return rule
 
 
-register_each(partial(_moving_together, _linear), F.linear)
-register_each(lambda conv: _moving_together(_convolution(conv), conv), F.conv1d, F.conv2d, F.conv3d)
+def _with_factors(affine: Rule, operation: Callable[..., Tensor], inputs_axis: int) -> Rule:
+    """A rule, also for op(x ⊙ s, W) ⊙ r + b with a known W and random factors r and s, one per feature.
+
+    With op(x ⊙ s, W) = h, the variance of h is op(v, W²(μ_s² + σ_s²)) + Σ_c σ_c² op(m_c, W_c)² over the features c of
+    the input, and that of r h is (μ_r² + σ_r²) Var(h) + σ_r² E[h]².
+
+    Args:
+        affine: the rule without factors.
+        operation: the linear layer or convolution.
+        inputs_axis: of the weight.
+    """
+
+    def rule(input: Any, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Moments:
+        factors = known_factors(weight)
+        if factors is None:
+            return affine(input, weight, bias, *args, **kwargs)
+        positions = (1,) * (weight.dim() - 2)
+        of_outputs, of_inputs = (each.view(-1, *positions) for each in (factors.outputs, factors.inputs))
+        scaled, added = _scaled(input, of_inputs)
+        hidden: Moments = affine(scaled, weight, None, *args, **kwargs)
+        if added is not None and of_inputs.variance is not None:
+            mean, variance = parts_of(input)
+            if positions:  # a feature moves as a whole
+                added = torch.zeros_like(mean) if variance is None else of_inputs.variance * variance
+            own = operation(added, weight.square(), None, *args, **kwargs)
+            for c in range(len(of_inputs.variance) if positions else 0):
+                feature, part = mean.narrow(-1 - len(positions), c, 1), weight.narrow(inputs_axis, c, 1)
+                own = own + of_inputs.variance[c] * operation(feature, part, None, *args, **kwargs).square()
+            link = hidden.link
+            if link is None and scaled.link is not None:
+                link = Link(scaled.link, None, weight, torch.zeros_like(own))
+            hidden = Moments(hidden.mean_value, variance_of(hidden) + own, link)
+        output, added = _scaled(hidden, of_outputs)
+        variance = output.variance if added is None else variance_of(output) + added
+        output = Moments(output.mean_value, variance, output.link)
+        return output if bias is None else _plus(output, bias.view(-1, *positions))
+
+    return rule
+
+
+def _scaled(input: Any, factor: Moments) -> tuple[Moments, Tensor | None]:
+    """A product with independent random factors, with the variance it inherits; and the variance that they add."""
+    mean, variance = parts_of(input)
+    scale, of_scale = parts_of(factor)
+    added = None if of_scale is None else of_scale * (mean.square() if variance is None else mean.square() + variance)
+    inherited = None if variance is None else variance * scale.square()
+    output = Moments(mean * scale, inherited)
+    if isinstance(input, Moments):
+        output.channels = input.channels
+    if mean.dim() == 2 and (added is not None or inherited is not None):
+        before = input.link if isinstance(input, Moments) else None
+        leaf = None if before is not None or variance is None else std_of(variance)
+        noise = torch.zeros_like(mean) if added is None else added
+        channels = output.channels or mean.shape[1]
+        output.link = Link(before, leaf, scale.expand_as(mean), noise, is_diagonal=True, channels=channels)
+    return output, added
+
+
+register_each(lambda op: _with_factors(_moving_together(_linear, op), op, 1), F.linear)
+register_each(lambda op: _with_factors(_moving_together(_convolution(op), op), op, 1), F.conv1d, F.conv2d, F.conv3d)
 register_each(
-    lambda conv: _moving_together(_transposed(conv), conv), F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
-)
+    lambda op: _with_factors(_moving_together(_transposed(op), op), op, 0),
+    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+)  # fmt: skip
 
 
 def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:
