@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inference.classifier import Classifier
 from layers import BayesianLayer, to_deterministic
 from likelihoods import accuracy
-from moments import DRAWS, Propagation, fixed_normals, logit_draws
+from moments import DRAWS, Propagation, fixed_normals
 from support import UserError, atomic_write
 
 
@@ -118,6 +118,7 @@ class MomentNetwork(UncertainNetwork):
         MissingRuleError: in a call, the network has an operation without a rule.
     """
 
+    net: Propagation
     noise: Tensor
 
     def __init__(self, net: nn.Module, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -128,8 +129,7 @@ class MomentNetwork(UncertainNetwork):
 
     def draws(self, images: Tensor) -> Tensor:
         """Class probabilities [48, n, classes] of fixed draws of the logits."""
-        logit_mean, covariance = self.net(self.normalized(images))
-        return logit_draws(logit_mean, covariance, self.noise).softmax(-1)
+        return self.net.draws(self.normalized(images), self.noise).softmax(-1)
 
 
 class PredictiveNetwork(UncertainNetwork):

@@ -23,7 +23,7 @@ from images import chunk_size
 from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
 from inference.prefix import Prefix
 from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
-from moments import Propagation, logit_draws
+from moments import Propagation
 from support import UserError, World
 
 METHODS = ("draws", "moments")  # of `posterior_predictive`
@@ -306,7 +306,7 @@ class Predictor:
         """
         batch = images.to(next(self._net.parameters()).device)
         if self._propagation is not None:
-            return [logit_draws(*self._propagation(batch))]
+            return [self._propagation.draws(batch)]
         if 1 < self._count * len(images) <= batch_size:
             with suppress(RuntimeError):  # an operation that cannot take all draws at once
                 return [vmap(lambda draw: _checked(functional_call(self._net, draw, batch), len(batch)))(self._draws)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inference.prediction import check_method, posterior_outputs
 from likelihoods import GaussianLikelihood, RegressionPredictive
-from moments import Propagation, logit_draws
+from moments import Propagation
 
 
 def regression_predictive(
@@ -42,5 +42,5 @@ def regression_predictive(
         if method == "draws":
             return likelihood.summarize(posterior_outputs(net, inputs, num_samples, batch_size, seed))
         device, propagation = next(net.parameters()).device, Propagation(copy.deepcopy(net).eval())
-        batches = (propagation(batch.to(device)) for batch in inputs.split(batch_size))
-        return RegressionPredictive.concatenate([likelihood.summarize(logit_draws(*batch)) for batch in batches])
+        batches = (propagation.draws(batch.to(device)) for batch in inputs.split(batch_size))
+        return RegressionPredictive.concatenate([likelihood.summarize(draws) for draws in batches])

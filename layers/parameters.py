@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -20,7 +20,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class _SampledPosterior(GaussianPosterior):
     """That of a parameter whose variance no rule of the room `moments` looks for."""
 
-    goes_through_moments: ClassVar[bool] = False
+    @property
+    def goes_through_moments(self) -> bool:
+        """No rule asks for them."""
+        return False
 
 
 class SampledParameter(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from conftest import bayesian_settings, draws_of, in_one_graph, run_files
 from torch import Tensor, distributions, nn
 
-from inference import posterior_predictive, pruned, signal_to_noise
+from inference import Predictor, posterior_predictive, pruned, signal_to_noise
 from inference.prediction import posterior_draws
 from layers import (
     BBBLSTM,
@@ -42,7 +42,7 @@ from layers import (
 )
 from layers.priors import CorrelatedGaussianPrior
 from models import Description, build, load_network, save_network
-from moments import propagate
+from moments import Moments, known_weights, propagate, weight_moments
 from recording import read_recording
 from support import UserError
 from training import run
@@ -417,6 +417,62 @@ def test_outputs_of_a_mixture_have_its_mean_and_variance(layer_type: str, kind: 
     torch.testing.assert_close(draws.var(0), variance, rtol=0.12, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_one_pass_through_random_factors_has_the_moments_of_the_mixture(kind: str) -> None:
+    """Also of random inputs, which add op(v, W²(μ_s² + σ_s²))(μ_r² + σ_r²) to the variance of a component."""
+    make, shape = LAYERS[kind]
+    layer = make(posterior={"family": "rank1", "components": 3}, priors=WIDE)
+    inputs, variance = torch.randn(2, *shape, dtype=torch.float64).abs().unbind()
+    with torch.no_grad():
+        for factor in factors(layer):
+            factor.mean.add_(0.5 * torch.randn_like(factor.mean))
+        mean, expected = layer.output_moments(inputs)
+        one, total = propagate(layer, inputs)
+        torch.testing.assert_close(one, mean)
+        torch.testing.assert_close(total.diagonal(dim1=-2, dim2=-1).movedim(-1, 1), expected)
+        twin = to_deterministic(layer)
+        twin.weight.copy_(layer.weight)
+        added = torch.zeros_like(mean)
+        for component in range(3):
+            known = weight_moments(layer, component)
+            with known_weights({id(twin.weight): known[id(layer.weight)]}):
+                certain, random = twin(Moments(inputs)), twin(Moments(inputs, variance))
+            second = [(f.mean[component].square() + f.deviation[component].square()) for f in factors(layer)]
+            second = [each.view(-1, *[1] * (inputs.dim() - 2)) for each in second]
+            inherited = layer.operation(variance * second[1], layer.weight.square(), None) * second[0]
+            torch.testing.assert_close(random.variance, certain.variance + inherited)
+            added += inherited
+        assert (added > 0).all()
+
+
+def test_a_linear_network_of_random_factors_has_the_covariance_of_the_closed_form() -> None:
+    """Cov(s ⊙ x) = μ_s μ_sᵀ ⊙ Cov(x) + diag(σ_s² E[x²]), and the same for r."""
+    layer = BBBLinear(3, 4, posterior="rank1", priors=WIDE, dtype=torch.float64)
+    last = nn.Linear(4, 5, dtype=torch.float64)
+    inputs = mean = torch.randn(1, 3, dtype=torch.float64)
+    covariance = torch.zeros(3, 3, dtype=torch.float64)
+    outputs, into = factors(layer)
+    with torch.no_grad():
+        for factor in (into, outputs):
+            nn.init.normal_(factor.mean)
+            scale, second = factor.mean[0], mean[0].square() + covariance.diag()
+            mean, covariance = mean * scale, scale.outer(scale) * covariance
+            covariance = covariance + (factor.deviation[0].square() * second).diag()
+            if factor is into:
+                mean, covariance = mean @ layer.weight.T, layer.weight @ covariance @ layer.weight.T
+        expected = last(mean + layer.bias), (last.weight @ covariance @ last.weight.T)[None]
+        propagated = propagate(nn.Sequential(layer, last), inputs)
+    torch.testing.assert_close(propagated, expected)
+
+
+def test_one_pass_per_component_of_a_batch_ensemble_is_the_ensemble() -> None:
+    net = build("lenet", True, 5, 1, posterior={"family": "rank1", "components": 3, "factors": "point"}).eval()
+    images = torch.randn(4, 1, 32, 32)
+    draws, moments = posterior_predictive(net, images, 3), posterior_predictive(net, images, method="moments")
+    torch.testing.assert_close(moments.probs, draws.probs, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(moments.mutual_information, draws.mutual_information, atol=1e-5, rtol=1e-3)
+
+
 def test_the_cauchy_factors_have_the_kl_of_the_integral_and_the_quartiles_of_the_scale() -> None:
     layer = BBBLinear(1, 1, False, posterior={"family": "rank1", "factors": "cauchy"}, dtype=torch.float64, priors=WIDE)
     factor, _ = factors(layer)
@@ -496,9 +552,14 @@ def test_what_the_rank1_posterior_does_not_support_is_one_line() -> None:
         BBBLinear(2, 2, posterior="rank1", priors={"prior_mu": 0.5})
     with pytest.raises(ValueError, match="layer_type 'flipout' does not work with the rank1 posterior: give lrt"):
         BBBLinear(2, 2, posterior="rank1", layer_type="flipout")
-    net = build("lenet", True, 5, 1, posterior="rank1").eval()
+    net = build("lenet", True, 5, 1, posterior={"family": "rank1", "factors": "cauchy"}).eval()
     with pytest.raises(UserError, match="moments cannot pass through the rank1 posterior of conv1.weight: predict by"):
         propagate(net, torch.zeros(1, 1, 32, 32))
+    layers = [BBBLinear(2, 2, posterior={"family": "rank1", "components": count}) for count in (2, 3)]
+    with pytest.raises(UserError, match="moments cannot pass through layers of 2 and 3 components together"):
+        propagate(nn.Sequential(*layers), torch.zeros(1, 2))
+    with pytest.raises(UserError, match="a posterior of several components cannot be fitted to draws"):
+        Predictor(layers[0], method="moments", fit_to=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="the prior of the rank1 posterior cannot be centered"):
         to_bayesian(nn.Linear(2, 2), posterior="rank1", prior_at_means=True)
     with pytest.raises(ValueError, match="point factors have no standard deviation: leave out moped"):

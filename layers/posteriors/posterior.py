@@ -34,14 +34,14 @@ class Posterior(nn.Module):
         options: what `posterior={"family": …}` may say besides, by name.
         estimators: the estimators that work with it, by name, some perhaps in a form of its own.
         pulls_on_mean: whether the prior pulls on the mean, which then needs no weight decay.
-        goes_through_moments: whether means and variances of the weights say enough for the room `moments`.
+        components: of how many equally likely components q is the mixture.
     """
 
     family: ClassVar[str]
     options: ClassVar[Mapping[str, Option]] = {}
     estimators: ClassVar[Mapping[str, Estimator]] = ESTIMATORS
     pulls_on_mean: ClassVar[bool] = True
-    goes_through_moments: ClassVar[bool] = True
+    components: int = 1
 
     @classmethod
     def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior | None:
@@ -134,6 +134,15 @@ class Posterior(nn.Module):
 
     def directions(self) -> Tensor | None:
         """[k, *weight]: what all weights move along together, by one ε ~ N(0, 1) per direction; None for nothing."""
+        return None
+
+    @property
+    def goes_through_moments(self) -> bool:
+        """Whether means and variances say enough of the weights for the room `moments`."""
+        return True
+
+    def factor_moments(self, component: int) -> tuple[tuple[Tensor, Tensor | None], ...] | None:
+        """Where a component of q is a known matrix times r sᵀ, mean and variance (None for 0) of r and of s."""
         return None
 
     def perturbation(self, mean: Tensor) -> Tensor:

@@ -195,7 +195,6 @@ class Rank1Posterior(Posterior):
     options: ClassVar[dict[str, Option]] = {"components": (1, at_least_one), "factors": ("gaussian", _known_factor)}
     estimators: ClassVar[dict[str, Estimator]] = {"lrt": rank1_lrt, "bbb": bbb}
     pulls_on_mean: ClassVar[bool] = False
-    goes_through_moments: ClassVar[bool] = False
     outputs: PointFactor
     inputs: PointFactor
 
@@ -279,6 +278,18 @@ class Rank1Posterior(Posterior):
                 raise ValueError("point factors have no standard deviation: leave out moped")
             std = math.sqrt(math.sqrt(1 + ratio**2) - 1)
             factor.rho.copy_(std_to_rho(torch.full_like(factor.rho, std).clamp_min(1e-6)).clamp_min(RHO_FLOOR))
+
+    @property
+    def goes_through_moments(self) -> bool:
+        """Whether the factors have a variance: Cauchy's have none."""
+        return not isinstance(self.outputs, CauchyFactor)
+
+    def factor_moments(self, component: int) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Mean and variance of r and of s of a component; point factors have no variance."""
+        return tuple(
+            (factor.mean[component], factor.deviation[component].square() if factor.deviations() else None)
+            for factor in (self.outputs, self.inputs)
+        )
 
     def silence(self, mask: Tensor) -> None:
         """Nothing is left to do: the variance is 0 where W is."""
