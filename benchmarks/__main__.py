@@ -1,13 +1,15 @@
 """Run a benchmark and write benchmarks/results/<benchmark>.json and <benchmark>.md.
 
-step     training step of this project's layers and of other libraries', as a ratio to the frequentist twin's
-profile  where a step spends its time, as percentages of the twin's step, and the effect of channels_last
-predict  prediction with T posterior samples, compared with T passes of the twin
-moments  prediction by 1, 25 and 100 samples and by moments, compared with one pass of the twin; memory of a pass
-memory   peak memory that prediction adds to a process, by number of samples and images
-epoch    a complete run of main_bayesian.py on MNIST, compared with its training steps alone
-record   training while means and variances are recorded, compared with training without recording
-scale    parameters, FLOPs and bytes of a step, and the throughput that they would allow on many accelerators
+step       training step of this project's layers and of other libraries', as a ratio to the frequentist twin's
+profile    where a step spends its time, as percentages of the twin's step, and the effect of channels_last
+predict    prediction with T posterior samples, compared with T passes of the twin
+moments    prediction by 1, 25 and 100 samples and by moments, compared with one pass of the twin; memory of a pass
+single     prediction of one image: a pass of the twin, 25 samples drawn or kept, moments
+last_layer 25 samples of a network whose last layer alone is Bayesian, compared with one pass of the twin
+memory     peak memory that prediction adds to a process, by number of samples and images
+epoch      a complete run of main_bayesian.py on MNIST, compared with its training steps alone
+record     training while means and variances are recorded, compared with training without recording
+scale      parameters, FLOPs and bytes of a step, and the throughput that they would allow on many accelerators
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Result], Callable[[Re
     "profile": (lambda args: profile.measure(args.nets, 256, args.rounds), profile.render),
     "predict": (lambda args: predict.measure(args.rounds), predict.render),
     "moments": (lambda args: predict.measure_moments(args.rounds), predict.render_moments),
+    "single": (lambda args: predict.measure_single(args.rounds), predict.render_single),
+    "last_layer": (lambda args: predict.measure_last_layer(args.rounds), predict.render_last_layer),
     "memory": (lambda args: predict.measure_memory(), predict.render_memory),
     "epoch": (lambda args: epoch.measure_epoch(), epoch.render_epoch),
     "record": (lambda args: epoch.measure_record(), epoch.render_record),
@@ -50,7 +54,7 @@ def main() -> None:
         "--rounds",
         type=argument(whole(2)),
         default=15,
-        help="step, profile, predict, moments: rounds that medians are taken over (%(default)s)",
+        help="step, profile, predict, moments, single, last_layer: rounds that medians are taken over (%(default)s)",
     )
     add("--nets", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="step, profile: networks to measure")
     add("--activation", choices=["softplus", "relu"], default="softplus", help="step: activation (%(default)s)")

@@ -20,6 +20,7 @@ from benchmarks.measure import (
     time_interleaved,
 )
 from inference import Predictor, posterior_predictive
+from layers import to_bayesian
 from models import NETWORKS, build
 from support import tune_cpu
 
@@ -89,6 +90,67 @@ def render_moments(result: dict[str, Any]) -> str:
         for net_type, measured in result["networks"].items()
     ]
     return table(["network", "1 sample", "25 samples", "100 samples", "moments", "memory of moments"], rows)
+
+
+def measure_single(rounds: int = 15) -> dict[str, Any]:
+    """Seconds of the prediction of one image: a pass of the twin, 25 samples drawn or kept, moments."""
+    tune_cpu()
+    networks: dict[str, Any] = {}
+    for net_type in NETWORKS:
+        net, twin = (build(net_type, bayesian, CLASSES, CHANNELS).eval() for bayesian in (True, False))
+        image = torch.randn(1, CHANNELS, 32, 32)
+        actions: dict[str, Callable[[], object]] = {
+            "twin": partial(_passes, twin, image, 1, 1),
+            "25 samples, drawn": partial(posterior_predictive, net, image, 25),
+            "25 samples, kept": partial(Predictor(net, 25), image),
+            "moments": partial(Predictor(net, method="moments"), image),
+        }
+        networks[net_type] = ratios_to_baseline(time_interleaved(actions, rounds), "twin")
+        print(
+            net_type, {name: f"{row['seconds'] * 1000:.1f} ms" for name, row in networks[net_type].items()}, flush=True
+        )
+    return {"rounds": rounds, "networks": networks, "conditions": conditions()}
+
+
+def render_single(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    networks = result["networks"]
+    names = list(next(iter(networks.values())))
+    rows = [
+        [net_type, *(f"{measured[name]['seconds'] * 1000:.1f} ms" for name in names)]
+        for net_type, measured in networks.items()
+    ]
+    return table(["one image", *names], rows)
+
+
+def measure_last_layer(rounds: int = 15) -> dict[str, Any]:
+    """Seconds of 25 samples of torchvision's networks with a Bayesian last layer, and ratios to one pass of the twin.
+
+    Of 256 images at the size of CIFAR and of 64 at twice this size, in one batch each.
+    """
+    tune_cpu()
+    networks: dict[str, Any] = {}
+    for net_type, size, images in (("resnet18", 32, 256), ("resnet18", 64, 64), ("mobilenet_v3_small", 64, 64)):
+        twin = build(net_type, False, CLASSES, CHANNELS, image_size=(size, size)).eval()
+        net = to_bayesian(twin, layers="last")
+        data = torch.randn(images, CHANNELS, size, size)
+        actions: dict[str, Callable[[], object]] = {
+            "twin": partial(_passes, twin, data, 1, images),
+            "25 samples": partial(posterior_predictive, net, data, 25),
+        }
+        row = ratios_to_baseline(time_interleaved(actions, rounds), "twin")
+        networks[f"{net_type},{size}"] = row
+        print(net_type, size, f"{row['25 samples']['ratio']:.2f}", flush=True)
+    return {"rounds": rounds, "networks": networks, "conditions": conditions()}
+
+
+def render_last_layer(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    rows = []
+    for name, measured in result["networks"].items():
+        seconds = (f"{measured[action]['seconds'] * 1000:.0f} ms" for action in ("twin", "25 samples"))
+        rows.append([*name.split(","), *seconds, f"{measured['25 samples']['ratio']:.2f}"])
+    return table(["network", "image size", "one pass of the twin", "25 samples of the last layer", "ratio"], rows)
 
 
 def _passes(twin: nn.Module, data: Tensor, passes: int, batch: int) -> None:

@@ -8,6 +8,8 @@ ablate  train on the embedded digits with the planned settings and one setting c
 list    list the experiments of the plan, and whether they have results
 report  write experiments/results/*.json into the tables of docs/results.md and experiments/README.md, and draw the
         figures
+table   print one table of the results.json files of any runs, as `table 'checkpoints/**/results.json'`: a row for runs
+        that differ by their seed alone, and a column for every setting in which rows differ
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if __name__ == "__main__":
 
     exit_on_interrupt()
 
-from experiments import report
+from experiments import report, tables
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
@@ -35,7 +37,8 @@ def main() -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("command", choices=["run", "search", "ablate", "list", "report"])
+    add("command", choices=["run", "search", "ablate", "list", "report", "table"])
+    add("paths", nargs="*", metavar="PATH", help="table: files, perhaps with * and **; quote them then")
     add(
         "--only",
         nargs="+",
@@ -47,7 +50,11 @@ def main() -> None:
     with report_user_errors():
         args = parser.parse_args()
         files = ExperimentFiles.from_arguments(args)
-        if args.command == "report":
+        if bool(args.paths) != (args.command == "table"):
+            raise UserError("expected paths of results.json files after `table`, and after no other command")
+        if args.command == "table":
+            print(tables.render(tables.read_matching(args.paths)), end="")
+        elif args.command == "report":
             report.write(report.read(files.results))
         elif args.command == "ablate":
             run_ablations(report.ABLATIONS, files.checkpoints)

@@ -19,6 +19,7 @@ from torch import nn
 from torchvision import datasets
 
 from experiments import ablations, frontier, moments, recipes, report, running, search
+from experiments.__main__ import main as experiments_command
 from experiments.networks import with_bayesian_last_layer, with_dropout, with_filter_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
@@ -27,7 +28,7 @@ from inference import Classifier, Predictor
 from layers import GaussianPrior, deterministic_layers
 from likelihoods import accuracy, nll
 from models import build, load_network
-from support import UserError, locked
+from support import UserError, locked, write_text
 from training import BayesianSettings, State, loop, train
 
 NAMES = ("dropout", "mc_dropout", "ensemble", "lrt_1", "last_layer", "short_twin", "short_swag", "short_laplace")
@@ -374,3 +375,33 @@ def test_what_is_no_record_of_a_search_is_refused(tmp_path: Path) -> None:
             recipes.read_trials(path)
     with pytest.raises(UserError, match="nothing in the plan contains XY: known are MNIST-lenet"):
         search.chosen_blocks(["XY"])
+
+
+def test_a_table_of_any_runs_has_a_row_per_method_and_a_column_per_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = {
+        "dataset": "MNIST",
+        "net_type": "lenet",
+        "method": "bayesian",
+        "parameters": 1234,
+        "training_seconds": 7.6,
+    }
+    result |= {"epochs": 3, "test_seconds": 1.0}
+    for index, (seed, rate, loss) in enumerate(((0, 1e-3, 0.1), (1, 1e-3, 0.3), (0, 2e-3, 0.5))):
+        settings = {"lr_start": rate, "seed": seed, "checkpoint_dir": str(index), "task": "classification"}
+        path = tmp_path / str(index) / "lenet" / "results.json"
+        write_text(path, json.dumps({**result, "test": {"nll": loss}, "settings": settings}))
+    monkeypatch.setattr("sys.argv", ["experiments", "table", str(tmp_path / "**" / "results.json")])
+    experiments_command()
+    assert capsys.readouterr().out == (
+        "| data | network | method | lr_start | seeds | nll | parameters | training seconds |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| MNIST | lenet | bayesian | 0.001 | 2 | 0.2000 ± 0.1414 | 1,234 | 8 |\n"
+        "| MNIST | lenet | bayesian | 0.002 | 1 | 0.5000 | 1,234 | 8 |\n"
+    )
+    for arguments in (["table"], ["table", str(tmp_path / "none")], ["list", "some"]):
+        monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            experiments_command()
+        assert capsys.readouterr().err.count("\n") == 1

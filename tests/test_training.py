@@ -29,6 +29,7 @@ from conftest import (
     weights,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import main_frequentist
@@ -293,13 +294,19 @@ def test_mixed_precision_trains_and_tensorboard_watches(pictures: Path, tmp_path
     settings = bayesian_settings(pictures, tmp_path, n_epochs=2, amp=True, tensorboard=True)
     state, setup = start(settings)
     train(state, setup)
-    assert loop.test(state, setup)["validation"]["valid_nll"] < 0.8
+    results = loop.test(state, setup)
+    assert results["validation"]["valid_nll"] < 0.8
     assert all(p.dtype == torch.float32 for p in state.net.parameters())
     reports = run_files(settings).reports
     events = EventAccumulator(str(reports / "tensorboard")).Reload()
     nlls = [row["valid_nll"] for row in rows(reports / "history.csv")]
     assert [event.step for event in events.Scalars("valid/nll")] == [1, 2]
     assert [event.value for event in events.Scalars("valid/nll")] == pytest.approx(nlls)
+    assert [event.value for event in events.Scalars("test/nll")] == pytest.approx([results["test"]["nll"]])
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    hparams = HParamsPluginData.FromString(plugin.content).session_start_info.hparams
+    assert hparams["amp"].number_value == 1 and hparams["lr_start"].number_value == settings.lr_start
+    assert hparams["priors"].string_value == json.dumps(settings.priors)
     assert len(list((reports / "tensorboard").glob("events*"))) == 1
     run(replace(settings, n_epochs=1, amp=False))
     assert len(list((reports / "tensorboard").glob("events*"))) == 1  # a curve of its own

@@ -344,6 +344,8 @@ def test(state: State, setup: Setup) -> dict[str, Any]:
     if not setup.world.is_main:
         return results
     write_json(files.reports / "results.json", results)
+    if settings.tensorboard:
+        Curves(files.reports / "tensorboard").add_results(results["settings"], results["test"])
     title = f"{results['method']} {results['net_type']} on {results['dataset']}"
     pictures = [plot_history(files.reports, progress.history, title)]
     figures = results["test"]

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +120,21 @@ def plot_confusion(folder: Path, matrix: Sequence[Sequence[int]], classes: Seque
 
 
 class Curves:
-    """Curves for TensorBoard: a file of events, to which every epoch adds its figures.
+    """Curves for TensorBoard: a file of events, to which every epoch adds its figures, and the test those of the run.
 
     Torch's SummaryWriter writes in a thread, which answers a full disk with a traceback.
 
     Args:
-        folder: where the file goes.
+        folder: where the file goes, or is.
 
     Raises:
-        UserError: tensorboard is missing, or the file cannot be written; also from `add`.
+        UserError: tensorboard is missing, or the file cannot be written; also from the methods.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
-        self._write(file_version="brain.Event:2")
+        self._path = min(folder.glob("events.*"), default=folder / f"events.out.tfevents.{time.time_ns()}")
+        if not self._path.exists():
+            self._write(file_version="brain.Event:2")
 
     def add(self, row: Row) -> None:
         """Add the figures of an epoch."""
@@ -141,6 +142,25 @@ class Curves:
 
         values = [Summary.Value(tag=name.replace("_", "/", 1), simple_value=value) for name, value in row.items()]
         self._write(step=int(row["epoch"]), summary=Summary(value=values))
+
+    def add_results(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Add the scores of the test, and the settings as TensorBoard's hyperparameters, to compare runs by.
+
+        Args:
+            settings: what is no number, text or truth value is shown as JSON.
+            scores: by name, `test/…` in TensorBoard.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for name, value in settings.items()
+        }
+        for summary in hparams(plain, {f"test/{name}": None for name in scores}):
+            self._write(summary=summary)
+        values = [Summary.Value(tag=f"test/{name}", simple_value=value) for name, value in scores.items()]
+        self._write(summary=Summary(value=values))
 
     def _write(self, **event: Any) -> None:
         try:
