@@ -7,10 +7,11 @@ from pathlib import Path
 import matplotlib.image
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from examples import convert_torchvision, custom_network, regression
+from examples import convert_torchvision, custom_network, hmc, regression
 
 
 def test_a_custom_network_learns_digits() -> None:
@@ -32,6 +33,24 @@ def test_regression_is_less_sure_where_no_data_is(tmp_path: Path) -> None:
     }
     assert unsure[0] < 0.7 * unsure[0.85] < 0.7 * unsure[5]
     assert matplotlib.image.imread(tmp_path / "bands.png").std() > 0.05
+
+
+def test_hmc_draws_from_a_correlated_normal() -> None:
+    torch.manual_seed(0)
+    covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(torch.tensor([1.0, 2.0, 3.0]).double(), covariance)
+    draws, accepted = hmc.hmc(normal.log_prob, torch.zeros(100, 3, dtype=torch.float64), 200, 150, leaps=20)
+    assert accepted > 0.7 and hmc.split_r_hat(draws) < 1.03
+    torch.testing.assert_close(draws.flatten(0, 1).mean(0), normal.mean, atol=0.04, rtol=0)
+    torch.testing.assert_close(draws.flatten(0, 1).T.cov(), covariance, atol=0.05, rtol=0)
+    apart = draws + torch.arange(100.0).double()[:, None]
+    assert hmc.split_r_hat(apart) > 2
+
+
+def test_mean_field_is_too_wide_at_the_data_and_too_narrow_outside(tmp_path: Path) -> None:
+    ratios = hmc.main(tmp_path / "hmc.png", draws=12, steps=500)
+    assert ratios["outside"] < 0.6 and ratios["at the data"] > 1.5
+    assert matplotlib.image.imread(tmp_path / "hmc.png").std() > 0.05
 
 
 def test_the_notebook_runs() -> None:
