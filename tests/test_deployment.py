@@ -202,7 +202,8 @@ def test_each_task_has_the_outputs_of_its_predictive(task: str) -> None:
     with torch.no_grad():
         for one, other in zip(passed(images), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
-        drawn = [torch.stack(each) for each in zip(*(PredictiveNetwork(net, 50, **how)(images) for _ in range(20)))]
+        calls = [PredictiveNetwork(net, 50, **how)(images) for _ in range(20)]
+        drawn = [torch.stack(each) for each in zip(*calls, strict=True)]
         mean = MeanNetwork(net, **how)(images)
     assert passed.outputs == ("mean" if task == "numbers" else "probs", "epistemic", "aleatoric")
     for one, other in zip(drawn, expected, strict=True):
