@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.measure import table
 from images import read_images
 from inference import Classifier, Predictor, load_finite_network, novelties, summarize
-from inference.evaluation import load_training_data
+from inference.evaluation import load_training_data, require_classification
 from inference.prediction import posterior_outputs
 from likelihoods import Predictive, scores
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole, write_json
@@ -61,6 +61,7 @@ def compare(
 def measure(path: Path, unknown_dir: Path, count: int, data_dir: str) -> dict[str, Any]:
     """The figures of the network in a checkpoint, on `count` test images and as many of a folder of unknown ones."""
     saved = load_finite_network(path)
+    require_classification(saved, path)
     classifier = Classifier.from_description(saved.net, saved.description)
     data = load_training_data(saved, path, data_dir)
     generator = torch.Generator().manual_seed(0)

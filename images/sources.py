@@ -196,6 +196,9 @@ def _download(load: Callable[[bool], Downloaded], name: str, data_dir: Path) -> 
     """The training and test splits of a torchvision data set, which `load(train)` downloads and verifies if need be."""
     try:
         return load(True), load(False)
+    except ImportError as error:  # SciPy, which reads SVHN, is none of torchvision's requirements
+        package = (error.name or "another package").partition(".")[0]
+        raise UserError(f"{name} cannot be read without {package}: pip install {package}") from error
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{name} is not in {data_dir} and could not be downloaded ({first_line(error)}): connect to the network, "

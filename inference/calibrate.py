@@ -23,7 +23,7 @@ from torch import Tensor
 from images import Split, chunk_size
 from inference.classifier import Classifier, load_finite_network
 from inference.decisions import Decisions, decision_scores, fit_decisions, fit_temperature
-from inference.evaluation import load_training_data
+from inference.evaluation import load_training_data, require_classification
 from inference.prediction import posterior_outputs, summarize
 from likelihoods import SCORES, scores
 from models import write_checkpoint
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> Decisions:
     tune_cpu()
     path: Path = args.weights_path
     saved = load_finite_network(path, net_type=args.net_type)
+    require_classification(saved, path)
     valid = load_training_data(saved, path, args.data_dir).valid
     classifier = Classifier.from_description(saved.net, saved.description, path)
     logits = sampled_logits(classifier, valid, args.num_samples, args.seed)

@@ -1,6 +1,7 @@
 """Networks for other machines: one of the posterior means, and two that return their uncertainty, by draws or moments.
 
-All take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves.
+All take images [n, channels, height, width] with pixels in [0, 1] and normalize them themselves. What they return fits
+the task: probabilities of classes, of labels or of the pixels' classes, or numbers.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier
+from inference.regressor import Regressor
 from layers import BayesianLayer, to_deterministic
-from likelihoods import accuracy
+from likelihoods import GaussianLikelihood, Predictive, RegressionPredictive, get_likelihood
 from moments import DRAWS, Propagation, fixed_normals
-from support import UserError, atomic_write
+from support import UserError, atomic_write, first_line
 
 
 class DeployedNetwork(nn.Module):
@@ -30,67 +32,93 @@ class DeployedNetwork(nn.Module):
         net: a network of normalized images; it is set to eval mode.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
+        likelihood: what the outputs of `net` are, as of a `Classifier` or `Regressor`: None for logits [n, classes],
+            'categorical' also for maps, 'bernoulli' for labels, or the likelihood of a regression.
+
+    Attributes:
+        outputs: the names of what a call returns.
     """
 
-    outputs: ClassVar[tuple[str, ...]]
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        likelihood: str | GaussianLikelihood | None = None,
+    ) -> None:
         super().__init__()
         self.net = net.eval()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.likelihood = likelihood
+        self.outputs: tuple[str, ...] = ("mean" if self.is_regression else "probs", "epistemic", "aleatoric")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it predicts numbers."""
+        return isinstance(self.likelihood, GaussianLikelihood)
 
     def normalized(self, images: Tensor) -> Tensor:
         """The network's inputs for images with pixels in [0, 1]."""
         return (images - self.mean) / self.std
 
-    def probs(self, images: Tensor) -> Tensor:
-        """Class probabilities [n, classes] of one forward pass.
+    def one_pass(self, images: Tensor) -> Tensor:
+        """The outputs [n, outputs, ...] of one forward pass."""
+        output = self.net(self.normalized(images))
+        return output[0] if isinstance(output, tuple) else output
+
+    def summary(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction, its epistemic and its aleatoric uncertainty, of outputs [draws, n, outputs, ...].
 
         Raises:
-            ValueError: the network's outputs are not the logits [n, classes] of at least 2 classes.
+            ValueError: they are not what the likelihood reads.
         """
-        output = self.net(self.normalized(images))
-        logits = output[0] if isinstance(output, tuple) else output
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise ValueError(f"expected logits [n, classes] of at least 2 classes, got {list(logits.shape)}")
-        return logits.softmax(-1)
+        if isinstance(self.likelihood, GaussianLikelihood):
+            means, variances = self.likelihood.moments(draws)
+            return means.mean(0), means.var(0, correction=0), variances.mean(0)
+        reading = get_likelihood(self.likelihood)
+        choices = reading.logits(draws.flatten(0, 1)).softmax(-1).unflatten(0, (len(draws), -1))
+        probs, aleatoric = choices.mean(0), _entropy(choices).mean(0)
+        return reading.from_choices(probs), (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
 
 
 class MeanNetwork(DeployedNetwork):
-    """Class probabilities [n, classes] by the posterior means: an ordinary deterministic network.
+    """The prediction by the posterior means: an ordinary deterministic network.
+
+    A call returns probabilities, [n, classes], [n, labels] or maps [n, classes, height, width]; for a regression the
+    means and the variances of the noise, [n, targets] each.
 
     Args:
         net: a Bayesian or deterministic network; it is not modified.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
+        likelihood: as for `DeployedNetwork`.
     """
 
-    outputs = ("probs",)
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        likelihood: str | GaussianLikelihood | None = None,
+    ) -> None:
+        super().__init__(to_deterministic(net), mean, std, likelihood)
+        self.outputs = ("mean", "aleatoric") if self.is_regression else ("probs",)
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(to_deterministic(net), mean, std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[n, channels, height, width] in [0, 1] to probabilities [n, classes]."""
-        return self.probs(images)
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict images [n, channels, height, width] in [0, 1]."""
+        prediction, _, aleatoric = self.summary(self.one_pass(images)[None])
+        return (prediction, aleatoric) if self.is_regression else prediction
 
 
 class UncertainNetwork(DeployedNetwork):
-    """A network that returns its uncertainty: a subclass defines its draws.
-
-    Args:
-        net: a Bayesian network.
-        mean: per channel, what is subtracted from pixels in [0, 1].
-        std: per channel, what they are then divided by.
-    """
-
-    outputs = ("probs", "epistemic", "aleatoric")
+    """A network that returns its uncertainty: a subclass defines its draws."""
 
     def draws(self, images: Tensor) -> Tensor:
-        """Class probabilities [draws, n, classes] for images in [0, 1]."""
+        """Outputs [draws, n, outputs, ...] for images in [0, 1]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,11 +126,11 @@ class UncertainNetwork(DeployedNetwork):
 
         Returns:
             Probabilities [n, classes]; the mutual information [n] (epistemic) and the mean entropy of a draw [n]
-            (aleatoric), in nats, which add up to the entropy of the probabilities.
+            (aleatoric), in nats, which add up to the entropy of the probabilities. For labels all are [n, labels]; for
+            maps [n] stands for [n, height, width]. For a regression the mean, and the variances of the means
+            (epistemic) and of the noise (aleatoric), [n, targets] each.
         """
-        draws = self.draws(images)
-        probs, aleatoric = draws.mean(0), _entropy(draws).mean(0)
-        return probs, (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
+        return self.summary(self.draws(images))
 
 
 class MomentNetwork(UncertainNetwork):
@@ -110,9 +138,10 @@ class MomentNetwork(UncertainNetwork):
 
     Args:
         net: a Bayesian network; it is not modified.
-        classes: how many it tells apart.
+        outputs: how many it has.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
+        likelihood: as for `DeployedNetwork`.
 
     Raises:
         MissingRuleError: in a call, the network has an operation without a rule.
@@ -121,15 +150,22 @@ class MomentNetwork(UncertainNetwork):
     net: Propagation
     noise: Tensor
 
-    def __init__(self, net: nn.Module, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        outputs: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        likelihood: str | GaussianLikelihood | None = None,
+    ) -> None:
         with torch.no_grad():  # the moments of weights become constants
             propagation = Propagation(copy.deepcopy(net).eval())
-        super().__init__(propagation, mean, std)
-        self.register_buffer("noise", fixed_normals(DRAWS, classes))
+        super().__init__(propagation, mean, std, likelihood)
+        self.register_buffer("noise", fixed_normals(DRAWS, outputs))
 
     def draws(self, images: Tensor) -> Tensor:
-        """Class probabilities [48, n, classes] of fixed draws of the logits."""
-        return self.net.draws(self.normalized(images), self.noise).softmax(-1)
+        """48 fixed draws of the outputs, of each component of the posterior."""
+        return self.net.draws(self.normalized(images), self.noise)
 
 
 class PredictiveNetwork(UncertainNetwork):
@@ -140,21 +176,31 @@ class PredictiveNetwork(UncertainNetwork):
         num_samples: draws per call.
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
+        likelihood: as for `DeployedNetwork`.
     """
 
-    def __init__(self, net: nn.Module, num_samples: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(copy.deepcopy(net), mean, std)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_samples: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        likelihood: str | GaussianLikelihood | None = None,
+    ) -> None:
+        super().__init__(copy.deepcopy(net), mean, std, likelihood)
         self.num_samples = num_samples
         for layer in self.net.modules():
             if isinstance(layer, BayesianLayer):
                 layer.layer_type, layer.sampling = "bbb", True
 
     def draws(self, images: Tensor) -> Tensor:
-        """Class probabilities [num_samples, n, classes], one pass per draw."""
-        return torch.stack([self.probs(images) for _ in range(self.num_samples)])
+        """`num_samples` draws of the outputs, one pass per draw."""
+        return torch.stack([self.one_pass(images) for _ in range(self.num_samples)])
 
 
-def export_network(network: DeployedNetwork, channels: int, size: int | tuple[int, int], path: Path) -> Path:
+def export_network(
+    network: DeployedNetwork, channels: int, size: int | tuple[int, int], path: Path, *, any_size: bool = False
+) -> Path:
     """Write the network as a file that takes batches of any length.
 
     Args:
@@ -162,30 +208,76 @@ def export_network(network: DeployedNetwork, channels: int, size: int | tuple[in
         channels: of the images.
         size: height and width of the images; one number if they are the same.
         path: ends in `.pt2` for `torch.export`, or in `.onnx` for other runtimes.
+        any_size: whether the file takes images of other sizes too. It is tried at two of them.
 
     Raises:
-        UserError: `path` has another ending, ONNX's packages are missing, or the file cannot be written.
+        UserError: `path` has another ending, ONNX's packages are missing, the file cannot be written, or the network
+            is for one size.
     """
-    example = torch.rand(2, channels, *((size, size) if isinstance(size, int) else size))
-    dynamic = {"images": {0: torch.export.Dim("n", min=1)}}
+    if path.suffix not in (".pt2", ".onnx"):
+        raise UserError(f"cannot export to {path}: the name must end in .pt2 or .onnx")
+    height, width = (size, size) if isinstance(size, int) else size
+    example = torch.rand(2, channels, height, width)
+    free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if any_size else {}
+    dynamic = {"images": {0: torch.export.Dim("n", min=1), **free}}
+    others = [(height + 16, width + 7), (2 * height, 2 * width + 16)] if any_size else []
     with torch.no_grad(), atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own code
-        if path.suffix == ".pt2":
+        try:
             program = torch.export.export(network, (example,), dynamic_shapes=dynamic, strict=False)
-            torch.export.save(program, temporary)
-        elif path.suffix == ".onnx":
-            try:
-                torch.onnx.export(
-                    network, (example,), temporary, dynamo=True, dynamic_shapes=dynamic, input_names=["images"],
-                    output_names=list(network.outputs), external_data=False, verbose=False,
-                )  # fmt: skip
-            except ImportError as error:
-                raise UserError(
-                    f"cannot write {path} without ONNX's packages: pip install onnx onnxscript, or 'bayesian-cnn[onnx]'"
-                ) from error
-        else:
-            raise UserError(f"cannot export to {path}: the name must end in .pt2 or .onnx")
+            if path.suffix == ".pt2":
+                torch.export.save(program, temporary)
+            else:
+                program = _write_onnx(program, network.outputs, dynamic, temporary)
+            for other in others:
+                _compare(network, program, torch.rand(1, channels, *other))
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, where a network cannot do what is asked for
+            if not any_size:
+                raise
+            raise UserError(
+                f"cannot write {path} for images of any size ({first_line(error)}): export this network for its own "
+                f"size alone"
+            ) from error
     return path
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, outputs: Sequence[str], dynamic: dict[str, Any], path: Path
+) -> torch.export.ExportedProgram:
+    """Write a program as an ONNX file, and return it in the operations that were written."""
+    try:
+        onnx: Any = torch.onnx.export(
+            program, (), dynamo=True, dynamic_shapes=dynamic, input_names=["images"], output_names=[*outputs],
+            external_data=False, verbose=False,
+        )  # fmt: skip
+    except ImportError as error:
+        raise UserError(
+            f"cannot write {path} without ONNX's packages: pip install onnx onnxscript, or 'bayesian-cnn[onnx]'"
+        ) from error
+    onnx.save(path)
+    written: torch.export.ExportedProgram = onnx.exported_program
+    return written
+
+
+def _compare(network: DeployedNetwork, program: torch.export.ExportedProgram, images: Tensor) -> None:
+    """Check that a program does what its network does, by the same draws, for images of another size.
+
+    What depends on the size, as adaptive pooling does, could be that of the example's without an error.
+
+    Raises:
+        ValueError: it does not.
+    """
+    results: list[Sequence[Tensor]] = []
+    for each in (network, program.module()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            output = each(images)
+        results.append([output] if isinstance(output, Tensor) else output)
+    if not all(torch.allclose(one, other, rtol=1e-3, atol=1e-5) for one, other in zip(*results, strict=True)):
+        height, width = images.shape[-2:]
+        raise ValueError(f"what it would predict at {height}×{width} pixels is not what the network does")
 
 
 def quantized(network: MeanNetwork) -> nn.Module:
@@ -195,49 +287,49 @@ def quantized(network: MeanNetwork) -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, torch.qint8)
 
 
-def compare_mean_network(network: MeanNetwork, path: Path, images: Tensor, labels: Tensor) -> dict[str, float]:
+def compare_mean_network(network: MeanNetwork, path: Path, images: Tensor, targets: Tensor) -> dict[str, float]:
     """The exported mean network and its int8 copy beside the mean network itself.
 
     Args:
         network: the mean network.
         path: the ONNX file it was exported to.
         images: uint8 [n, channels, height, width].
-        labels: [n].
+        targets: [n], the classes, or what the task has instead: see `images.Split`.
 
     Returns:
-        largest_difference: between the probabilities of the file and of the network.
-        float32_accuracy: of the network.
-        int8_accuracy: of its int8 copy.
+        largest_difference: between the predictions of the file and of the network.
+        float32: accuracy of the network; of a regression, its RMSE.
+        int8: the same of its int8 copy.
         int8_time: the time of the int8 copy as a fraction of the network's.
 
     Raises:
         UserError: onnxruntime is missing.
     """
     inputs = images.float() / 255
-    (exported,) = _run_onnx(path, inputs)
+    exported = _run_onnx(path, inputs)[0]
     small = quantized(network)
     with torch.inference_mode():
-        probs, int8_probs = network(inputs), small(inputs)
+        full, int8 = (each(inputs)[0] if network.is_regression else each(inputs) for each in (network, small))
         seconds, int8_seconds = (_median_seconds(each, inputs) for each in (network, small))
     return {
-        "largest_difference": float((exported - probs).abs().max()),
-        "float32_accuracy": accuracy(probs, labels),
-        "int8_accuracy": accuracy(int8_probs, labels),
+        "largest_difference": float((exported - full).abs().max()),
+        "float32": _score(network, full, targets),
+        "int8": _score(network, int8, targets),
         "int8_time": int8_seconds / seconds,
     }
 
 
 def compare_predictive_network(
-    classifier: Classifier, path: Path, images: Tensor, labels: Tensor, num_samples: int
+    network: PredictiveNetwork, path: Path, predictor: Classifier | Regressor, images: Tensor, targets: Tensor
 ) -> dict[str, tuple[float, float, float]]:
     """The exported predictive network beside the library, and the library beside itself with another seed.
 
     Args:
-        classifier: the network that was exported.
-        path: the ONNX file of its `PredictiveNetwork`.
+        network: the predictive network.
+        path: the ONNX file it was exported to.
+        predictor: the network as the library predicts with it.
         images: uint8 [n, channels, height, width].
-        labels: [n].
-        num_samples: draws of the library's predictive.
+        targets: [n], the classes, or what the task has instead.
 
     Returns:
         By quantity, its value by the file, by the library with seed 0, and by the library with seed 1.
@@ -245,33 +337,46 @@ def compare_predictive_network(
     Raises:
         UserError: onnxruntime is missing.
     """
-    first, second = (classifier.predict(images, num_samples, seed) for seed in (0, 1))
-    probs, epistemic, aleatoric = _run_onnx(path, images.float() / 255)
-    accuracies = [accuracy(each, labels) for each in (probs, first.probs, second.probs)]
-    epistemics = (epistemic, first.mutual_information, second.mutual_information)
-    aleatorics = (aleatoric, first.expected_entropy, second.expected_entropy)
+    first, second = (_summary(predictor.predict(images, network.num_samples, seed)) for seed in (0, 1))
+    unit = "squared units" if network.is_regression else "nats"
+    predictions, epistemics, aleatorics = zip(_run_onnx(path, images.float() / 255), first, second, strict=True)
     rows = {
-        "accuracy": accuracies,
-        "epistemic, mean (nats)": [float(each.mean()) for each in epistemics],
-        "aleatoric, mean (nats)": [float(each.mean()) for each in aleatorics],
+        "rmse" if network.is_regression else "accuracy": [_score(network, each, targets) for each in predictions],
+        f"epistemic, mean ({unit})": [float(each.mean()) for each in epistemics],
+        f"aleatoric, mean ({unit})": [float(each.mean()) for each in aleatorics],
         "epistemic, correlation with the library's": [_correlation(each, epistemics[1]) for each in epistemics],
     }
     return {name: (values[0], values[1], values[2]) for name, values in rows.items()}
 
 
-def largest_difference(classifier: Classifier, path: Path, images: Tensor) -> float:
-    """Between the probabilities of an exported `MomentNetwork` and of the library by moments.
+def largest_difference(predictor: Classifier | Regressor, path: Path, images: Tensor) -> float:
+    """Between the predictions of an exported `MomentNetwork` and of the library by moments.
 
     Args:
-        classifier: the network that was exported.
+        predictor: the network that was exported.
         path: the ONNX file.
         images: uint8 [n, channels, height, width].
 
     Raises:
         UserError: onnxruntime is missing.
     """
-    probs = _run_onnx(path, images.float() / 255)[0]
-    return float((probs - classifier.predict(images, method="moments").probs).abs().max())
+    predictions = _run_onnx(path, images.float() / 255)[0]
+    return float((predictions - _summary(predictor.predict(images, method="moments"))[0]).abs().max())
+
+
+def _summary(predictive: Predictive | RegressionPredictive) -> tuple[Tensor, Tensor, Tensor]:
+    """What an `UncertainNetwork` returns."""
+    if isinstance(predictive, RegressionPredictive):
+        return predictive.mean, predictive.epistemic, predictive.aleatoric
+    return predictive.probs, predictive.mutual_information, predictive.expected_entropy
+
+
+def _score(network: DeployedNetwork, predictions: Tensor, targets: Tensor) -> float:
+    """Accuracy, or RMSE, of the first output of a network."""
+    if network.is_regression:
+        return float((predictions - targets).square().mean().sqrt())
+    decided = predictions > 0.5 if network.likelihood == "bernoulli" else predictions.argmax(1)
+    return float((decided == targets).double().mean())
 
 
 def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
@@ -294,7 +399,7 @@ def _median_seconds(network: Any, inputs: Tensor) -> float:
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
+    return float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])
 
 
 def _entropy(probs: Tensor) -> Tensor:

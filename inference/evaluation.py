@@ -166,7 +166,10 @@ def require_classification(saved: SavedNetwork, path: str | Path) -> None:
     """
     task = saved.description.task.get("task", "classification")
     if task != "classification":
-        raise UserError(f"{path} is for the task {task}: give a network for classification")
+        kind = "Regressor" if task == "regression" else "Classifier"
+        raise UserError(
+            f"{path} is for the task {task}: give a network for classification, or predict by inference.{kind}"
+        )
 
 
 def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> ImageData:
@@ -180,7 +183,6 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
     Raises:
         UserError: the checkpoint does not name its data, they cannot be read, or they are no longer the same.
     """
-    require_classification(saved, path)
     check_settings(saved.content, path)
     settings = saved.content["settings"]
     data = load_data(

@@ -2,8 +2,9 @@
 
 Writes <name>.mean and <name>.predictive beside the checkpoint, as .pt2 (torch.export) and .onnx; with --prediction
 moments, <name>.moments in place of the latter, which predicts in one pass and without random numbers. All take images
-[n, channels, height, width], of the size that the network was trained on, with pixels in [0, 1]. With --check they are
-compared with the library on the test split.
+[n, channels, height, width] with pixels in [0, 1], of the size that the network was trained on, or with --any_size of
+others too. They return probabilities, or for regression means, and uncertainties. With --check they are compared with
+the library on the test split.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     from support import exit_on_interrupt
@@ -23,7 +25,6 @@ from torch import Tensor
 
 from inference.classifier import Classifier, load_finite_network
 from inference.deployment import (
-    DeployedNetwork,
     MeanNetwork,
     MomentNetwork,
     PredictiveNetwork,
@@ -32,8 +33,10 @@ from inference.deployment import (
     export_network,
     largest_difference,
 )
-from inference.evaluation import load_training_data, require_classification
+from inference.evaluation import load_training_data
 from inference.prediction import METHODS
+from inference.regressor import Regressor
+from inference.task_reports import load_for_task
 from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 
 
@@ -49,6 +52,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
         help="draws per call of the predictive network (%(default)s)",
     )
     add("--prediction", choices=METHODS, default="draws", help="what the uncertainty is from (%(default)s)")
+    add("--any_size", action="store_true", help="the files take images of other heights and widths too")
     add("--save_dir", type=Path, help="where the files go (beside the checkpoint)")
     add(
         "--check",
@@ -66,18 +70,18 @@ def run(args: argparse.Namespace) -> list[Path]:
     """Write the files, compare them if `args.check` is above 0, and return their paths."""
     tune_cpu()
     saved = load_finite_network(args.weights_path, net_type=args.net_type)
-    require_classification(saved, args.weights_path)
-    net, description, _ = saved
+    description = saved.description
     data = load_training_data(saved, args.weights_path, args.data_dir) if args.check else None
-    classifier = Classifier.from_description(net, description, args.weights_path)
-    black = torch.zeros(1, *classifier.image_shape, dtype=torch.uint8)
-    classifier.predict(black, num_samples=1)  # a network whose outputs are not finite is not exported
-    mean_network = MeanNetwork(net, classifier.mean, classifier.std)
-    networks: dict[str, DeployedNetwork] = {"mean": mean_network}
+    predictor = load_for_task(saved, args.weights_path)
+    black = torch.zeros(1, *predictor.image_shape, dtype=torch.uint8)
+    predictor.predict(black, num_samples=1)  # a network whose outputs are not finite is not exported
+    how = predictor.mean, predictor.std, predictor.likelihood
+    networks: dict[str, Any] = {"mean": MeanNetwork(saved.net, *how)}
     if description.bayesian and args.prediction == "moments":
-        networks["moments"] = MomentNetwork(net, len(classifier.classes), classifier.mean, classifier.std)
+        outputs = description.likelihood.outputs(len(description.classes))
+        networks["moments"] = MomentNetwork(saved.net, outputs, *how)
     elif description.bayesian:
-        networks["predictive"] = PredictiveNetwork(net, args.num_samples, classifier.mean, classifier.std)
+        networks["predictive"] = PredictiveNetwork(saved.net, args.num_samples, *how)
     folder = args.save_dir or args.weights_path.parent
     paths = {
         (name, suffix): folder / f"{args.weights_path.stem}.{name}{suffix}"
@@ -85,42 +89,39 @@ def run(args: argparse.Namespace) -> list[Path]:
         for suffix in (".pt2", ".onnx")
     }
     for (name, _), path in paths.items():
-        export_network(networks[name], len(classifier.mean), classifier.image_size, path)
-        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", flush=True)
+        export_network(networks[name], len(predictor.mean), predictor.image_size, path, any_size=args.any_size)
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB  {', '.join(networks[name].outputs)}", flush=True)
     if data is not None:
-        images, labels = next(data.test.batches(min(args.check, len(data.test))))
-        _check(
-            classifier,
-            mean_network,
-            {name: paths[name, ".onnx"] for name in networks},
-            images,
-            labels,
-            args.num_samples,
-        )
+        images, targets = next(data.test.batches(min(args.check, len(data.test))))
+        _check(predictor, networks, {name: paths[name, ".onnx"] for name in networks}, images, targets)
     return list(paths.values())
 
 
 def _check(
-    classifier: Classifier,
-    mean_network: MeanNetwork,
+    predictor: Classifier | Regressor,
+    networks: dict[str, Any],
     onnx_files: dict[str, Path],
     images: Tensor,
-    labels: Tensor,
-    num_samples: int,
+    targets: Tensor,
 ) -> None:
-    mean = compare_mean_network(mean_network, onnx_files["mean"], images, labels)
-    print(f"\n{len(labels):,} test images, onnxruntime beside the library\n"
-          f"mean network: probabilities differ by at most {mean['largest_difference']:.1e}")  # fmt: skip
+    network = networks["mean"]
+    mean = compare_mean_network(network, onnx_files["mean"], images, targets)
+    what = network.outputs[0].replace("probs", "probabilities").replace("mean", "means")
+    print(f"\n{len(images):,} test images, onnxruntime beside the library\n"
+          f"mean network: {what} differ by at most {mean['largest_difference']:.1e}")  # fmt: skip
     if "moments" in onnx_files:
-        difference = largest_difference(classifier, onnx_files["moments"], images)
-        print(f"network of moments: probabilities differ by at most {difference:.1e}")
+        difference = largest_difference(predictor, onnx_files["moments"], images)
+        print(f"network of moments: {what} differ by at most {difference:.1e}")
     if "predictive" in onnx_files:
-        rows = compare_predictive_network(classifier, onnx_files["predictive"], images, labels, num_samples)
+        rows = compare_predictive_network(networks["predictive"], onnx_files["predictive"], predictor, images, targets)
         print(f"{'predictive network':<44}{'onnxruntime':>12}{'library':>12}{'another seed':>14}")
         for name, (exported, library, other_seed) in rows.items():
             print(f"{name:<44}{exported:>12.5f}{library:>12.5f}{other_seed:>14.5f}")
-    print(f"int8 mean network: accuracy {mean['int8_accuracy']:.2%} (float32 {mean['float32_accuracy']:.2%}), "
-          f"{mean['int8_time']:.2f} of its time")  # fmt: skip
+    int8, float32 = (
+        f"rmse {mean[kind]:.4g}" if network.is_regression else f"accuracy {mean[kind]:.2%}"
+        for kind in ("int8", "float32")
+    )
+    print(f"int8 mean network: {int8} (float32 {float32.split()[1]}), {mean['int8_time']:.2f} of its time")
 
 
 def main(flags: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     exit_on_interrupt()
 
 from inference.classifier import Classifier, load_finite_network
-from inference.evaluation import load_training_data, split_scores
+from inference.evaluation import load_training_data, require_classification, split_scores
 from inference.plots import plot_pruning
 from inference.pruning import default_fractions, largest_fraction, pruned, pruning_curve, sparsity
 from layers import weight_posteriors
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     net, description, content = saved
     if not description.bayesian or not any(True for _ in weight_posteriors(net)):
         raise UserError(f"{path} holds a frequentist network, which has no signal-to-noise ratio")
+    require_classification(saved, path)
     data = load_training_data(saved, path, args.data_dir)
     classifier = Classifier.from_description(net, description, path)
 

@@ -37,14 +37,15 @@ class UNet(nn.Module):
         """[n, inputs, height, width] to [n, outputs, height, width]."""
         height, width = images.shape[-2:]
         multiple = 2 ** (LEVELS - 1)
-        maps = F.pad(images, (0, -width % multiple, 0, -height % multiple))
+        below, right = -height % multiple, -width % multiple
+        maps = F.pad(images, (0, right, 0, below))
         skipped = []
         for index, block in enumerate(self.down):
             maps = block(self.pool(maps) if index else maps)
             skipped.append(maps)
         for enlarge, block, earlier in zip(self.enlarge, self.up, skipped[-2::-1], strict=True):
             maps = block(torch.cat([earlier, enlarge(maps)], 1))
-        return self.head(maps)[..., :height, :width]
+        return F.pad(self.head(maps), (0, -right, 0, -below))  # a slice could not be exported for any size
 
 
 def _two_convolutions(before: int, after: int) -> nn.Sequential:

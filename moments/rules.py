@@ -310,15 +310,19 @@ def _adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
     if variance is None:
         return Moments(out)
     rows, columns = (
-        _window_lengths(length, count) for length, count in zip(mean.shape[2:], out.shape[2:], strict=True)
+        _window_lengths(length, torch.arange(count, device=out.device))
+        for length, count in zip(mean.shape[2:], out.shape[2:], strict=True)
     )
-    counts = torch.tensor([[row * column for column in columns] for row in rows], device=out.device)
-    return Moments(out, F.adaptive_avg_pool2d(variance, output_size) / counts)
+    return Moments(out, F.adaptive_avg_pool2d(variance, output_size) / (rows[:, None] * columns))
 
 
-def _window_lengths(length: int, count: int) -> list[int]:
-    """Of the windows by which adaptive pooling makes `count` elements of `length`; they may overlap."""
-    return [-(-(index + 1) * length // count) - index * length // count for index in range(count)]
+def _window_lengths(length: int, index: Tensor) -> Tensor:
+    """Of the windows by which adaptive pooling makes an element for each index of `length`; they may overlap.
+
+    In tensors, since a network that is exported for any size does not know the length.
+    """
+    count = len(index)
+    return ((index + 1) * length + count - 1) // count - index * length // count
 
 
 @rule(torch.mean, Tensor.mean)

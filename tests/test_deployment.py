@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import run_files
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
-import config_bayesian
-from inference import MeanNetwork, PredictiveNetwork, export_network, posterior_predictive, quantized
+from inference import (
+    MeanNetwork,
+    MomentNetwork,
+    PredictiveNetwork,
+    export_network,
+    posterior_predictive,
+    quantized,
+    regression_predictive,
+)
 from inference.export import main
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
+from likelihoods import StudentT
+from models import UNet, build
 from support import UserError
-from training import loop
-from training.settings import BayesianSettings, from_config
+from training import BayesianSettings
 
+MAPS = "categorical"
+WIDE = {"posterior_rho_initial": (-1.5, 0.3)}
 MOMENTS: dict[str, Any] = {"mean": (0.4, 0.5), "std": (0.2, 0.3)}
 
 
@@ -120,8 +131,88 @@ def test_a_layer_used_twice_has_one_draw_in_the_exported_network_too(tmp_path: P
 def test_a_network_without_classes_is_not_exported(tmp_path: Path) -> None:
     net = ModuleWrapper(FlattenLayer(4), BBBLinear(4, 1))
     for network in (MeanNetwork(net, (0.0,), (1.0,)), PredictiveNetwork(net, 2, (0.0,), (1.0,))):
-        with pytest.raises(ValueError, match=r"expected logits \[n, classes\] of at least 2 classes, got \[1, 1\]"):
+        with pytest.raises(ValueError, match=r"expected logits \[n, classes\] of at least 2 classes .*, got \[\d, 1\]"):
             network(torch.rand(1, 1, 2, 2))
+
+
+class Pooled(ModuleWrapper):
+    """It takes images of any size."""
+
+    def __init__(self, outputs: int = 4) -> None:
+        super().__init__()
+        self.conv = BBBConv2d(2, 3, 3, priors=WIDE, padding=1, stride=2)
+        self.act = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = FlattenLayer(3)
+        self.fc = BBBLinear(3, outputs, priors=WIDE)
+
+
+def test_one_file_takes_images_of_several_sizes(tmp_path: Path) -> None:
+    by_moments, of_maps = MomentNetwork(Pooled(), 4, **MOMENTS), MeanNetwork(UNet(3, 2), **MOMENTS, likelihood=MAPS)
+    for network in (by_moments, of_maps):
+        path = export_network(network, 2, (12, 16), tmp_path / "network.onnx", any_size=True)
+        for size in ((12, 16), (9, 30)):
+            images = torch.rand(3, 2, *size)
+            expected = network(images)
+            for one, other in zip(run(path, images), [expected] if network is of_maps else expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "ending", "reason"),
+    [
+        (Small(), 8, ".pt2", r"FlattenLayer\(27\) got .* features per example"),
+        # The exporter writes its pooling from 9×9 to 5×5 as that of this size alone, without an error.
+        (build("lenet", True, 4, 2, image_size=(48, 48)), 48, ".onnx", "Guard failed|what it would predict at"),
+    ],
+)
+def test_a_network_of_one_size_is_not_written_for_any(
+    net: nn.Module, size: int, ending: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"({reason}).*: export this network for its own size alone") as error:
+        export_network(MeanNetwork(net, **MOMENTS), 2, size, tmp_path / f"mean{ending}", any_size=True)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+class Fixed(nn.Module):
+    """The outputs of one Bayesian layer, given another shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.fc = BBBLinear(8, math.prod(shape), priors=WIDE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.flatten(1)).view(-1, *self.shape)
+
+
+@pytest.mark.parametrize("task", ["labels", "maps", "numbers"])
+def test_each_task_has_the_outputs_of_its_predictive(task: str) -> None:
+    likelihood: Any = {"labels": "bernoulli", "maps": "categorical", "numbers": StudentT((3.0,) * 2, (2.0,) * 2).module}
+    net, images = Fixed({"labels": (3,), "maps": (3, 2, 2), "numbers": (4,)}[task]), torch.rand(5, 2, 2, 2)
+    how: dict[str, Any] = {**MOMENTS, "likelihood": likelihood[task]}
+    inputs = (images - torch.tensor([0.4, 0.5]).view(2, 1, 1)) / torch.tensor([0.2, 0.3]).view(2, 1, 1)
+    if task == "numbers":
+        of_numbers = regression_predictive(net, how["likelihood"], inputs, method="moments")
+        expected = of_numbers.mean, of_numbers.epistemic, of_numbers.aleatoric
+    else:
+        predictive = posterior_predictive(net, inputs, method="moments", likelihood=how["likelihood"])
+        expected = predictive.probs, predictive.mutual_information, predictive.expected_entropy
+    passed = MomentNetwork(net, 4 if task == "numbers" else 3, **how)
+    with torch.no_grad():
+        for one, other in zip(passed(images), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
+        calls = [PredictiveNetwork(net, 50, **how)(images) for _ in range(20)]
+        drawn = [torch.stack(each) for each in zip(*calls, strict=True)]
+        mean = MeanNetwork(net, **how)(images)
+    assert passed.outputs == ("mean" if task == "numbers" else "probs", "epistemic", "aleatoric")
+    for one, other in zip(drawn, expected, strict=True):
+        torch.testing.assert_close(one.mean(0), other, rtol=0.15, atol=0.02)
+    if task == "numbers":  # of weights without variance, that of the noise alone is left
+        torch.testing.assert_close(mean[0], expected[0], rtol=0.05, atol=0.05)
+        assert (mean[1] > 0).all()
+    else:
+        assert isinstance(mean, Tensor) and mean.shape == expected[0].shape
 
 
 def test_int8_stays_close() -> None:
@@ -139,12 +230,12 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_exports_and_compares(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = from_config(BayesianSettings, config_bayesian)
-    loop.run(replace(settings, dataset=str(pictures), checkpoint_dir=str(tmp_path), n_epochs=2, batch_size=20))
-    folder = tmp_path / "bars" / "bayesian"
-    main(["--weights_path", str(folder / "model_lenet.pt"), "--num_samples", "2", "--check", "30"])
-    names = {path.name for path in folder.glob("*.*")}
+def test_the_command_exports_and_compares(
+    finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_files(finished_run).best
+    main(["--weights_path", str(best), "--num_samples", "2", "--check", "30", "--save_dir", str(tmp_path)])
+    names = {path.name for path in tmp_path.glob("*.*")}
     assert {f"model_lenet.{kind}{ending}" for kind in ("mean", "predictive") for ending in (".pt2", ".onnx")} <= names
     printed = capsys.readouterr().out
     assert float(printed.split("probabilities differ by at most ")[1].split()[0]) < 1e-5

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+import sys
+import zipfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 from conftest import bayesian_settings, frequentist_settings, run_files, same, weights
 from PIL import Image
-from torch import Tensor, nn
+from scipy.io import savemat
+from torch import nn
 from torchvision import datasets, models
 from torchvision.transforms.v2 import functional as transforms
 
@@ -386,33 +388,91 @@ def test_a_data_set_by_name_is_verified_against_its_archive(clothes: Path, capsy
     assert torch.equal(after.test.images, transforms.resize(raw[:, None], [32, 32], antialias=True))
 
 
-def tensors_of(kind: type[Any], data: Any, labels: Any, **attributes: Any) -> type[Any]:
-    """A stand-in for a class of torchvision's, with these images for training and the first of them for tests."""
-
-    class Standin(kind):  # type: ignore[misc]
-        def __init__(self, root: str, download: bool, train: bool | None = None, split: str | None = None) -> None:
-            size = len(data) if train or split == "train" else 4
-            self.data, self.labels, self.targets = data[:size], labels[:size], labels[:size]
-            self.classes = ["a", "b"]
-
-    Standin.__name__ = kind.__name__
-    return Standin
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("kind", "side"), [(datasets.SVHN, 32), (datasets.STL10, 96)])
-def test_images_with_their_channels_first_are_read_as_they_are(
-    kind: type[Any], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_emnist_is_upright_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Its files hold the transpose of every image; its archive holds files of other parts of it too."""
+    random, raw = np.random.default_rng(0), tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    upright = {part: random.integers(0, 256, (count, 28, 28), dtype=np.uint8) for part, count in PARTS}
+    with zipfile.ZipFile(raw / "gzip.zip", "w") as archive:
+        for part, count in PARTS:
+            labels = np.arange(count, dtype=np.uint8) % 47
+            for kind, values in (
+                ("images-idx3", np.ascontiguousarray(upright[part].transpose(0, 2, 1))),
+                ("labels-idx1", labels),
+            ):
+                archive.writestr(f"gzip/emnist-balanced-{part}-{kind}-ubyte.gz", gzip.compress(idx(values)))
+                archive.writestr(f"gzip/emnist-digits-{part}-{kind}-ubyte.gz", gzip.compress(idx(labels)))
+    monkeypatch.setattr(datasets.EMNIST, "md5", md5(raw / "gzip.zip"))
+    for damaged in (False, True):
+        data = load_data("EMNIST", tmp_path, 0.2, 0, image_size=(28, 28))
+        assert len(data.classes) == 47 and data.classes[8:12] == ("8", "9", "A", "B") and not data.flippable
+        assert torch.equal(data.test.images, torch.from_numpy(upright["test"])[:, None])
+        assert data.test.labels.tolist() == list(range(10))
+        assert ("is damaged: it is now" in capsys.readouterr().err) == damaged
+        (raw / "emnist-balanced-test-images-idx3-ubyte").write_bytes(b"other bytes")
 
-    data = np.random.default_rng(0).integers(0, 256, (20, 3, side, side), dtype=np.uint8)
-    source = SOURCES[kind.__name__]
-    reading = source.read
-    assert isinstance(reading, partial) and reading.args[0] is kind
-    standin = tensors_of(kind, data, np.arange(20) % 2)
-    contents = partial(reading.func, standin, *reading.args[1:], **reading.keywords)(tmp_path, source.size)
-    assert isinstance(contents.train.images, Tensor) and torch.equal(contents.train.images, torch.from_numpy(data))
-    assert contents.test is not None and len(contents.test) == 4
-    assert torch.equal(contents.train.labels, torch.arange(20) % 2)
+
+def test_svhn_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of MATLAB's format: images [32, 32, 3, n], and labels [n, 1] with 10 for the digit 0."""
+    images, files = {}, {}
+    for part, count in PARTS:
+        pixels = np.random.default_rng(count).integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        file = tmp_path / f"{part}_32x32.mat"
+        savemat(file, {"X": pixels, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]})
+        images[part], files[part] = pixels, ["http://127.0.0.1:9/", file.name, md5(file)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", files)
+    data = load_data("SVHN", tmp_path, 0.2, 0)
+    assert data.channels == 3 and data.classes == tuple("0123456789")
+    assert torch.equal(data.test.images, torch.from_numpy(images["test"].transpose(3, 2, 0, 1)))
+    assert data.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "scipy.io", None)
+        with pytest.raises(UserError, match="SVHN cannot be read without scipy: pip install scipy"):
+            load_data("SVHN", tmp_path, 0.2, 0)
+    refuses_other_bytes("SVHN", tmp_path, tmp_path / "test_32x32.mat")
+
+
+def test_stl10_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each channel of an image is written column by column, and labels start at 1."""
+    folder, images = tmp_path / "stl10_binary", {}
+    folder.mkdir()
+    (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
+    (folder / "unlabeled_X.bin").write_bytes(b"")
+    for part, count in PARTS:
+        images[part] = np.random.default_rng(count).integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
+        (folder / f"{part}_X.bin").write_bytes(images[part].transpose(0, 1, 3, 2).tobytes())
+        (folder / f"{part}_y.bin").write_bytes((np.arange(count) % 3 + 1).astype(np.uint8).tobytes())
+    for attribute, names in (
+        ("train_list", ("train_X", "train_y", "unlabeled_X")),
+        ("test_list", ("test_X", "test_y")),
+    ):
+        files = [f"{name}.bin" for name in names]
+        monkeypatch.setattr(datasets.STL10, attribute, [[file, md5(folder / file)] for file in files])
+    monkeypatch.setattr(datasets.STL10, "url", "http://127.0.0.1:9/stl10_binary.tar.gz")
+    data = load_data("STL10", tmp_path, 0.2, 0)
+    assert data.image_size == (96, 96) and data.classes == ("airplane", "bird", "car")
+    assert torch.equal(data.test.images, torch.from_numpy(images["test"]))
+    assert data.test.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    refuses_other_bytes("STL10", tmp_path, folder / "train_X.bin")
+
+
+PARTS = (("train", 30), ("test", 10))
+
+
+def refuses_other_bytes(name: str, folder: Path, file: Path) -> None:
+    """A file with one other byte does not have its checksum, and is not read."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is not in .* and could not be downloaded") as error:
+        load_data(name, folder, 0.2, 0)
+    assert "\n" not in str(error.value)
 
 
 def test_a_network_of_another_size_cannot_share_a_report(trained: BayesianSettings, wide: Path) -> None:

@@ -20,7 +20,7 @@ from torch import distributions, nn
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from images import load_data
-from inference import Classifier, Regressor, posterior_predictive, regression_predictive, summarize
+from inference import Classifier, Regressor, export, posterior_predictive, regression_predictive, summarize
 from layers import BBBLinear, ModuleWrapper, kl_divergence
 from likelihoods import (
     TASKS,
@@ -243,7 +243,9 @@ def test_a_run_on_labels(labeled: Path, tmp_path: Path) -> None:
     assert -1.4 < expected < 0  # two coins cost 1.39 nats
 
 
-def test_a_run_on_targets_resumes_and_compares_with_its_twin(bright: Path, tmp_path: Path) -> None:
+def test_a_run_on_targets_resumes_and_compares_with_its_twin(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = regression(bright, tmp_path, n_epochs=8)
     results = run(settings)
     assert results["test"]["r2"] > 0.8 and set(results["targets"]) == {"brightness", "other"}
@@ -267,8 +269,22 @@ def test_a_run_on_targets_resumes_and_compares_with_its_twin(bright: Path, tmp_p
     folder = tmp_path / "bright"
     both = (read_results(folder / family / "lenet" / "results.json") for family in ("bayesian", "frequentist"))
     assert "coverage 90" in comparison(*both)
+    exported: dict[str, Any] = {}
+    monkeypatch.setattr(export, "export_network", lambda net, _, size, path, **how: write_network(net, path, exported))
+    export.main(["--weights_path", str(path), "--prediction", "moments"])
+    by_moments = regressor.predict(data.test.images, method="moments")
+    with torch.no_grad():
+        outputs = exported["model_lenet.moments.onnx"](data.test.images / 255)
+    for one, other in zip(outputs, (by_moments.mean, by_moments.epistemic, by_moments.aleatoric), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     resumed = run(replace(settings, n_epochs=9, resume=True))
     assert resumed["epochs"] == 9
+
+
+def write_network(network: nn.Module, path: Path, exported: dict[str, Any]) -> None:
+    """In place of an export, which takes seconds."""
+    path.write_bytes(b"")
+    exported[path.name] = network
 
 
 def _index(data: Any, root: Path, number: int) -> int:

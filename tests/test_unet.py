@@ -14,7 +14,15 @@ from torch import Tensor
 
 from examples import segmentation
 from images import load_data
-from inference import Classifier, export, load_training_data, posterior_draws, posterior_predictive
+from inference import (
+    Classifier,
+    calibrate,
+    classify,
+    load_training_data,
+    posterior_draws,
+    posterior_predictive,
+    prune,
+)
 from inference.plots import plot_maps
 from layers import weight_posteriors
 from likelihoods import Predictive
@@ -112,11 +120,14 @@ def test_a_run_on_masks(shapes: Path, tmp_path: Path) -> None:
     path = tmp_path / "shapes" / "bayesian" / "model_unet.pt"
     predictive = Classifier.load(path).predict(segmentation.draw_many(6, 1)[0], 3)
     assert predictive.probs.shape == (6, 3, 32, 32)
-    message = f"{path} is for the task segmentation: give a network for classification"
-    with pytest.raises(UserError, match=message):
-        load_training_data(load_network(path), path, "data")
-    with pytest.raises(UserError, match=message):
-        export.run(export.parse(["--weights_path", str(path)]))
+    assert load_training_data(load_network(path), path, "data").task == "segmentation"
+    for command, flags in (
+        (prune, ["--weights_path", path]),
+        (calibrate, [path]),
+        (classify, [path, shapes / "test"]),
+    ):
+        with pytest.raises(UserError, match=f"{path} is for the task segmentation: give a network for classification"):
+            command.run(command.parse([*map(str, flags)]))
 
 
 @pytest.mark.parametrize(
