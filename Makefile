@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev  ## install, then lint, check types and run every t
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 coverage: $(VENV)/.installed-dev  ## install, then say how much of the rooms the tests run, lines and branches
-	$(VENV)/bin/coverage run -m pytest $(ARGS)
+	$(VENV)/bin/coverage run -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --skip-covered
 

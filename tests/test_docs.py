@@ -208,3 +208,13 @@ def test_a_drawn_one_and_seven_are_named_and_a_scribble_is_unsure(browser: Brows
         browser.draw(".draw canvas", strokes)
         browser.wait("document.querySelector('.detail').textContent")
         assert browser.text(".answer") == answer, browser.text(".detail")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_no_page_is_wider_than_a_telephone(browser: Browser, address: str) -> None:
+    """Code, tables and formulas scroll by themselves; nothing else leaves the screen."""
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    for name in ("concepts", "results", "first_network", "gallery", "api/layers"):
+        browser.call("Page.navigate", url=f"{address}/{name}.html")
+        browser.wait(f"location.pathname == '/{name}.html' && document.readyState == 'complete'")
+        assert browser.evaluate("document.documentElement.scrollWidth") == 390, name
