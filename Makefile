@@ -5,7 +5,7 @@ ARGS ?=
 # One more than there are cores: tests that wait for processes leave theirs idle.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
-.PHONY: train test docs coverage
+.PHONY: train test docs tutorials coverage
 
 train: $(VENV)/.installed  ## install, then train a Bayesian LeNet on the 5,000 embedded digits
 	$(VENV)/bin/python main_bayesian.py --dataset MNIST5k --net_type lenet --lr_start 3e-3 $(ARGS)
@@ -18,12 +18,16 @@ test: $(VENV)/.installed-dev  ## install, then lint, check types and run every t
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 coverage: $(VENV)/.installed-dev  ## install, then say how much of the rooms the tests run, lines and branches
-	$(VENV)/bin/coverage run -m pytest $(ARGS)
+	$(VENV)/bin/coverage run -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --skip-covered
 
 docs: $(VENV)/.installed-dev docs/draw/ort  ## install, then build the documentation into site/
 	$(VENV)/bin/mkdocs build --strict
+
+tutorials: $(VENV)/.installed-dev  ## install, then run the notebooks and keep what they print and draw
+	$(VENV)/bin/jupyter execute --inplace examples/*.ipynb
+	$(VENV)/bin/nbstripout --keep-output --keep-count --keep-id examples/*.ipynb
 
 docs/draw/ort:  ## what runs the network of the page on which one draws
 	mkdir $@

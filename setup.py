@@ -4,19 +4,15 @@ Each file is copied, and its imports of the project's own modules get the packag
 say of scripts is said of the commands that an installed package has.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-ROOMS = ["images", "inference", "layers", "layers.posteriors", "likelihoods", "models", "models.BayesianModels",
-         "models.NonBayesianModels", "moments", "recording", "support", "training"]  # fmt: skip
-SCRIPTS = ["config_bayesian", "config_frequentist", "main_bayesian", "main_frequentist", "uncertainty_estimation",
-           "utils", "visualize_mean_var"]  # fmt: skip
+ROOMS = find_packages(exclude=["bayesian_cnn", "benchmarks", "examples", "experiments", "tests"])
+SCRIPTS = [path.stem for path in Path().glob("*.py") if path.name != "setup.py"]
 MODULES = "|".join([*(room for room in ROOMS if "." not in room), *SCRIPTS])
 REPLACEMENTS = {
     rf"^(\s*)from ({MODULES})\b": r"\1from bayesian_cnn.\2",
@@ -29,11 +25,11 @@ REPLACEMENTS = {
 
 
 class BuildPackage(build_py):  # type: ignore[misc]
-    """Adds the scripts to the package, and rewrites each file that it has copied."""
+    """Copies the scripts too, and rewrites what it has copied."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         """The modules of a package: (package, name, path)."""
-        scripts = [(package, name, f"{name}.py") for name in SCRIPTS] if package == "bayesian_cnn" else []
+        scripts = [(package, name, f"{name}.py") for name in SCRIPTS if package == "bayesian_cnn"]
         return super().find_package_modules(package, package_dir) + scripts
 
     def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 import http.server
@@ -14,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import FunctionType
 
+import nbformat
 import pytest
 import torch
 from browser import CHROMIUM, Browser
@@ -22,6 +24,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 from onnxruntime import InferenceSession
+from test_examples import TUTORIALS
 from test_readme import blocks
 
 import inference
@@ -126,11 +129,22 @@ def test_the_page_on_one_pass_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("torch.Size([16, 10])")
 
 
-def test_the_tutorials_are_shown_as_they_are(site: Path) -> None:
-    text = re.sub("<[^>]+>", "", (site / "tutorials.html").read_text(encoding="utf-8"))
-    for name in ("custom_network", "convert_torchvision", "regression"):
-        script = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
-        assert html.escape(script, quote=False).strip() in text.replace("&quot;", '"').replace("&#39;", "'"), name
+def test_the_tutorials_are_shown_with_what_they_printed_and_drew(site: Path) -> None:
+    def text(page: str) -> str:
+        plain = re.sub("<[^>]+>", "", (site / page).read_text(encoding="utf-8"))
+        return html.unescape(plain)
+
+    assert (ROOT / "examples" / "regression.py").read_text(encoding="utf-8").strip() in text("tutorials.html")
+    for name in TUTORIALS:
+        shown, pictures = text(f"{name}.html"), 0
+        for cell in nbformat.read(ROOT / "examples" / f"{name}.ipynb", as_version=4).cells:
+            assert cell.cell_type == "markdown" or cell.source in shown, cell.source
+            for output in cell.get("outputs", []):
+                assert output.get("text", "") in shown
+                if picture := output.get("data", {}).get("image/png"):
+                    assert (site / "images" / f"{name}_{pictures}.png").read_bytes() == base64.b64decode(picture)
+                    pictures += 1
+        assert pictures > 0
 
 
 def test_the_gallery_shows_every_picture() -> None:
@@ -142,9 +156,10 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text("[nowhere](absent.md)")
     (tmp_path / "docs" / "hooks.py").write_text((DOCS / "hooks.py").read_text())
-    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/README.md", "benchmarks/README.md"):
+    pages = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "experiments/README.md", "benchmarks/README.md")
+    for name in (*pages, *(f"examples/{name}.ipynb" for name in TUTORIALS)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("# A page")
+        (tmp_path / name).write_text('{"cells": []}' if name.endswith("ipynb") else "# A page")
     (tmp_path / "mkdocs.yml").write_text("site_name: x\nhooks: [docs/hooks.py]\nexclude_docs: hooks.py\n")
     with pytest.raises(Abort):
         build(load_config(str(tmp_path / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
@@ -193,3 +208,13 @@ def test_a_drawn_one_and_seven_are_named_and_a_scribble_is_unsure(browser: Brows
         browser.draw(".draw canvas", strokes)
         browser.wait("document.querySelector('.detail').textContent")
         assert browser.text(".answer") == answer, browser.text(".detail")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_no_page_is_wider_than_a_telephone(browser: Browser, address: str) -> None:
+    """Code, tables and formulas scroll by themselves; nothing else leaves the screen."""
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    for name in ("concepts", "results", "first_network", "gallery", "api/layers"):
+        browser.call("Page.navigate", url=f"{address}/{name}.html")
+        browser.wait(f"location.pathname == '/{name}.html' && document.readyState == 'complete'")
+        assert browser.evaluate("document.documentElement.scrollWidth") == 390, name

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from collections.abc import Callable
@@ -116,7 +115,7 @@ def test_it_works_beside_a_project_that_has_modules_of_the_same_names(wheel: Pat
     """Trained by the console command, then what the README says, with the names that an installed package has."""
     home, project = tmp_path / "environment", tmp_path / "project"
     venv.create(home)
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    (site,) = (home / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     python = home / "bin" / "python"
     subprocess.run(

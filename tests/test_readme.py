@@ -7,15 +7,18 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Script, draw_pictures
+
+from layers import kl_divergence
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNCERTAINTY = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 GUIDE = ["index", "networks", "training", "unknown", "alternatives", "recording", "deployment"]
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in GUIDE)]
-TESTED_ELSEWHERE = {"uncertainty", "continual", "tasks", "one-pass"}
+TESTED_ELSEWHERE = {"uncertainty", "lightning", "continual", "tasks", "one-pass"}
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -68,6 +71,17 @@ def test_the_snippets_run_one_after_the_other(
                 ran.add(snippet)
     assert len(ran) >= 7 and "Classifier.load" in blocks("python")[0]
     assert re.match(r"\d tensor\([01]\.\d+\)\ntensor\(\[.+\]\) tensor\(\[.+\]\)\n", capsys.readouterr().out)
+
+
+def test_a_network_is_trained_by_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python", (ROOT / "docs" / "lightning.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "lightning.md", "exec"), names)
+    trainer, net = names["trainer"], names["net"]
+    assert trainer.global_step == 3 * 7 and {"kl", "valid_nll", "valid_accuracy"} <= trainer.callback_metrics.keys()
+    assert kl_divergence(net) < trainer.callback_metrics["kl"]  # of the last step, before it
 
 
 def dry_run(target: str) -> str:
