@@ -213,7 +213,11 @@ def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != expected or isinstance(output, tuple) != description.bayesian:
         wanted = f"(logits {expected}, kl)" if description.bayesian else f"logits {expected}"
-        raise UserError(f"{description.net_type} returns {shape} for {len(images)} images, expected {wanted}")
+        task = description.task.get("task", "classification")
+        raise UserError(
+            f"{description.net_type} returns {shape} for {len(images)} images, expected {wanted}: give a net_type that "
+            f"is for {task}"
+        )
 
 
 def _least_side(net: nn.Module, channels: int) -> int:
