@@ -52,7 +52,7 @@ with tempfile.TemporaryDirectory() as folder:  # nothing stays in the checkout
     setup(
         packages=["bayesian_cnn", *(f"bayesian_cnn.{room}" for room in ROOMS)],
         package_dir={f"bayesian_cnn.{room}": room.replace(".", "/") for room in ROOMS},
-        package_data={"bayesian_cnn": ["py.typed"]},
+        package_data={"bayesian_cnn": ["py.typed"], "bayesian_cnn.inference": ["networks/*"]},
         cmdclass={"build_py": BuildPackage},
         options={"build": {"build_base": folder}, "egg_info": {"egg_base": folder}},
     )

@@ -42,6 +42,7 @@ from inference.prediction import METHODS, Predictor, posterior_draws, posterior_
 from inference.pruning import pruned, pruning_curve, signal_to_noise, sparsity
 from inference.regression import regression_predictive
 from inference.regressor import Regressor
+from inference.shipped import SHIPPED
 from inference.swag import Swag
 from inference.tables import print_report
 from inference.task_reports import evaluate_task, load_for_task, print_task_report
@@ -50,6 +51,7 @@ from inference.uncertainty import Uncertainty, decompose, uncertainty
 __all__ = [
     "METHODS",
     "SHIFTS",
+    "SHIPPED",
     "Classifier",
     "Decisions",
     "ImageSets",

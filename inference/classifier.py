@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from images import CHUNK, ImageFiles, Split, chunk_size, normalize, to_pixels
 from inference.decisions import Decisions
 from inference.prediction import Predictor, check_finite, posterior_predictive, predict_together
+from inference.shipped import resolve
 from likelihoods import Gaussian, Predictive, Summaries, Summary
 from models import IMAGE_SIZE, Description, SavedNetwork, Size, load_network
 from support import ALONE, UserError, World
@@ -125,7 +126,7 @@ class Classifier(TakesImages):
         """The classifier in a checkpoint of the training scripts.
 
         Args:
-            path: `model_<net_type>.pt` of a run.
+            path: `model_<net_type>.pt` of a run, or the name of a network that comes with the library (`SHIPPED`).
             device: where it predicts.
             net_type: the `package.module:factory` that the file may call, for a network of your own.
             calibrated: whether to use the `Decisions` that `python -m inference.calibrate` added to the file, if any.
@@ -253,12 +254,12 @@ class Classifier(TakesImages):
 def load_finite_network(
     path: str | Path, device: torch.device | str = "cpu", net_type: str | None = None
 ) -> SavedNetwork:
-    """`models.load_network`, of a network whose weights are finite.
+    """`models.load_network`, of a network whose weights are finite; or by its name, of one that comes with the library.
 
     Raises:
         UserError: as `load_network`; the weights are not finite.
     """
-    saved = load_network(path, device, net_type)
+    saved = load_network(resolve(path), device, net_type)
     check_finite(saved.net, path)
     return saved
 

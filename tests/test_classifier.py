@@ -11,12 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch import Tensor, nn
 
 from experiments.networks import with_dropout
 from images import ImageFiles, normalize
-from inference import METHODS, Classifier, classifier, dropout_predictive, ensemble_predictive, posterior_predictive
+from inference import (
+    METHODS,
+    SHIPPED,
+    Classifier,
+    classifier,
+    dropout_predictive,
+    ensemble_predictive,
+    posterior_predictive,
+    shipped,
+)
 from layers import sampling
 from likelihoods import Predictive
 from models import Description, build, save_network
@@ -147,6 +157,25 @@ def test_it_is_in_the_checkpoint(images: Tensor, tmp_path: Path) -> None:
     assert_equal(loaded.predict(images, 3), trained.predict(images, 3))
     with pytest.raises(UserError, match="there is no checkpoint"):
         Classifier.load(tmp_path / "none.pt")
+
+
+def test_networks_that_come_with_the_library_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (shipped.FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in SHIPPED:
+        assert Classifier.load(name).decisions is not None and f"| `{name}` |" in page
+    classifier = Classifier.load("lenet-mnist")
+    digit = classifier.predict(ROOT / "docs" / "images" / "digit.png")
+    assert classifier.classes[digit.labels[0]] == "3" and digit.accepted.all()
+    noise = torch.randint(256, (20, 1, 32, 32), dtype=torch.uint8)
+    assert classifier.predict(noise).accepted.double().mean() < 0.2
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    (tmp_path / "lenet-mnist.pt").write_bytes(b"other")
+    with pytest.raises(UserError, match="lenet-mnist that comes with the library is missing or damaged: install it"):
+        Classifier.load("lenet-mnist")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lenet-mnist").write_bytes(b"a file of the user")
+    with pytest.raises(UserError, match="lenet-mnist is not a checkpoint"):
+        Classifier.load("lenet-mnist")
 
 
 @pytest.mark.parametrize("method", METHODS)

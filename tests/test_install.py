@@ -19,6 +19,7 @@ from test_readme import blocks
 import bayesian_cnn
 from bayesian_cnn.__main__ import COMMANDS, main
 from images import load_data
+from inference import SHIPPED
 from support import UserError
 from training import Curves
 
@@ -87,7 +88,8 @@ def test_the_wheel_holds_one_package_and_imports_nothing_from_beside_it(wheel: P
         assert {name.split("/")[0] for name in names} == {
             "bayesian_cnn", f"bayesian_cnn-{bayesian_cnn.__version__}.dist-info",
         }  # fmt: skip
-        assert "bayesian_cnn/py.typed" in names and not [name for name in names if "test" in name]
+        networks = {f"bayesian_cnn/inference/networks/{name}.pt" for name in SHIPPED}
+        assert {"bayesian_cnn/py.typed"} | networks <= set(names) and not [name for name in names if "test" in name]
         rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {path.stem for path in ROOT.glob("*.py")}
         checked = 0
         for name in names:
