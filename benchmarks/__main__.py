@@ -8,6 +8,7 @@ single     prediction of one image: a pass of the twin, 25 samples drawn or kept
 last_layer 25 samples of a network whose last layer alone is Bayesian, compared with one pass of the twin
 memory     peak memory that prediction adds to a process, by number of samples and images
 epoch      a complete run of main_bayesian.py on MNIST, compared with its training steps alone
+loader     training on JPEG files, compared with the same images in memory, by the number of workers that decode
 record     training while means and variances are recorded, compared with training without recording
 scale      parameters, FLOPs and bytes of a step, and the throughput that they would allow on many accelerators
 """
@@ -23,7 +24,7 @@ if __name__ == "__main__":
 
     exit_on_interrupt()
 
-from benchmarks import epoch, predict, profile, scale, step
+from benchmarks import epoch, loader, predict, profile, scale, step
 from benchmarks.measure import RESULTS
 from models import NETWORKS
 from support import OneLineParser, argument, report_user_errors, whole, write_json, write_text
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Result], Callable[[Re
     "memory": (lambda args: predict.measure_memory(), predict.render_memory),
     "epoch": (lambda args: epoch.measure_epoch(), epoch.render_epoch),
     "record": (lambda args: epoch.measure_record(), epoch.render_record),
+    "loader": (lambda args: loader.measure(args.rounds), loader.render),
     "scale": (lambda args: scale.measure(), scale.render),
 }
 
@@ -54,7 +56,7 @@ def main() -> None:
         "--rounds",
         type=argument(whole(2)),
         default=15,
-        help="step, profile, predict, moments, single, last_layer: rounds that medians are taken over (%(default)s)",
+        help="step, profile, predict, moments, single, last_layer, loader: rounds that medians are taken over (%(default)s)",
     )
     add("--nets", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="step, profile: networks to measure")
     add("--activation", choices=["softplus", "relu"], default="softplus", help="step: activation (%(default)s)")

@@ -20,17 +20,18 @@ def read_batches(images: Dataset[Tensor], batches: Sequence[Tensor], workers: in
     Args:
         images: a data set whose item i is the image i.
         batches: int64, the indices of each batch's images.
-        workers: processes that read ahead; 0 for none but this one.
+        workers: processes that read ahead, of which there are no more than cores; 0 for none but this one.
 
     Raises:
         UserError: an image that cannot be read.
     """
     sampler = [indices.tolist() for indices in batches]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         yield from DataLoader(
             images,
             batch_sampler=sampler,
-            num_workers=workers,
+            num_workers=min(workers, cores),  # torch warns about more
             worker_init_fn=_ignore_group_signals,
             generator=torch.Generator(),  # by default it draws from the global generator, that of the network's noise
         )
