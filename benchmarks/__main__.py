@@ -56,7 +56,7 @@ def main() -> None:
         "--rounds",
         type=argument(whole(2)),
         default=15,
-        help="step, profile, predict, moments, single, last_layer, loader: rounds that medians are taken over (%(default)s)",
+        help="rounds that medians are taken over, of all but memory, epoch, record and scale (%(default)s)",
     )
     add("--nets", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="step, profile: networks to measure")
     add("--activation", choices=["softplus", "relu"], default="softplus", help="step: activation (%(default)s)")

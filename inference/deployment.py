@@ -37,6 +37,7 @@ class DeployedNetwork(nn.Module):
 
     Attributes:
         outputs: the names of what a call returns.
+        temperature: what logits are divided by, as of a calibrated `Classifier`.
     """
 
     mean: Tensor
@@ -54,6 +55,7 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.likelihood = likelihood
+        self.temperature = 1.0
         self.outputs: tuple[str, ...] = ("mean" if self.is_regression else "probs", "epistemic", "aleatoric")
 
     @property
@@ -80,7 +82,8 @@ class DeployedNetwork(nn.Module):
             means, variances = self.likelihood.moments(draws)
             return means.mean(0), means.var(0, correction=0), variances.mean(0)
         reading = get_likelihood(self.likelihood)
-        choices = reading.logits(draws.flatten(0, 1)).softmax(-1).unflatten(0, (len(draws), -1))
+        logits = reading.logits(draws.flatten(0, 1)) / self.temperature
+        choices = logits.softmax(-1).unflatten(0, (len(draws), -1))
         probs, aleatoric = choices.mean(0), _entropy(choices).mean(0)
         return reading.from_choices(probs), (_entropy(probs) - aleatoric).clamp_min(0), aleatoric
 

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         networks["moments"] = MomentNetwork(saved.net, outputs, *how)
     elif description.bayesian:
         networks["predictive"] = PredictiveNetwork(saved.net, args.num_samples, *how)
+    for network in networks.values():
+        network.temperature = predictor.temperature if isinstance(predictor, Classifier) else 1.0
     folder = args.save_dir or args.weights_path.parent
     paths = {
         (name, suffix): folder / f"{args.weights_path.stem}.{name}{suffix}"

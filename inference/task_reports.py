@@ -21,9 +21,13 @@ def load_for_task(saved: SavedNetwork, source: str | Path) -> Classifier | Regre
     Args:
         saved: the network and its checkpoint's content.
         source: the file.
+
+    Raises:
+        UserError: the file has broken decisions.
     """
-    kind = Regressor if saved.description.task.get("task") == "regression" else Classifier
-    return kind.from_description(saved.net, saved.description, source)
+    if saved.description.task.get("task") == "regression":
+        return Regressor.from_description(saved.net, saved.description, source)
+    return Classifier.from_saved(saved, source)
 
 
 def evaluate_task(

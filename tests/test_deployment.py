@@ -13,10 +13,13 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from inference import (
+    Classifier,
+    Decisions,
     MeanNetwork,
     MomentNetwork,
     PredictiveNetwork,
     export_network,
+    load_finite_network,
     posterior_predictive,
     quantized,
     regression_predictive,
@@ -24,7 +27,7 @@ from inference import (
 from inference.export import main
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
 from likelihoods import StudentT
-from models import UNet, build
+from models import UNet, build, write_checkpoint
 from support import UserError
 from training import BayesianSettings
 
@@ -240,3 +243,19 @@ def test_the_command_exports_and_compares(
     printed = capsys.readouterr().out
     assert float(printed.split("probabilities differ by at most ")[1].split()[0]) < 1e-5
     assert "int8 mean network: accuracy" in printed
+
+
+def test_what_is_exported_has_the_temperature_of_the_checkpoint(
+    finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = load_finite_network(run_files(finished_run).best)
+    decisions = Decisions(3.0, "total entropy", 0.1, 0.5, 0.1, 0.5, 0.5, images=20)
+    path = tmp_path / "model_lenet.pt"
+    write_checkpoint(path, saved.content | decisions.to_content())
+    main(["--weights_path", str(path), "--prediction", "moments", "--check", "10"])
+    assert float(capsys.readouterr().out.split("network of moments: probabilities differ by at most ")[1][:7]) < 1e-5
+    images = torch.rand(4, 1, 32, 32)
+    session = InferenceSession(str(path.with_suffix(".mean.onnx")))
+    classifier = Classifier.load(path)
+    expected = (MeanNetwork(classifier.net, classifier.mean, classifier.std).one_pass(images) / 3).softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected)
