@@ -144,6 +144,23 @@ def test_a_pooled_convolution_has_the_mean_variance_of_each_window(
         torch.testing.assert_close(result.variance, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("function", "weights"),
+    [
+        (lambda x: torch.sum(x, 1), torch.ones(4)),
+        (lambda x: torch.mean(x, 1), torch.full((4,), 0.25)),
+        (lambda x: 1 - 2 * x[:, 1], torch.tensor([0.0, -2.0, 0.0, 0.0])),
+        (lambda x: (-x).split(2, 1)[1].sum(-1), torch.tensor([0.0, 0.0, -1.0, -1.0])),
+    ],
+)
+def test_a_weighted_sum_of_independent_numbers_has_the_closed_form(function: Any, weights: Tensor) -> None:
+    mean, variance = torch.randn(3, 4), torch.rand(3, 4)
+    result = function(Moments(mean, variance))
+    torch.testing.assert_close(result.mean_value, function(mean))
+    torch.testing.assert_close(result.variance, variance @ weights.square())
+    assert function(Moments(mean)).variance is None
+
+
 def test_a_linear_network_has_the_covariance_of_the_closed_form() -> None:
     """With h = W₁x independent over units, Cov(y) = M Var(h) Mᵀ + diag(Σ σ²E[h²] + σ_b²)."""
     first, last = BBBLinear(5, 7, priors=WIDE), BBBLinear(7, 4, priors=WIDE)
