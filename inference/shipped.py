@@ -9,7 +9,8 @@ from support import UserError
 
 FOLDER = Path(__file__).parent / "networks"
 SHIPPED: dict[str, str] = {  # the SHA-256 of FOLDER/NAME.pt; the README beside them says how each was trained
-    "lenet-mnist": "185bf205f7bc7d53af42931f3dcf43c7bc078f4e46a09710bd83483f7d5ac9d3",
+    "lenet-mnist": "5374df138e7527231a1f9eda20cebafd9ad55fb9f622567f3ffdec97d82ff6e9",
+    "lenet-cifar10": "c4d8ddcc2b6c0017986624968e4b0365b70572097af4416a40acacbad9da6f6c",
 }
 
 

@@ -174,7 +174,7 @@ def test_networks_that_come_with_the_library_are_found_by_name(tmp_path: Path, m
         Classifier.load("lenet-mnist")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lenet-mnist").write_bytes(b"a file of the user")
-    with pytest.raises(UserError, match="lenet-mnist is not a checkpoint"):
+    with pytest.raises(UserError, match="lenet-mnist is not a readable checkpoint"):
         Classifier.load("lenet-mnist")
 
 
