@@ -17,6 +17,7 @@ from PIL import Image
 
 import config_bayesian
 import config_frequentist
+from inference import plots
 from support import write_text
 from tests.processes import ROOT, run_program
 from training import BayesianSettings, RunFiles, Settings, from_config, loop, run
@@ -70,6 +71,11 @@ def script() -> Script:
         return answer
 
     return run
+
+
+def draw_nothing(patch: Callable[..., None] = setattr) -> None:
+    """Spare a report the seconds that its pictures take, in a test that looks at none."""
+    patch(plots, "plot_evaluation", lambda *_: [])
 
 
 def new_interpreter(*words: object) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Script, draw_pictures
+from conftest import ROOT, Script, draw_nothing, draw_pictures
 
 from layers import kl_divergence
+from tests.processes import run_program
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNCERTAINTY = (ROOT / "docs" / "uncertainty.md").read_text(encoding="utf-8")
@@ -139,9 +141,13 @@ def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, 
     (command,) = (words for words in commands() if words[1:2] == ["uncertainty_estimation.py"])
     flags = [word.replace("checkpoints/MNIST", str(tmp_path / pictures.name)) for word in command[1:]]
     draw_pictures(tmp_path / "others", 20, seed=9)
-    script(*flags, "--dataset", pictures, "--ood_dir", tmp_path / "others", "--num_samples", 2)
+    few = ["--dataset", pictures, "--ood_dir", tmp_path / "others", "--num_samples", 2]
+    answer = run_program(*flags, *few, prepare=draw_nothing)
+    assert answer.returncode == 0, answer.stderr
     folder = tmp_path / pictures.name / "bayesian"
-    assert (folder / "lenet" / "uncertainty" / "rotation.png").exists()
+    assert {"rotation", "noise"} <= json.loads(
+        (folder / "lenet" / "uncertainty" / "uncertainty.json").read_text()
+    ).keys()
     modules = [words for words in commands() if words[0] == "python" and words[1] == "-m"]
     assert [words[2] for words in modules] == ["inference.prune", "inference.export"]
     for words in modules:
@@ -151,7 +157,7 @@ def test_the_uncertainty_script_runs_as_written(script: Script, tmp_path: Path, 
 
 
 def test_the_page_about_uncertainties_runs_from_top_to_bottom(
-    script: Script, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With networks of one epoch on the bars in place of those on the digits, and bars of others as letters."""
     small = {"MNIST5k": str(pictures), "notMNIST": str(draw_pictures(tmp_path / "letters", 20, seed=9))}
@@ -159,7 +165,9 @@ def test_the_page_about_uncertainties_runs_from_top_to_bottom(
 
     def run(words: list[str], *flags: object) -> str:
         words = [small.get(word, word.replace("checkpoints/MNIST5k", str(data))) for word in words]
-        return script(*words[1:], *flags).stdout
+        answer = run_program(*words[1:], *flags, prepare=draw_nothing)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
 
     recipe = ["python", "main_bayesian.py", "--dataset", "MNIST5k"]
     train, calibrate, classify, evaluate = commands(UNCERTAINTY)

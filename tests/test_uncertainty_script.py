@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import Script, draw_pictures
+from conftest import Script, draw_nothing, draw_pictures
 from PIL import Image
 
 import config_bayesian
 import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
-from inference import plots, posterior_predictive
+from inference import posterior_predictive
 from models import load_network, read_checkpoint, write_checkpoint
-from tests.processes import run_together
+from tests.processes import run_program, run_together
 from training import BayesianSettings, Settings, from_config, run
 
 
@@ -101,20 +100,16 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         assert f"{name}.png" in answer
 
 
-def draw_nothing(patch: Callable[..., None] = setattr) -> None:
-    """Spare a report the seconds that its pictures take, in a test that looks at none."""
-    patch(plots, "plot_evaluation", lambda *_: [])
-
-
 def test_a_number_of_batches_and_any_other_unknown_set(
-    script: Script, trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_pictures(tmp_path / "others", 15, seed=9)
     arguments = (
         "--weights_path", trained / "bayesian" / "model_lenet.pt", "--dataset", pictures,
         "--ood_dir", tmp_path / "others", "--num_samples", 2, "--batch_size", 10, "--num_batches", 2,
     )  # fmt: skip
-    script("uncertainty_estimation.py", *arguments)
+    answer = run_program("uncertainty_estimation.py", *arguments, prepare=draw_nothing)
+    assert answer.returncode == 0, answer.stderr
     beside = trained / "bayesian" / "lenet" / "uncertainty" / "uncertainty.json"
     first = json.loads(beside.read_text())
     assert [len(b) for b in first["networks"]["bayesian"]["batches"].values()] == [2, 2]
@@ -149,7 +144,7 @@ def test_two_processes_share_the_images_and_tell_the_same(trained: Path, picture
     assert [output.count("mean of batches") for output in outputs] == [2, 2]  # the leader alone speaks
 
 
-def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_path: Path) -> None:
+def test_the_embedded_digits_against_letters(letters: Path, tmp_path: Path) -> None:
     settings = from_config(BayesianSettings, config_bayesian)
     run(
         replace(
@@ -157,10 +152,12 @@ def test_the_embedded_digits_against_letters(script: Script, letters: Path, tmp_
         )
     )
     weights = tmp_path / "MNIST5k" / "bayesian" / "model_lenet.pt"
-    script(
+    answer = run_program(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", "MNIST5k",
         "--not_mnist_dir", letters / "notMNIST_small", "--num_samples", 3, "--save_dir", tmp_path / "out",
+        prepare=draw_nothing,
     )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
     report = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
     assert (report["known_images"], report["unknown_images"]) == (1000, {"notMNIST_small": 40})
     assert report["networks"]["bayesian"]["known"]["accuracy"] > 0.5
