@@ -208,10 +208,11 @@ def split_scores(classifier: Classifier, split: Split, num_samples: int = 25, se
 
 
 def known_scores(predictive: Predictive, labels: Tensor) -> dict[str, float]:
-    """`metrics.scores`, the adaptive ECE, and `metrics.selective_scores` of the total entropy."""
+    """`metrics.scores`, the calibrated and the adaptive ECE, and `metrics.selective_scores` of the total entropy."""
+    probs = predictive.probs
+    more = {"calibrated_ece": metrics.calibrated_ece(probs), "adaptive_ece": metrics.adaptive_ece(probs, labels)}
     selective = metrics.selective_scores(predictive.entropy, predictive.labels != labels)
-    adaptive_ece = metrics.adaptive_ece(predictive.probs, labels)
-    return metrics.scores(predictive, labels) | {"adaptive_ece": adaptive_ece} | selective
+    return metrics.scores(predictive, labels) | more | selective
 
 
 def novelties(

@@ -56,6 +56,19 @@ def ece(probs: Tensor, labels: Tensor) -> float:
     return ((bins.count * (bins.accuracy - bins.confidence).abs()).sum() / bins.count.sum()).item()
 
 
+def calibrated_ece(probs: Tensor, draws: int = 20) -> float:
+    """The `ece` that perfectly calibrated probabilities show: the mean over labels that are drawn from them.
+
+    It is above 0, since a bin has finitely many examples: an ECE below it says nothing more about calibration.
+
+    Args:
+        probs: [n, classes].
+        draws: of the labels of all examples, always the same.
+    """
+    labels = probs.cpu().multinomial(draws, replacement=True, generator=torch.Generator().manual_seed(0))
+    return math.fsum(ece(probs.cpu(), each) for each in labels.unbind(1)) / draws
+
+
 def adaptive_ece(probs: Tensor, labels: Tensor) -> float:
     """`ece` over 15 bins of equally many examples, sorted by confidence (Nguyen & O'Connor 2015)."""
     confidence, correct = _confidence(probs, labels)

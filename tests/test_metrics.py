@@ -37,6 +37,13 @@ def gaps(confidence: np.ndarray, correct: np.ndarray, bins: list[np.ndarray]) ->
     return sum(len(i) / len(correct) * abs(confidence[i].mean() - correct[i].mean()) for i in bins if len(i))
 
 
+def test_calibrated_probabilities_show_the_ece_of_the_normal_approximation() -> None:
+    """With one confidence c there is one bin, and E|accuracy − c| = √(2c(1 − c)/(πn))."""
+    probs = torch.tensor([[0.1, 0.7, 0.2]]).expand(2000, -1)
+    expected = math.sqrt(2 * 0.7 * 0.3 / (math.pi * 2000))
+    assert metrics.calibrated_ece(probs, draws=400) == pytest.approx(expected, rel=0.15)
+
+
 def test_calibration_errors_and_the_diagram(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
     probs, labels = predictions
     confidence = probs.max(1).values.double().numpy()
