@@ -52,7 +52,12 @@ def test_the_readme_is_short_and_its_results_are_those_of_the_page() -> None:
     assert len(rows) == 6
     for *start, accuracy, nll, ece, auroc in rows:
         cells = full[tuple(start)]
-        assert [accuracy, nll, ece, auroc] == [cells[3], cells[4], cells[6], cells[7 if "frequentist" in start else 8]]
+        assert [accuracy, nll, ece, auroc] == [
+            cells[3],
+            cells[4],
+            cells[6],
+            cells[7 if "frequentist" in start[1] else 8],
+        ]
 
 
 def test_the_snippets_run_one_after_the_other(
