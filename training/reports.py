@@ -120,21 +120,22 @@ def plot_confusion(folder: Path, matrix: Sequence[Sequence[int]], classes: Seque
 
 
 class Curves:
-    """Curves for TensorBoard: a file of events, to which every epoch adds its figures, and the test those of the run.
+    """Curves for TensorBoard: a file of events, to which every epoch adds its figures, or the test those of the run.
+
+    What a killed run has half written ends its file, so that a resumed one and the test write files of their own.
 
     Torch's SummaryWriter writes in a thread, which answers a full disk with a traceback.
 
     Args:
-        folder: where the file goes, or is.
+        folder: where the file goes.
 
     Raises:
         UserError: tensorboard is missing, or the file cannot be written; also from the methods.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = min(folder.glob("events.*"), default=folder / f"events.out.tfevents.{time.time_ns()}")
-        if not self._path.exists():
-            self._write(file_version="brain.Event:2")
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._write(file_version="brain.Event:2")
 
     def add(self, row: Row) -> None:
         """Add the figures of an epoch."""
