@@ -5,12 +5,12 @@ profile    where a step spends its time, as percentages of the twin's step, and 
 predict    prediction with T posterior samples, compared with T passes of the twin
 moments    prediction by 1, 25 and 100 samples and by moments, compared with one pass of the twin; memory of a pass
 single     prediction of one image: a pass of the twin, 25 samples drawn or kept, moments
-last_layer 25 samples of a network whose last layer alone is Bayesian, compared with one pass of the twin
+last_layer prediction with 25 samples where only the last layer is Bayesian, compared with one pass of the twin
 memory     peak memory that prediction adds to a process, by number of samples and images
 epoch      a complete run of main_bayesian.py on MNIST, compared with its training steps alone
 loader     training on JPEG files, compared with the same images in memory, by the number of workers that decode
 record     training while means and variances are recorded, compared with training without recording
-scale      parameters, FLOPs and bytes of a step, and the throughput that they would allow on many accelerators
+scale      parameters, FLOPs and bytes of a step, and the highest throughput on many accelerators that follows
 """
 
 from __future__ import annotations

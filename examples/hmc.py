@@ -74,7 +74,7 @@ def hmc(
 
 def split_r_hat(values: Tensor) -> float:
     """The largest R̂ of quantities [draws, chains, quantities]: 1 where the halves of all chains agree (Gelman 2013)."""
-    halves = torch.cat(values.chunk(2)[:2], 1) if len(values) % 2 == 0 else torch.cat(values[1:].chunk(2), 1)
+    halves = torch.cat(values[len(values) % 2 :].chunk(2), 1)
     within, between = halves.var(0).mean(0), halves.mean(0).var(0)
     return float(((within * (len(halves) - 1) / len(halves) + between) / within).sqrt().max())
 

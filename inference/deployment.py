@@ -36,7 +36,6 @@ class DeployedNetwork(nn.Module):
             'categorical' also for maps, 'bernoulli' for labels, or the likelihood of a regression.
 
     Attributes:
-        outputs: the names of what a call returns.
         temperature: what logits are divided by, as of a calibrated `Classifier`.
     """
 
@@ -51,12 +50,20 @@ class DeployedNetwork(nn.Module):
         likelihood: str | GaussianLikelihood | None = None,
     ) -> None:
         super().__init__()
-        self.net = net.eval()
+        self.net = self.prepared(net).eval()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.likelihood = likelihood
         self.temperature = 1.0
-        self.outputs: tuple[str, ...] = ("mean" if self.is_regression else "probs", "epistemic", "aleatoric")
+
+    def prepared(self, net: nn.Module) -> nn.Module:
+        """The network that is deployed for the one that is given: by default itself."""
+        return net
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what a call returns."""
+        return ("mean" if self.is_regression else "probs", "epistemic", "aleatoric")
 
     @property
     def is_regression(self) -> bool:
@@ -101,15 +108,14 @@ class MeanNetwork(DeployedNetwork):
         likelihood: as for `DeployedNetwork`.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        likelihood: str | GaussianLikelihood | None = None,
-    ) -> None:
-        super().__init__(to_deterministic(net), mean, std, likelihood)
-        self.outputs = ("mean", "aleatoric") if self.is_regression else ("probs",)
+    def prepared(self, net: nn.Module) -> nn.Module:
+        """The deterministic twin, with the posterior means."""
+        return to_deterministic(net)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what a call returns."""
+        return ("mean", "aleatoric") if self.is_regression else ("probs",)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Predict images [n, channels, height, width] in [0, 1]."""
@@ -234,10 +240,8 @@ def export_network(
                 program = _write_onnx(program, network.outputs, dynamic, temporary)
             for other in others:
                 _compare(network, program, torch.rand(1, channels, *other))
-        except UserError:
-            raise
         except Exception as error:  # of many kinds, where a network cannot do what is asked for
-            if not any_size:
+            if isinstance(error, UserError) or not any_size:
                 raise
             raise UserError(
                 f"cannot write {path} for images of any size ({first_line(error)}): export this network for its own "

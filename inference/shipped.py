@@ -15,7 +15,7 @@ SHIPPED: dict[str, str] = {  # the SHA-256 of FOLDER/NAME.pt; the README beside 
 
 
 def resolve(path: str | Path) -> Path:
-    """The file of a network that comes with the library, if `path` is its name and no file; otherwise `path` itself.
+    """The path of a checkpoint: that of a network of the library, if `path` is its name and there is no such file.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -65,8 +65,9 @@ def calibrated_ece(probs: Tensor, draws: int = 20) -> float:
         probs: [n, classes].
         draws: of the labels of all examples, always the same.
     """
-    labels = probs.cpu().multinomial(draws, replacement=True, generator=torch.Generator().manual_seed(0))
-    return math.fsum(ece(probs.cpu(), each) for each in labels.unbind(1)) / draws
+    probs = probs.cpu()
+    labels = probs.multinomial(draws, replacement=True, generator=torch.Generator().manual_seed(0))
+    return math.fsum(ece(probs, each) for each in labels.unbind(1)) / draws
 
 
 def adaptive_ece(probs: Tensor, labels: Tensor) -> float:

@@ -81,20 +81,20 @@ class Propagation(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
-        means, covariances = zip(*self.of_components(images), strict=True)
+        means, covariances = zip(*self._of_components(images), strict=True)
         if len(means) == 1:
             return means[0], covariances[0]
         mean = torch.stack(means).mean(0)
         apart = [_outer(each - mean) for each in means]
         return mean, (torch.stack(covariances) + torch.stack(apart)).mean(0)
 
-    def of_components(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The same of every component of the posterior, each by a pass; most posteriors have one."""
+    def _of_components(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The mean and the covariance for each component of the posterior, in one pass per component."""
         return [self._propagate(images, weights) for weights in self._components]
 
     def draws(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Draws [draws, n, classes] of the logits, as many of each component: see `logit_draws`."""
-        return torch.cat([logit_draws(*moments, noise) for moments in self.of_components(images)])
+        return torch.cat([logit_draws(*moments, noise) for moments in self._of_components(images)])
 
     def _propagate(self, images: Tensor, weights: Mapping[str, WeightMoments | FactorMoments]) -> tuple[Tensor, Tensor]:
         with known_weights({id(self.twin.get_parameter(name)): moments for name, moments in weights.items()}):

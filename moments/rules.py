@@ -47,11 +47,15 @@ def _linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Moments:
         out_variance = inherited if noise is None else noise + inherited
     if mean.dim() != 2 or out_variance is None:
         return Moments(out, out_variance)
-    before = input.link if isinstance(input, Moments) else None
+    return Moments(out, out_variance, _link(input, weight, torch.zeros_like(out) if noise is None else noise))
+
+
+def _link(input: Any, weight: Tensor, noise: Tensor, is_diagonal: bool = False) -> Link:
+    """How an output depends on a vector, which is where the links begin if it has none."""
+    mean, variance = parts_of(input)
+    before, channels = (input.link, input.channels) if isinstance(input, Moments) else (None, None)
     leaf = None if before is not None or variance is None else std_of(variance)
-    noise = torch.zeros_like(out) if noise is None else noise
-    channels = input.channels if leaf is not None and input.channels else mean.shape[1]
-    return Moments(out, out_variance, Link(before, leaf, weight, noise, channels=channels))
+    return Link(before, leaf, weight, noise, is_diagonal, channels or mean.shape[1])
 
 
 def _convolution(operation: Callable[..., Tensor]) -> Rule:
@@ -191,16 +195,11 @@ def _scaled(input: Any, factor: Moments) -> tuple[Moments, Tensor | None]:
     scale, of_scale = parts_of(factor)
     added = None if of_scale is None else of_scale * (mean.square() if variance is None else mean.square() + variance)
     inherited = None if variance is None else variance * scale.square()
-    output = Moments(mean * scale, inherited)
-    if isinstance(input, Moments):
-        output.channels = input.channels
+    link = None
     if mean.dim() == 2 and (added is not None or inherited is not None):
-        before = input.link if isinstance(input, Moments) else None
-        leaf = None if before is not None or variance is None else std_of(variance)
-        noise = torch.zeros_like(mean) if added is None else added
-        channels = output.channels or mean.shape[1]
-        output.link = Link(before, leaf, scale.expand_as(mean), noise, is_diagonal=True, channels=channels)
-    return output, added
+        link = _link(input, scale.expand_as(mean), torch.zeros_like(mean) if added is None else added, is_diagonal=True)
+    channels = input.channels if isinstance(input, Moments) else None
+    return Moments(mean * scale, inherited, link, channels=channels), added
 
 
 register_each(lambda op: _with_factors(_moving_together(_linear, op), op, 1), F.linear)

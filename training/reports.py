@@ -122,7 +122,7 @@ def plot_confusion(folder: Path, matrix: Sequence[Sequence[int]], classes: Seque
 class Curves:
     """Curves for TensorBoard: a file of events, to which every epoch adds its figures, or the test those of the run.
 
-    What a killed run has half written ends its file, so that a resumed one and the test write files of their own.
+    A reader stops at the record that a killed run has half written, so a resumed run and the test write new files.
 
     Torch's SummaryWriter writes in a thread, which answers a full disk with a traceback.
 
@@ -139,10 +139,7 @@ class Curves:
 
     def add(self, row: Row) -> None:
         """Add the figures of an epoch."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name.replace("_", "/", 1), simple_value=value) for name, value in row.items()]
-        self._write(step=int(row["epoch"]), summary=Summary(value=values))
+        self._write_scalars({name.replace("_", "/", 1): value for name, value in row.items()}, step=int(row["epoch"]))
 
     def add_results(self, settings: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Add the scores of the test, and the settings as TensorBoard's hyperparameters, to compare runs by.
@@ -151,17 +148,22 @@ class Curves:
             settings: what is no number, text or truth value is shown as JSON.
             scores: by name, `test/…` in TensorBoard.
         """
-        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard.summary import hparams
 
         plain = {
             name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for name, value in settings.items()
         }
-        for summary in hparams(plain, {f"test/{name}": None for name in scores}):
+        tagged = {f"test/{name}": value for name, value in scores.items()}
+        for summary in hparams(plain, tagged):
             self._write(summary=summary)
-        values = [Summary.Value(tag=f"test/{name}", simple_value=value) for name, value in scores.items()]
-        self._write(summary=Summary(value=values))
+        self._write_scalars(tagged)
+
+    def _write_scalars(self, scalars: Mapping[str, float], **event: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(summary=Summary(value=values), **event)
 
     def _write(self, **event: Any) -> None:
         try:
