@@ -17,7 +17,7 @@ from torch import Tensor
 from images import CORRUPTIONS, SEVERITIES, ImageData, Split, corrupt, gaussian_noise, load_data, load_unknown, rotate
 from inference.classifier import Classifier
 from inference.decisions import Decisions, decision_scores
-from likelihoods import Predictive, metrics
+from likelihoods import Predictive, metrics, paired_comparison
 from models import SavedNetwork, check_settings
 from support import ALONE, UserError, World
 
@@ -373,7 +373,8 @@ def evaluate(
         values: what was evaluated, for each of `networks` its `batches` (`batch_means` of all sets), `known`
         (`known_scores`), `novelty` (`novelties` of each unknown set), `decisions` (of a network that has them: their
         `decision_scores` for all sets) and `shift` (`shift_summary`), for each shift and network the rows of
-        `under_shift`, and in `corruptions`, for each network, those of `under_corruptions`.
+        `under_shift`, in `corruptions`, for each network, those of `under_corruptions`, and in `gains`, by the name of
+        every network but the first, the `paired_comparison` of the first one with it on the known images.
     """
     predictors = {
         network: partial(classifier.predict, num_samples=num_samples, seed=seed, method=method, world=world)
@@ -397,6 +398,11 @@ def evaluate(
             }
             for network, sets in predictives.items()
         },
+    }
+    first, *others = predictives
+    report["gains"] = {
+        other: paired_comparison(predictives[first][images.name], predictives[other][images.name], images.labels)
+        for other in others
     }
     order = torch.randperm(len(images.known), generator=torch.Generator().manual_seed(seed))[:SHIFTED].sort().values
     known, labels = images.known[order], images.labels[order]  # a folder's images are in the order of their classes

@@ -38,6 +38,10 @@ def _print_summary(report: Mapping[str, Any]) -> None:
     for name in first["known"]:
         cells = (f"{family} {network['known'][name]:<12.4g}" for family, network in networks.items())
         print(f"{name.replace('_', ' '):<26}" + "".join(cells))
+    for other, gain in report["gains"].items():
+        print(f"{next(iter(networks))} against {other}: accuracy {100 * gain['accuracy_gain']:+.2f} points (McNemar's "
+              f"test: p = {gain['mcnemar_p']:.2g}), NLL lower by {gain['nll_gain']:.4f} (95 % interval "
+              f"{gain['nll_gain_low']:.4f} to {gain['nll_gain_high']:.4f})")  # fmt: skip
     for unknown, count in report["unknown_images"].items():
         print(f"\n{report['known']} against {unknown} ({count:,} images)")
         print(f"{'':<26}" + "".join(f"{family:^33}" for family in networks))

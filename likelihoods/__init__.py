@@ -29,6 +29,7 @@ from likelihoods.metrics import (
     selective_scores,
     threshold_at_risk,
 )
+from likelihoods.paired import bootstrap_interval, image_losses, mcnemar, paired_comparison
 from likelihoods.regression import GaussianLikelihood, RegressionPredictive, StudentTLikelihood
 from likelihoods.summaries import Summaries, Summary
 from likelihoods.tasks import (
@@ -63,6 +64,7 @@ __all__ = [
     "TaskLikelihood",
     "accuracy",
     "adaptive_ece",
+    "bootstrap_interval",
     "brier",
     "calibrated_ece",
     "conformal_quantile",
@@ -70,11 +72,14 @@ __all__ = [
     "ece",
     "entropy",
     "get_likelihood",
+    "image_losses",
     "intersection_over_union",
+    "mcnemar",
     "nll",
     "normalized_softplus",
     "novelty",
     "outer_mean",
+    "paired_comparison",
     "parse_task",
     "reliability",
     "risk_coverage",

@@ -31,7 +31,7 @@ from inference import (
     under_corruptions,
     under_shift,
 )
-from likelihoods import Predictive, metrics
+from likelihoods import Predictive, metrics, paired_comparison
 from models import Description, build, load_network, save_network
 from support import UserError
 
@@ -90,6 +90,8 @@ def test_an_evaluation_has_all_scores_of_every_network(trained: Classifier, imag
         assert report["corruptions"][name] == rows
         assert report["noise"][name] == under_shift(predict, images, labels, SHIFTS["noise"])
     assert "rotation" not in report
+    ours, theirs = predictives["bayesian"]["digits"], predictives["twin"]["digits"]
+    assert report["gains"] == {"twin": paired_comparison(ours, theirs, labels)}
 
 
 def test_corruptions_start_from_the_images_as_they_are(trained: Classifier, images: Tensor) -> None:

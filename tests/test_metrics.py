@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from inference import summarize
-from likelihoods import Predictive, metrics
+from likelihoods import Predictive, bootstrap_interval, mcnemar, metrics, paired_comparison
 from support import UserError
 
 
@@ -224,3 +225,35 @@ def test_scores_of_other_shapes_are_refused() -> None:
     for probs, labels in ((torch.rand(3, 1), torch.zeros(3)), (torch.rand(3, 2), torch.zeros(2))):
         with pytest.raises(ValueError, match="of at least 2 classes and labels"):
             metrics.scores(probs, labels)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 11), (11, 3), (0, 1), (400, 520), (7, 7)])
+def test_mcnemar_is_the_binomial_test_of_the_images_on_which_two_networks_differ(ours: int, theirs: int) -> None:
+    wrong = torch.zeros(2000, dtype=torch.bool)
+    other = wrong.clone()
+    wrong[:ours] = True
+    other[ours : ours + theirs] = True
+    wrong[-50:] = other[-50:] = True  # these say nothing
+    assert mcnemar(wrong, other) == pytest.approx(stats.binomtest(ours, ours + theirs).pvalue, rel=1e-9)
+    assert mcnemar(wrong, wrong) == 1
+
+
+def test_the_bootstrap_interval_is_that_of_a_mean() -> None:
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(1)) * 2 + 0.3
+    low, high = bootstrap_interval(values)
+    mean, error = values.mean().item(), 2 / math.sqrt(4000)
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+    assert bootstrap_interval(torch.full((10,), 0.25)) == (0.25, 0.25)
+
+
+def test_a_comparison_is_of_the_same_images() -> None:
+    ours, theirs = (summarize(sharpness * torch.randn(3, 500, 4)) for sharpness in (1.0, 3.0))
+    labels = torch.randint(4, (500,))
+    gain = paired_comparison(ours, theirs, labels)
+    assert gain["accuracy_gain"] == pytest.approx(
+        metrics.accuracy(ours.probs, labels) - metrics.accuracy(theirs.probs, labels), abs=1e-6
+    )
+    assert gain["nll_gain"] == pytest.approx(metrics.nll(theirs, labels) - metrics.nll(ours, labels), rel=1e-6)
+    assert 0 < gain["nll_gain_low"] < gain["nll_gain"] < gain["nll_gain_high"]  # the other one is sure of nothing true
+    assert gain["mcnemar_p"] == mcnemar(ours.labels != labels, theirs.labels != labels)

@@ -77,6 +77,8 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     assert report["networks"]["bayesian"]["known"]["accuracy"] == pytest.approx(accuracy)
     networks = report["networks"]
     assert networks["again"] == networks["bayesian"] != networks["frequentist"]
+    assert report["gains"]["again"]["mcnemar_p"] == 1 and report["gains"]["again"]["nll_gain"] == 0
+    assert f"NLL lower by {report['gains']['frequentist']['nll_gain']:.4f} (95 % interval " in answer
     for network in ("bayesian", "frequentist", "again"):
         assert report["rotation"][network][0]["accuracy"] == report["noise"][network][0]["accuracy"]
         for novelty in (report["networks"][network]["novelty"][name] for name in sets):
