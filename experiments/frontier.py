@@ -1,7 +1,9 @@
-"""Quality against price: NLL, ECE, AUROC and corrupted NLL of the short runs, against what they cost.
+"""Quality against price: how good the networks of the plan are, on known, unknown and corrupted images, and their cost.
 
-`python -m experiments run --only short_` trains the networks. The price of a prediction is in passes of the twin, that
-of training in trainings of one twin, both timed in turn within this process. Networks of three seeds give means.
+Two series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`), and "searched",
+complete runs by the settings that a search found (`run --only searched`). The price of a prediction is in passes of
+the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
+give means and standard deviations, and are compared with their rival of the same price on the same images.
 """
 
 from __future__ import annotations
@@ -22,10 +24,19 @@ from torch import Tensor
 
 from benchmarks.measure import ratios_to_baseline, table, time_interleaved
 from experiments.plan import BLOCKS, METHODS, Block, Experiment
-from experiments.running import ExperimentFiles, load_classifiers, unknown_images
-from images import load_data, normalize
-from inference import Classifier, dropout_predictive, ensemble_predictive, novelties, shift_summary, under_corruptions
-from likelihoods import Predictive, scores
+from experiments.running import ExperimentFiles, load_classifiers
+from images import load_data, load_unknown, normalize
+from inference import (
+    Classifier,
+    dropout_predictive,
+    ensemble_predictive,
+    fit_temperature,
+    known_scores,
+    novelties,
+    shift_summary,
+    under_corruptions,
+)
+from likelihoods import Predictive, bootstrap_interval, ece, image_losses, mcnemar, nll
 from support import (
     BLUE,
     GREEN,
@@ -46,7 +57,7 @@ ROOT = Path(__file__).parent
 RECORD = ROOT / "frontier.json"
 FIGURES = ROOT.parent / "docs" / "images"
 BATCH = 256
-LETTERS = 2000
+UNKNOWN = 2000  # images of each set at most
 Predict = Callable[[Sequence[Classifier], Tensor], Predictive]
 
 
@@ -55,13 +66,14 @@ class Point:
     """One way to predict with networks of the plan.
 
     Attributes:
-        label: its name in the picture.
-        method: the method of the plan that trained them.
+        label: its name in tables and pictures.
+        method: of the plan, whose networks they are.
         predict: from classifiers and uint8 images to the predictive.
         members: the number of networks, with seeds 0, 1, …
         color: of its mark.
         marker: of matplotlib.
         most_seeds: the figures of a single network are means over so many seeds at most.
+        rival: the label of the point with which it is compared, of the same price of training.
     """
 
     label: str
@@ -71,6 +83,12 @@ class Point:
     color: str = BLUE
     marker: str = "o"
     most_seeds: int = 3
+    rival: str = ""
+
+    @property
+    def trained(self) -> str:
+        """The method of the plan that trains the networks."""
+        return METHODS[self.method].networks_of or self.method
 
 
 def draws(classifiers: Sequence[Classifier], images: Tensor, count: int = 25) -> Predictive:
@@ -88,14 +106,14 @@ def dropout(classifiers: Sequence[Classifier], images: Tensor, count: int = 25) 
     return dropout_predictive(classifiers[0], images, count)
 
 
-POINTS = (
+SHORT = (
     Point("twin", "short_twin", draws, 1, ORANGE, "o"),
     Point("2 twins", "short_twin", draws, 2, ORANGE, "s"),
     Point("3 twins", "short_twin", draws, 3, ORANGE, "D"),
     Point("MC dropout, 5", "short_dropout", partial(dropout, count=5), 1, PINK, "o"),
     Point("MC dropout, 25", "short_dropout", dropout, 1, PINK, "s"),
     Point("SWAG, 25", "short_swag", draws, 1, PINK, "^"),
-    Point("Laplace, last layer", "short_twin", draws, 1, PINK, "v"),
+    Point("Laplace, last layer", "short_laplace", draws, 1, PINK, "v"),
     Point("variational last layer", "short_last_layer", draws, 1, GREEN, "v"),
     Point("rank-1, 3", "short_rank1", partial(draws, count=3), 1, GREEN, "o"),
     Point("rank-1, 25", "short_rank1", draws, 1, GREEN, "p"),
@@ -110,29 +128,104 @@ POINTS = (
     Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
     Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D"),
 )
-METRICS = {
-    "accuracy": "accuracy",
-    "nll": "NLL",
-    "ece": "ECE",
-    "auroc": "AUROC of letters",
-    "corrupted_nll": "corrupted NLL",
-    "corrupted_ece": "corrupted ECE",
+SEARCHED = (
+    Point("twin", "twin_searched", draws, 1, ORANGE, "o"),
+    Point("dropout", "dropout_searched", draws, 1, PINK, "o", rival="twin"),
+    Point("MC dropout, 25", "dropout_searched", dropout, 1, PINK, "s", rival="twin"),
+    Point("Laplace, last layer", "laplace_searched", draws, 1, PINK, "v", rival="twin"),
+    Point("mean field, 25", "searched", draws, 1, BLUE, "3", rival="twin"),
+    Point("mean field, moments", "searched", moments, 1, BLUE, "o", rival="twin"),
+    Point("patch prior, moments", "patch_searched", moments, 1, BLUE, "P", rival="twin"),
+    Point("3 twins", "twin_searched", draws, 3, ORANGE, "D"),
+    Point("3 posteriors, 25", "searched", draws, 3, BLUE, "s", rival="3 twins"),
+    Point("3 posteriors, moments", "searched", moments, 3, BLUE, "D", rival="3 twins"),
+)
+SERIES = {"short": SHORT, "searched": SEARCHED}
+NEAR = {"CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # what resembles a data set, and is none of its classes
+Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
+CLEAN: Metrics = {
+    "accuracy": ("accuracy", ".2%"),
+    "nll": ("NLL", ".4f"),
+    "brier": ("Brier", ".4f"),
+    "ece": ("ECE", ".4f"),
+    "calibrated_ece": ("ECE of a calibrated one", ".4f"),
+    "scaled_nll": ("NLL, scaled", ".4f"),
+    "scaled_ece": ("ECE, scaled", ".4f"),
+    "risk_coverage_area": ("AURC", ".4f"),
+    "coverage_at_1%_risk": ("coverage at 1 % risk", ".1%"),
 }
+ELSEWHERE: Metrics = {
+    "auroc": ("AUROC of letters", ".4f"),
+    "auroc_mi": ("of letters, MI", ".4f"),
+    "near_auroc": ("AUROC of near images", ".4f"),
+    "near_auroc_mi": ("of near images, MI", ".4f"),
+    "corrupted_accuracy": ("corrupted accuracy", ".2%"),
+    "corrupted_nll": ("corrupted NLL", ".4f"),
+    "corrupted_ece": ("corrupted ECE", ".4f"),
+    "honest": ("honest under", ".0%"),
+}
+METRICS: Metrics = {**CLEAN, **ELSEWHERE}
 
 
 def networks(point: Point, block: Block, places: ExperimentFiles) -> Iterator[list[Experiment]]:
     """The experiments whose networks predict together; for a single network, one after the other of all its seeds."""
-    name = "short_laplace" if point.label.startswith("Laplace") else point.method
-    seeds = range(block.seeds.get(point.method, 0))
-    trained = [seed for seed in seeds if places.result(Experiment(block, point.method, seed)).exists()]
+    seeds = range(block.seeds.get(point.trained, 0))
+    trained = [seed for seed in seeds if places.result(Experiment(block, point.trained, seed)).exists()]
     if point.members > 1:
         if len(trained) >= point.members:
-            yield [Experiment(block, name, seed) for seed in trained[: point.members]]
+            yield [Experiment(block, point.method, seed) for seed in trained[: point.members]]
     else:
-        yield from ([Experiment(block, name, seed)] for seed in trained[: point.most_seeds])
+        yield from ([Experiment(block, point.method, seed)] for seed in trained[: point.most_seeds])
 
 
-def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class TestImages:
+    """What every network is asked.
+
+    Attributes:
+        known: uint8, the test images.
+        labels: their classes.
+        few: those of them that undergo every corruption.
+        few_labels: their classes.
+        unknown: by the name of a figure, images of other classes.
+    """
+
+    known: Tensor
+    labels: Tensor
+    few: Tensor
+    few_labels: Tensor
+    unknown: Mapping[str, Tensor]
+
+    def figures(self, predict: Callable[[Tensor], Predictive]) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        """The figures of a way to predict, by their names in `METRICS`, and the losses per test image."""
+        predictive = predict(self.known)
+        shift = shift_summary(under_corruptions(predict, self.few, self.few_labels), len(self.few))
+        figures = known_scores(predictive, self.labels) | after_scaling(predictive, self.labels)
+        figures |= {f"corrupted_{name}": value for name, value in shift["mean"].items()}
+        if shift["harmful"]:
+            figures["honest"] = len(shift["honest"]) / len(shift["harmful"])
+        for name, images in self.unknown.items():
+            rows = novelties(predictive, predict(images), ("total entropy", "mutual information"))
+            figures |= {name: rows["total entropy"]["auroc"], f"{name}_mi": rows["mutual information"]["auroc"]}
+        return {name: figures[name] for name in METRICS if name in figures}, image_losses(predictive, self.labels)
+
+
+def after_scaling(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+    """NLL and ECE after temperature scaling of log p̄, each half of the images by what fits the other.
+
+    Ashukha et al. (2020), section 4: without it, a comparison of NLLs is one of temperatures.
+    """
+    halves = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tensor_split(2)
+    probs = torch.empty_like(predictive.probs)
+    for half, other in (halves, halves[::-1]):
+        temperature = fit_temperature(predictive.log_probs[None, other], labels[other])
+        probs[half] = (predictive.log_probs[half] / temperature).softmax(-1)
+    return {"scaled_nll": nll(probs, labels), "scaled_ece": ece(probs, labels)}
+
+
+def measure(
+    block: Block, places: ExperimentFiles, corrupted: int, rounds: int, series: str = "short"
+) -> dict[str, Any]:
     """The figures of every point whose networks have been trained.
 
     Args:
@@ -140,54 +233,84 @@ def measure(block: Block, places: ExperimentFiles, corrupted: int, rounds: int) 
         places: where the files are.
         corrupted: how many test images, drawn at random, undergo every corruption.
         rounds: of timing.
+        series: a key of `SERIES`.
     """
-    dataset = places.dataset(Experiment(block, "short_twin", 0))
-    data = load_data(dataset, str(places.data_dir), 0.1, 0)
-    generator = torch.Generator().manual_seed(0)
-    letters = unknown_images(data, places.not_mnist)["notMNIST"]
-    letters = letters[torch.randperm(len(letters), generator=generator)[:LETTERS]]
+    points = SERIES[series]
+    data = load_data(places.dataset(Experiment(block, points[0].method, 0)), str(places.data_dir), 0.1, 0)
     known, labels = next(data.test.batches(len(data.test)))
-    order = torch.randperm(len(known), generator=generator)[:corrupted]
-    few, few_labels = known[order], labels[order]
-    batch = known[:BATCH]
-    rows: dict[str, dict[str, float]] = {}
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:corrupted]
+    unknown = {"auroc": load_unknown(str(places.not_mnist), places.data_dir, data.channels, [known]).images}
+    if block.dataset in NEAR:
+        near = load_unknown(NEAR[block.dataset], places.data_dir, data.channels, [known])
+        unknown["near_auroc"] = near.images
+    asked = TestImages(
+        known, labels, known[order], labels[order], {name: images[:UNKNOWN] for name, images in unknown.items()}
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    losses: dict[str, list[tuple[Tensor, Tensor]]] = {}
     actions: dict[str, Callable[[], object]] = {}
-    for point in POINTS:
+    for point in points:
         figures = []
         for experiments in networks(point, block, places):
             classifiers = [each for experiment in experiments for each in load_classifiers(experiment, places, data)]
             predict = partial(point.predict, classifiers)
-            predictive = predict(known)
-            shifted = shift_summary(under_corruptions(predict, few, few_labels), len(few))["mean"]
-            figures.append(
-                {name: value for name, value in scores(predictive, labels).items() if name in METRICS}
-                | {
-                    "auroc": novelties(predictive, predict(letters), ["total entropy"])["total entropy"]["auroc"],
-                    "corrupted_nll": shifted["nll"],
-                    "corrupted_ece": shifted["ece"],
-                }
-            )
-            actions.setdefault(point.label, partial(predict, batch))
+            scores, loss = asked.figures(predict)
+            figures.append(scores)
+            losses.setdefault(point.label, []).append(loss)
+            actions.setdefault(point.label, partial(predict, known[:BATCH]))
         if figures:
-            rows[point.label] = {name: statistics.fmean(row[name] for row in figures) for name in METRICS}
-            rows[point.label]["networks"] = len(figures)
+            rows[point.label] = summary(figures)
+            if point.rival in losses:
+                rows[point.label]["against"] = against(losses[point.label], losses[point.rival])
             print(point.label, rows[point.label], flush=True)
-    ratios = ratios_to_baseline(time_interleaved(actions, rounds), "twin")
-    methods = dict.fromkeys(point.method for point in POINTS if point.label in rows)
+    ratios = ratios_to_baseline(time_interleaved(actions, rounds), points[0].label)
+    methods = dict.fromkeys(point.trained for point in points if point.label in rows)
     trainings = training_prices([Experiment(block, method, 0) for method in methods], places, rounds)
-    for point in POINTS:
+    for point in points:
         if point.label in rows:
             rows[point.label]["prediction"] = ratios[point.label]["ratio"]
-            rows[point.label]["training"] = point.members * trainings[point.method]
-    return {"corrupted_images": corrupted, "epochs": METHODS["short_twin"].settings["n_epochs"], "points": rows}
+            rows[point.label]["training"] = point.members * trainings[point.trained]
+    epochs = Experiment(block, points[0].method, 0).settings()["n_epochs"]
+    return {"corrupted_images": corrupted, "epochs": epochs, "points": rows}
+
+
+def summary(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The means over networks, how many there are, and their standard deviations if there are several."""
+    means = {name: statistics.fmean(row[name] for row in figures) for name in figures[0]}
+    if len(figures) == 1:
+        return {**means, "networks": 1}
+    deviations = {name: statistics.stdev(row[name] for row in figures) for name in figures[0]}
+    return {**means, "networks": len(figures), "deviations": deviations}
+
+
+def against(losses: Sequence[tuple[Tensor, Tensor]], rivals: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """How much better networks are than their rivals, seed by seed and on the same images.
+
+    Returns:
+        accuracy_gain: the mean over seeds.
+        mcnemar_p: of McNemar's test, one per seed.
+        nll_gain: in nats per example, the mean over seeds and images.
+        nll_gain_low, nll_gain_high: its 95 % interval for other images, by a bootstrap of the means over seeds.
+    """
+    pairs = list(zip(losses, rivals, strict=False))
+    gains = torch.stack([other - loss for (_, loss), (_, other) in pairs]).mean(0)
+    low, high = bootstrap_interval(gains)
+    accuracies = [(other.double() - wrong.double()).mean().item() for (wrong, _), (other, _) in pairs]
+    return {
+        "accuracy_gain": statistics.fmean(accuracies),
+        "mcnemar_p": [mcnemar(wrong, other) for (wrong, _), (other, _) in pairs],
+        "nll_gain": gains.mean().item(),
+        "nll_gain_low": low,
+        "nll_gain_high": high,
+    }
 
 
 def training_prices(experiments: Sequence[Experiment], places: ExperimentFiles, rounds: int) -> dict[str, float]:
-    """A step of every method as a ratio to the twin's, which is one of them."""
+    """A step of every method as a ratio to that of the first."""
     with TemporaryDirectory() as folder:
         actions = {each.method_name: _step(each, places, folder) for each in experiments}
         times = time_interleaved(actions, rounds)
-    return {name: row["ratio"] for name, row in ratios_to_baseline(times, "short_twin").items()}
+    return {name: row["ratio"] for name, row in ratios_to_baseline(times, experiments[0].method_name).items()}
 
 
 def _step(experiment: Experiment, places: ExperimentFiles, folder: str) -> Callable[[], object]:
@@ -200,18 +323,53 @@ def _step(experiment: Experiment, places: ExperimentFiles, folder: str) -> Calla
     return lambda: loop.step(state, setup, forward, inputs, labels)
 
 
-def render(record: Mapping[str, Any]) -> str:
-    """The record as a Markdown table."""
-    header = ["network", "prediction", "passes", "trainings", *METRICS.values()]
-    rows = [
-        [
-            name, label, f"{row['prediction']:.1f}", f"{row['training']:.1f}", f"{100 * row['accuracy']:.2f} %",
-            *(f"{row[metric]:.4f}" for metric in list(METRICS)[1:]),
-        ]
-        for name, block in record.items()
-        for label, row in block["points"].items()
+def render(record: Mapping[str, Any], series: str = "short") -> str:
+    """The blocks of a series as Markdown tables: prices and known images, other images, and comparisons."""
+    blocks = {name: block for name, block in record.items() if block.get("series", "short") == series}
+    lines = [(name, label, row) for name, block in blocks.items() for label, row in block["points"].items()]
+    clean, elsewhere = (
+        {name: metric for name, metric in metrics.items() if any(name in row for _, _, row in lines)}
+        for metrics in (CLEAN, ELSEWHERE)
+    )
+    tables = [
+        table(
+            ["network", "prediction", "networks", "passes", "trainings", *(title for title, _ in clean.values())],
+            [[name, label, *_prices(row), *_cells(row, clean)] for name, label, row in lines],
+        ),
+        table(
+            ["network", "prediction", *(title for title, _ in elsewhere.values())],
+            [[name, label, *_cells(row, elsewhere)] for name, label, row in lines],
+        ),
+    ]
+    rivals = {point.label: point.rival for point in SERIES[series]}
+    compared = [
+        [name, f"{label} against {rivals[label]}", *_comparison(row["against"])]
+        for name, label, row in lines
+        if "against" in row
+    ]
+    header = ["network", "comparison", "accuracy gained", "McNemar's p, by seed", "NLL gained", "95 % interval"]
+    return "\n".join([*tables, table(header, compared)] if compared else tables)
+
+
+def _prices(row: Mapping[str, Any]) -> list[str]:
+    return [str(row["networks"]), f"{row['prediction']:.1f}", f"{row['training']:.1f}"]
+
+
+def _cells(row: Mapping[str, Any], metrics: Metrics) -> list[str]:
+    """Mean, and ± the standard deviation of several networks; nothing for a figure that has not been measured."""
+    deviations = row.get("deviations", {})
+    return [
+        "" if name not in row
+        else f"{row[name]:{form}} ± {deviations[name]:{form}}" if name in deviations
+        else f"{row[name]:{form}}"
+        for name, (_, form) in metrics.items()
     ]  # fmt: skip
-    return table(header, rows)
+
+
+def _comparison(row: Mapping[str, Any]) -> list[str]:
+    interval = f"{row['nll_gain_low']:.4f} to {row['nll_gain_high']:.4f}"
+    p_values = ", ".join(f"{p:.2g}" for p in row["mcnemar_p"])
+    return [f"{100 * row['accuracy_gain']:+.2f} points", p_values, f"{row['nll_gain']:.4f}", interval]
 
 
 @figure_style()
@@ -219,13 +377,13 @@ def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
     """Four measures against the two prices, on log axes."""
     figure = Figure(figsize=(14, 7), layout="constrained")
     grid = figure.subplots(2, 4, sharex="row", sharey="col")
-    marks = {point.label: point for point in POINTS}
+    marks = {point.label: point for point in SERIES[block.get("series", "short")]}
     for axes, price in zip(grid, ("prediction", "training"), strict=True):
         for ax, metric in zip(axes, ("nll", "ece", "auroc", "corrupted_nll"), strict=True):
             for label, row in block["points"].items():
                 point = marks[label]
                 ax.plot(row[price], row[metric], point.marker, color=point.color, markersize=8, label=label)
-            ax.set(xscale="log", title=METRICS[metric])
+            ax.set(xscale="log", title=METRICS[metric][0])
             ax.set_xlabel("passes of the twin" if price == "prediction" else "trainings of a twin")
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_formatter("")
@@ -245,6 +403,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--only", default="", help="data sets and networks whose names contain this, such as CIFAR10-lenet")
+    add("--series", choices=SERIES, default="short", help="which runs (%(default)s)")
     ExperimentFiles.add_flags(parser)
     add("--images", type=argument(whole(1)), default=500, help="of the test split, for corruptions (%(default)s)")
     add("--rounds", type=argument(whole(2)), default=7, help="of timing (%(default)s)")
@@ -254,12 +413,14 @@ def main() -> None:
         places = ExperimentFiles.from_arguments(args)
         record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
         for block in BLOCKS:
-            name = f"{block.dataset}-{block.net_type}"
-            if "short_twin" in block.seeds and args.only in name:
-                record[name] = measure(block, places, args.images, args.rounds)
+            network = f"{block.dataset}-{block.net_type}"
+            if SERIES[args.series][0].method in block.seeds and args.only in network:
+                name = network if args.series == "short" else f"{network}-{args.series}"
+                block_record = measure(block, places, args.images, args.rounds, args.series)
+                record[name] = block_record | {"series": args.series}
                 write_json(RECORD, record)
                 print(plot(name, record[name], FIGURES / f"frontier_{name.replace('-', '_')}.png"))
-        print(render(record))
+        print(render(record, args.series))
 
 
 if __name__ == "__main__":

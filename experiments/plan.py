@@ -136,7 +136,9 @@ METHODS: dict[str, Method] = {
     "twin_searched": Method("frequentist, searched", False, searched=True),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
+    "laplace_searched": Method("Laplace of the last layer", False, networks_of="twin_searched", laplace=True),
     "searched": Method("Gaussian, searched", True, searched=True),
+    "patch_searched": Method("Gaussian, searched, patch prior", True, {"patch_prior": 100.0}, searched=True),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -154,6 +156,7 @@ class Block:
         common: settings of every method.
         bayesian: settings of every Bayesian method.
         frequentist: settings of every frequentist method.
+        searched_on: the data set whose search gives the settings of methods that are searched; None for its own.
     """
 
     dataset: str
@@ -162,8 +165,12 @@ class Block:
     common: Values
     bayesian: Values = field(default_factory=dict)
     frequentist: Values = field(default_factory=dict)
+    searched_on: str | None = None
 
 
+SEARCHED_SEEDS = dict.fromkeys(
+    ("twin_searched", "dropout_searched", "mc_dropout_searched", "searched", "patch_searched"), 3
+)
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 BLOCKS = (
     Block(
@@ -182,8 +189,8 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "twin_searched": 3, "dropout_searched": 3,
-            "mc_dropout_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **SEARCHED_SEEDS,
+            **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),
@@ -211,8 +218,9 @@ BLOCKS = (
     Block(
         "CIFAR100",
         "lenet",
-        {"frequentist": 1, "bbb_0.01": 1},
+        {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
+        searched_on="CIFAR10",
     ),
 )  # fmt: skip
 
@@ -255,7 +263,8 @@ class Experiment:
         network = block.net_type
         if method.network:
             network = f"experiments.networks:{method.network.format(block.net_type)}"
-        found = recipe(block.dataset, block.net_type, method.bayesian) if method.searched else {}
+        dataset = block.searched_on or block.dataset
+        found = recipe(dataset, block.net_type, method.bayesian) if method.searched else {}
         return {**block.common, **family, **found, **method.settings, "net_type": network, "seed": self.seed}
 
 

@@ -244,10 +244,12 @@ def _temperatures(rows: Sequence[Row], dataset: str, net_type: str, estimator: s
 
 def with_tables(page: str, rows: Sequence[Row]) -> str:
     """The page with its tables replaced, each between marks such as `<!-- results -->` and `<!-- /results -->`."""
+    prices = json.loads(frontier.RECORD.read_text(encoding="utf-8"))
     tables = {
         "results": table([row for row in rows if row.method not in (*AT_ONE, *SHORT)]),
         "at one": at_one_table(rows),
-        "frontier": frontier.render(json.loads(frontier.RECORD.read_text(encoding="utf-8"))),
+        "frontier": frontier.render(prices),
+        "second edition": frontier.render(prices, "searched"),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
     }

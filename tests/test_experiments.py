@@ -24,7 +24,7 @@ from experiments.networks import with_bayesian_last_layer, with_dropout, with_fi
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
-from inference import Classifier, Predictor
+from inference import Classifier, Predictor, summarize
 from layers import GaussianPrior, deterministic_layers
 from likelihoods import accuracy, nll
 from models import build, load_network
@@ -33,6 +33,7 @@ from training import BayesianSettings, State, loop, train
 
 NAMES = ("dropout", "mc_dropout", "ensemble", "lrt_1", "last_layer", "short_twin", "short_swag", "short_laplace")
 SEEDS = {"frequentist": 5, **dict.fromkeys(NAMES, 1)}
+TWIN, MOMENTS = (next(p for p in frontier.SEARCHED if p.label == label) for label in ("twin", "mean field, moments"))
 BARS = Block("bars", "lenet", SEEDS, {"n_epochs": 2, "batch_size": 20, "lr_start": 3e-3})
 
 
@@ -218,9 +219,40 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
     assert points["twin"]["prediction"] == points["twin"]["training"] == 1 < points["SWAG, 25"]["prediction"]
     for row in points.values():
         assert math.isfinite(row["corrupted_nll"]) and 0 <= row["auroc"] <= 1
-    assert frontier.render({"bars": measured}).count("| bars |") == 3
+    assert frontier.render({"bars": measured}).count("| bars | twin |") == 2  # a table of known images, one of others
     frontier.plot("bars", measured, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").size == (1680, 840)
+
+
+def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
+    places: ExperimentFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = replace(BARS, seeds={"twin_searched": 2, "searched": 2}, searched_on="CIFAR10")
+    run_missing([Experiment(block, method, seed) for method in block.seeds for seed in range(2)], places)
+    monkeypatch.setitem(frontier.SERIES, "searched", [TWIN, MOMENTS])
+    measured = frontier.measure(block, places, corrupted=4, rounds=2, series="searched") | {"series": "searched"}
+    twin, ours = measured["points"].values()
+    for row in (twin, ours):
+        assert row["networks"] == 2 and row["deviations"]["nll"] > 0
+        assert row["scaled_nll"] < row["nll"] * 1.05 and row["auroc_mi"] >= 0
+    gain = ours["against"]
+    assert gain["nll_gain"] == pytest.approx(twin["nll"] - ours["nll"], rel=1e-4)
+    assert gain["accuracy_gain"] == pytest.approx(ours["accuracy"] - twin["accuracy"], abs=1e-6)
+    assert gain["nll_gain_low"] <= gain["nll_gain"] <= gain["nll_gain_high"] and len(gain["mcnemar_p"]) == 2
+    page = frontier.render({"bars": measured, "other": {"points": {}}}, "searched")
+    assert page.count("| bars | mean field, moments |") == 2 and "mean field, moments against twin" in page
+    assert f"{twin['nll']:.4f} ± {twin['deviations']['nll']:.4f}" in page
+
+
+def test_probabilities_are_scaled_by_what_fits_the_other_half() -> None:
+    """Logits that are three times too large are mended; those of calibrated probabilities stay as they are."""
+    logits = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    good = nll(logits.softmax(-1), labels)
+    for factor in (1, 3):
+        scaled = frontier.after_scaling(summarize((factor * logits)[None]), labels)
+        assert scaled["scaled_nll"] == pytest.approx(good, abs=2e-3)
+    assert nll((3 * logits).softmax(-1), labels) > good + 0.3
 
 
 def test_rows_are_means_over_the_seeds(results: dict[str, Any]) -> None:
