@@ -52,7 +52,8 @@ def load_unknown(
     """A set of unknown images by its name, or a folder of images.
 
     Grey images become RGB ones of equal channels for a network of color, and RGB images become grey by Pillow's
-    weights for a network of grey. Exact copies of known images are taken out.
+    weights for a network of grey. Exact copies of known images are taken out, and of images that are exactly alike, all
+    but one: notMNIST has a blank letter 254 times, and a score of it would count as often.
 
     Args:
         name: a key of `UNKNOWN`, or the path of a folder, of which every image is taken, also those in its subfolders.
@@ -84,12 +85,17 @@ def load_unknown(
         notes += (f"{loaded.name}: converted to {'grey' if channels == 1 else 'RGB'}, which the networks take",)
         images = to_channels(images, channels)
     copies = {pixels for batch in known for pixels in _pixels(batch)}
-    fresh = torch.tensor([pixels not in copies for pixels in _pixels(images)])
-    if not fresh.any():
+    fresh = {pixels: index for index, pixels in reversed([*enumerate(_pixels(images))]) if pixels not in copies}
+    if not fresh:
         raise UserError(f"{loaded.name} has no image that is not among the known ones: give another unknown set")
-    if not fresh.all():
-        notes += (f"{loaded.name}: left out {int((~fresh).sum()):,} images that are exact copies of known ones",)
-        images = images[fresh]
+    known_ones = sum(pixels in copies for pixels in _pixels(images))
+    for count, reason in (
+        (known_ones, "are exact copies of known ones"),
+        (len(images) - known_ones - len(fresh), "are exactly like another one of the set"),
+    ):
+        if count:
+            notes += (f"{loaded.name}: left out {count:,} images that {reason}",)
+    images = images[sorted(fresh.values())]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return UnknownSet(loaded.name, images[order], loaded.skipped, notes)
 
@@ -147,9 +153,9 @@ def _noise(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:
 
 
 def _constants(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:
-    """Images of one color each, uniform and independent."""
+    """Images of one color each, uniform and independent, none of them twice."""
     generator = torch.Generator().manual_seed(seed)
-    colors = torch.randint(256, (GENERATED, shape.channels, 1, 1), dtype=torch.uint8, generator=generator)
+    colors = torch.randint(256, (GENERATED, shape.channels, 1, 1), dtype=torch.uint8, generator=generator).unique(dim=0)
     return UnknownSet("constants", colors.expand(-1, -1, *shape.size).contiguous())
 
 

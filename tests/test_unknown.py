@@ -97,15 +97,29 @@ def test_copies_of_known_images_are_taken_out_and_a_set_of_them_is_refused(tmp_p
         load_unknown("FashionMNIST", tmp_path, 1, [images])
 
 
+def test_of_images_that_are_alike_one_is_taken(tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "letters", 4, seed=9)
+    alone = load_unknown(str(tmp_path / "letters"), tmp_path, 1)
+    first = min((tmp_path / "letters").rglob("*.png"))
+    for copy in range(5):
+        (tmp_path / "letters" / f"again{copy}.png").write_bytes(first.read_bytes())
+    again = load_unknown(str(tmp_path / "letters"), tmp_path, 1)
+    assert as_set(again.images) == as_set(alone.images) and len(again.images) == len(alone.images) == 8
+    assert again.notes == ("letters: left out 5 images that are exactly like another one of the set",)
+    known = load_unknown(str(tmp_path / "letters"), tmp_path, 1, [alone.images[:3]])
+    assert as_set(known.images) == as_set(alone.images[3:])
+
+
 def test_noise_and_constants_are_uniform_and_by_seed(tmp_path: Path) -> None:
     for channels in (1, 3):
         noise, constants = (load_unknown(name, tmp_path, channels, seed=3).images for name in ("noise", "constants"))
-        assert noise.shape == constants.shape == (2000, channels, 32, 32)
+        assert noise.shape == (2000, channels, 32, 32)
+        assert len(constants) == len(as_set(constants)) > (250 if channels == 1 else 1990)  # of 256 greys
         counts = noise.flatten().bincount(minlength=256).double()
         expected = noise.numel() / 256
         assert ((counts - expected).square() / expected).sum() < 255 + 5 * (2 * 255) ** 0.5  # χ² of 255 degrees
         assert torch.equal(constants, constants[..., :1, :1].expand_as(constants))
-        assert constants[..., 0, 0].double().mean().item() == pytest.approx(127.5, abs=4 * 73.9 / 2000**0.5)
+        assert constants[..., 0, 0].double().mean().item() == pytest.approx(127.5, abs=4 * 73.9 / len(constants) ** 0.5)
         assert torch.equal(noise, load_unknown("noise", tmp_path, channels, seed=3).images)
         assert not torch.equal(noise, load_unknown("noise", tmp_path, channels, seed=4).images)
 
