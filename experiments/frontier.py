@@ -165,6 +165,7 @@ ELSEWHERE: Metrics = {
     "honest": ("honest under", ".0%"),
 }
 METRICS: Metrics = {**CLEAN, **ELSEWHERE}
+PLOTTED = ("nll", "ece", "auroc", "corrupted_nll")
 
 
 def networks(point: Point, block: Block, places: ExperimentFiles) -> Iterator[list[Experiment]]:
@@ -379,7 +380,7 @@ def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
     grid = figure.subplots(2, 4, sharex="row", sharey="col")
     marks = {point.label: point for point in SERIES[block.get("series", "short")]}
     for axes, price in zip(grid, ("prediction", "training"), strict=True):
-        for ax, metric in zip(axes, ("nll", "ece", "auroc", "corrupted_nll"), strict=True):
+        for ax, metric in zip(axes, PLOTTED, strict=True):
             for label, row in block["points"].items():
                 point = marks[label]
                 ax.plot(row[price], row[metric], point.marker, color=point.color, markersize=8, label=label)
@@ -390,6 +391,31 @@ def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     figure.suptitle(f"{name}: quality against the price of a prediction (above) and of training (below)")
+    return save_figure(figure, path)
+
+
+@figure_style()
+def plot_overview(record: Mapping[str, Any], series: str, path: Path) -> Path:
+    """Four measures of all blocks of a series against the passes of a prediction; bars are ± the standard deviation."""
+    blocks = {name: block for name, block in record.items() if block.get("series", "short") == series}
+    figure = Figure(figsize=(14, 1 + 3 * len(blocks)), layout="constrained")
+    grid = figure.subplots(len(blocks), 4, squeeze=False, sharex=True)
+    handles: dict[str, Any] = {}
+    for axes, (name, block) in zip(grid, blocks.items(), strict=True):
+        for ax, metric in zip(axes, PLOTTED, strict=True):
+            for point in SERIES[series]:
+                if point.label in block["points"]:
+                    row = block["points"][point.label]
+                    error = row.get("deviations", {}).get(metric, 0.0)
+                    handles[point.label] = ax.errorbar(
+                        row["prediction"], row[metric], error, fmt=point.marker, color=point.color, markersize=8
+                    )
+            ax.set(xscale="log", title=METRICS[metric][0])
+            ax.xaxis.set_major_formatter("{x:g}")
+        axes[0].set_ylabel(name.removesuffix(f"-{series}").replace("-", ", "))
+    for ax in grid[-1]:
+        ax.set_xlabel("passes of the twin")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     return save_figure(figure, path)
 
 
