@@ -135,13 +135,14 @@ SEARCHED = (
     Point("Laplace, last layer", "laplace_searched", draws, 1, PINK, "v", rival="twin"),
     Point("mean field, 25", "searched", draws, 1, BLUE, "3", rival="twin"),
     Point("mean field, moments", "searched", moments, 1, BLUE, "o", rival="twin"),
-    Point("patch prior, moments", "patch_searched", moments, 1, BLUE, "P", rival="twin"),
+    Point("patch prior of 100, moments", "patch_100_searched", moments, 1, BLUE, "P", rival="twin"),
+    Point("patch prior of 3000, moments", "patch_3000_searched", moments, 1, BLUE, "X", rival="twin"),
     Point("3 twins", "twin_searched", draws, 3, ORANGE, "D"),
     Point("3 posteriors, 25", "searched", draws, 3, BLUE, "s", rival="3 twins"),
     Point("3 posteriors, moments", "searched", moments, 3, BLUE, "D", rival="3 twins"),
 )
 SERIES = {"short": SHORT, "searched": SEARCHED}
-NEAR = {"CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # what resembles a data set, and is none of its classes
+SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
 CLEAN: Metrics = {
     "accuracy": ("accuracy", ".2%"),
@@ -157,8 +158,8 @@ CLEAN: Metrics = {
 ELSEWHERE: Metrics = {
     "auroc": ("AUROC of letters", ".4f"),
     "auroc_mi": ("of letters, MI", ".4f"),
-    "near_auroc": ("AUROC of near images", ".4f"),
-    "near_auroc_mi": ("of near images, MI", ".4f"),
+    "second_auroc": ("AUROC of a second set", ".4f"),
+    "second_auroc_mi": ("of a second set, MI", ".4f"),
     "corrupted_accuracy": ("corrupted accuracy", ".2%"),
     "corrupted_nll": ("corrupted NLL", ".4f"),
     "corrupted_ece": ("corrupted ECE", ".4f"),
@@ -241,9 +242,8 @@ def measure(
     known, labels = next(data.test.batches(len(data.test)))
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:corrupted]
     unknown = {"auroc": load_unknown(str(places.not_mnist), places.data_dir, data.channels, [known]).images}
-    if block.dataset in NEAR:
-        near = load_unknown(NEAR[block.dataset], places.data_dir, data.channels, [known])
-        unknown["near_auroc"] = near.images
+    if block.dataset in SECOND:
+        unknown["second_auroc"] = load_unknown(SECOND[block.dataset], places.data_dir, data.channels, [known]).images
     asked = TestImages(
         known, labels, known[order], labels[order], {name: images[:UNKNOWN] for name, images in unknown.items()}
     )
