@@ -37,7 +37,7 @@ prior_at_means = False  # with init_from or weights: center the prior at these w
 prior_from = None  # a Bayesian checkpoint whose posterior is the prior of this run's data, and where training starts
 
 # Objective
-beta_type = 0.03  # the KL's weight β (1: true posterior; below 1: cold posterior), or Standard, Blundell, Soenderby
+beta_type = 0.03  # the KL's weight β (1: variational posterior; below 1: cold), or Standard, Blundell, Soenderby
 temperature = (
     1.0  # T, of the posterior's entropy alone; below 1 (with beta_type 1) the prior keeps its pull on the means
 )

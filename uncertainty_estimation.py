@@ -56,7 +56,12 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, allow_abbrev=False, formatter_class=raw)
     add, count, seed = parser.add_argument, argument(whole(1)), argument(whole(0))
     weights = "checkpoints/MNIST/bayesian/model_lenet.pt"
-    add("--net_type", type=argument(check_net_type), default="lenet", help="the network of the weights (%(default)s)")
+    add(
+        "--net_type",
+        type=argument(check_net_type),
+        default="lenet",
+        help="architecture of the network in --weights_path (%(default)s)",
+    )
     add("--weights_path", type=Path, default=weights, help="a checkpoint of main_bayesian.py (%(default)s)")
     add("--frequentist_weights", type=Path, help="one of main_frequentist.py: adds the twin to tables and pictures")
     add("--also", nargs="+", type=argument(named), metavar="NAME=PATH", default=[], help="more networks to compare")

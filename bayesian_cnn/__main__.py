@@ -1,4 +1,4 @@
-"""The command `bayesian-cnn`: each of its words is one of the project's scripts, with that script's own flags."""
+"""The command `bayesian-cnn`: each subcommand runs one of the project's scripts, with that script's own flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELP = """usage: bayesian-cnn COMMAND [flags]; COMMAND --help lists the flags
   train        train a Bayesian network; with --frequentist, its deterministic twin
   compare      print the last results of a network and of its twin side by side
   uncertainty  known images against unknown ones, rotated, noisy and corrupted
-  calibrate    choose the temperature, and when the network says that it does not know
+  calibrate    choose the temperature and the threshold of "unsure"
   classify     classify image files
   prune        remove the weights that carry no signal
   export       write networks for other machines: .pt2 and .onnx

@@ -1,6 +1,6 @@
 """Learn tasks one after the other, each with the posterior of those before it as its prior.
 
-Four problems: "permuted" has ten tasks, each the ten digits under a permutation of the pixels of its own, and one head;
+Four problems: "permuted" has ten tasks, each the ten digits under its own permutation of the pixels, and one head;
 "split" has five tasks of two digits each, and a head per task; "incremental" has the same tasks and one head for all
 ten digits; "streaming" has one task, in 20 parts that come one after the other. Beside the Bayesian network, its twin
 is trained in sequence, where it forgets, and on all tasks at once, which bounds what a sequence can reach. Adds the
@@ -288,13 +288,23 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--epochs", type=argument(whole(1)), default=60, help="per task (%(default)s)")
     add("--twin_epochs", type=argument(whole(1)), default=10, help="of the twin, per task (%(default)s)")
     add("--coreset_epochs", type=argument(whole(1)), default=60, help="over the coresets (%(default)s)")
-    add("--batch_size", type=argument(whole(1)), default=256, help="(%(default)s)")
+    add("--batch_size", type=argument(whole(1)), default=256, help="images per step (%(default)s)")
     add("--lr", type=argument(number(0, exclusive=True)), default=2e-3, help="at the start of a task (%(default)s)")
-    add("--lr_spread_factor", type=argument(number(0, exclusive=True)), default=10.0, help="of ρ (%(default)s)")
-    add("--prior_sigma", type=argument(number(0, exclusive=True)), default=1.0, help="before task 1 (%(default)s)")
+    add(
+        "--lr_spread_factor",
+        type=argument(number(0, exclusive=True)),
+        default=10.0,
+        help="that of ρ, a multiple (%(default)s)",
+    )
+    add(
+        "--prior_sigma",
+        type=argument(number(0, exclusive=True)),
+        default=1.0,
+        help="σ of the prior before task 1 (%(default)s)",
+    )
     add("--rho", type=argument(number(-80)), default=-6.0, help="where ρ starts, σ = softplus(ρ) (%(default)s)")
     add("--num_samples", type=argument(whole(1)), default=10, help="draws per prediction (%(default)s)")
-    add("--seeds", type=argument(whole(0)), nargs="+", default=[0], help="(0)")
+    add("--seeds", type=argument(whole(0)), nargs="+", default=[0], help="one run each (0)")
     add("--valid", action="store_true", help="score on the validation images, to choose settings by")
     add("--record", type=Path, default=Path("continual.json"), help="JSON to add the results to (%(default)s)")
     add("--picture", type=Path, default=Path("continual.png"), help="where to draw them (%(default)s)")

@@ -139,7 +139,7 @@ class Settings:
     )
     weights: str | None = _setting(
         "start from this file of a network's weights, such as torchvision's: a state_dict, .pth or .safetensors, whose "
-        "last layer may be of other classes; None for new ones",
+        "last layer may be of other classes; None: random initialization",
         either(None, text),
     )
     activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
@@ -148,7 +148,7 @@ class Settings:
         "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)
     )
     lr_schedule: str = _setting(
-        "how learning rates fall to 0 over the run, after the warm-up: constant (they do not), linear or cosine",
+        "learning rate after the warm-up: linear or cosine (it falls to 0), or constant",
         one_of("constant", "linear", "cosine"),
     )
     warmup_epochs: float = _setting("epochs in which learning rates rise to their start from near 0", number(0))
@@ -180,7 +180,7 @@ class Settings:
         "largest random shift of a training image, in pixels, less than a side of it", whole(0)
     )
     random_crop: float = _setting(
-        "least share of a training image's area in the random part that takes its place; 1 for whole images",
+        "smallest share of a training image's area that a random crop keeps before it is enlarged; 1: no crop",
         _share,
     )
     random_flip: str | bool = _setting(
@@ -276,7 +276,8 @@ class BayesianSettings(Settings):
         "the layers without a posterior keep their weights, and batch norm its statistics, from the start", flag
     )
     init_from: str | None = _setting(
-        "start the posterior means from this checkpoint of main_frequentist.py; None for new ones", either(None, text)
+        "start the posterior means from this checkpoint of main_frequentist.py; None: random initialization",
+        either(None, text),
     )
     moped: float | None = _setting(
         "with init_from or weights, start every σ at this multiple of |w|, such as 0.1; None for posterior_rho_initial",
@@ -292,11 +293,14 @@ class BayesianSettings(Settings):
     )
     patch_prior: float = _setting(
         "strength s of the prior N(0, (C + 0.001 I)/s) of the first layer's weights, C the second moment of the "
-        "training images' patches, for a network that pixel noise disturbs less (such as 30); 0 for that of priors",
+        "training images' patches, which makes the network more robust to pixel noise (such as 30); 0: the prior in "
+        "priors",
         number(0),
     )
     beta_type: str | float = _setting(
-        "weight of the KL: Standard, Blundell, Soenderby, or a number (1 is the true posterior)", _beta
+        "weight β of the KL: a number (1: the variational posterior; below 1: a cold one), or a schedule of mean "
+        "1: Standard, Blundell, Soenderby",
+        _beta,
     )
     temperature: float = _setting(
         "T, which scales the posterior's entropy alone, where beta_type scales the whole KL: below 1 for a cold "
@@ -451,8 +455,8 @@ def _flags(
 ) -> dict[str, str]:
     """The settings on the command line, by name, as they are written there."""
     parser = OneLineParser(
-        description=f"{purpose} Every setting of {config.__name__}.py has a flag of its name; what no flag gives "
-        f"comes from that file.",
+        description=f"{purpose} Every setting of {config.__name__}.py has a flag of the same name; a "
+        f"setting without a flag keeps its value in that file, shown as the default.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         parents=list(parents),
@@ -461,7 +465,7 @@ def _flags(
     names = [setting.name for setting in fields(kind)]
     for setting in fields(kind):
         default = getattr(config, setting.name)
-        help = f"{setting.metadata['help']} (now {default!r})".replace("%", "%%")
+        help = f"{setting.metadata['help']} (default: {default!r})".replace("%", "%%")
         optional: dict[str, Any] = {"nargs": "?", "const": "True"} if setting.metadata["check"] is flag else {}
         parser.add_argument(f"--{setting.name}", metavar=setting.name.upper(), help=help, **optional)
     args, unknown = parser.parse_known_args(list(arguments))
