@@ -143,6 +143,7 @@ SEARCHED = (
 )
 SERIES = {"short": SHORT, "searched": SEARCHED}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
+Losses = dict[int, tuple[Tensor, Tensor]]  # by seed, `image_losses`
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
 CLEAN: Metrics = {
     "accuracy": ("accuracy", ".2%"),
@@ -248,7 +249,7 @@ def measure(
         known, labels, known[order], labels[order], {name: images[:UNKNOWN] for name, images in unknown.items()}
     )
     rows: dict[str, dict[str, Any]] = {}
-    losses: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    losses: dict[str, Losses] = {}
     actions: dict[str, Callable[[], object]] = {}
     for point in points:
         figures = []
@@ -257,7 +258,7 @@ def measure(
             predict = partial(point.predict, classifiers)
             scores, loss = asked.figures(predict)
             figures.append(scores)
-            losses.setdefault(point.label, []).append(loss)
+            losses.setdefault(point.label, {})[experiments[0].seed] = loss
             actions.setdefault(point.label, partial(predict, known[:BATCH]))
         if figures:
             rows[point.label] = summary(figures)
@@ -284,8 +285,8 @@ def summary(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {**means, "networks": len(figures), "deviations": deviations}
 
 
-def against(losses: Sequence[tuple[Tensor, Tensor]], rivals: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """How much better networks are than their rivals, seed by seed and on the same images.
+def against(losses: Losses, rivals: Losses) -> dict[str, Any]:
+    """How much better networks are than their rivals of the same seeds, on the same images.
 
     Returns:
         accuracy_gain: the mean over seeds.
@@ -293,7 +294,7 @@ def against(losses: Sequence[tuple[Tensor, Tensor]], rivals: Sequence[tuple[Tens
         nll_gain: in nats per example, the mean over seeds and images.
         nll_gain_low, nll_gain_high: its 95 % interval for other images, by a bootstrap of the means over seeds.
     """
-    pairs = list(zip(losses, rivals, strict=False))
+    pairs = [(loss, rivals[seed]) for seed, loss in losses.items() if seed in rivals]
     gains = torch.stack([other - loss for (_, loss), (_, other) in pairs]).mean(0)
     low, high = bootstrap_interval(gains)
     accuracies = [(other.double() - wrong.double()).mean().item() for (wrong, _), (other, _) in pairs]
@@ -446,6 +447,8 @@ def main() -> None:
                 record[name] = block_record | {"series": args.series}
                 write_json(RECORD, record)
                 print(plot(name, record[name], FIGURES / f"frontier_{name.replace('-', '_')}.png"))
+        if args.series == "searched":
+            print(plot_overview(record, args.series, FIGURES / "overview.png"))
         print(render(record, args.series))
 
 

@@ -225,7 +225,7 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
 
 
 def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
-    places: ExperimentFiles, monkeypatch: pytest.MonkeyPatch
+    places: ExperimentFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = replace(BARS, seeds={"twin_searched": 2, "searched": 2}, searched_on="CIFAR10")
     run_missing([Experiment(block, method, seed) for method in block.seeds for seed in range(2)], places)
@@ -242,6 +242,8 @@ def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     page = frontier.render({"bars": measured, "other": {"points": {}}}, "searched")
     assert page.count("| bars | mean field, moments |") == 2 and "mean field, moments against twin" in page
     assert f"{twin['nll']:.4f} ± {twin['deviations']['nll']:.4f}" in page
+    frontier.plot_overview({"bars-searched": measured, "other": {"points": {}}}, "searched", tmp_path / "overview.png")
+    assert Image.open(tmp_path / "overview.png").width == 1680
 
 
 def test_probabilities_are_scaled_by_what_fits_the_other_half() -> None:
