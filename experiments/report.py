@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from benchmarks.measure import table as markdown
 from experiments import frontier
 from experiments.ablations import AS_PLANNED
 from experiments.plan import AT_ONE, METHODS, SHORT, TEMPERATURES
+from experiments.recipes import FOLDER, read_trials
 from support import (
     BLUE,
     GREEN,
@@ -212,6 +214,23 @@ def trials_table(trials: Sequence[Result]) -> str:
     return markdown(header, lines)
 
 
+def searches_table() -> str:
+    """The trials of every search, from the best on, as a Markdown table."""
+    lines = []
+    for path in sorted(FOLDER.glob("*.json")):
+        dataset, net_type, family = path.stem.rsplit("-", 2)
+        trials = read_trials(path)
+        for trial in sorted(trials, key=lambda trial: math.inf if trial["value"] is None else trial["value"]):
+            settings = ", ".join(
+                f"{name} {value:.2g}" if isinstance(value, float) else str(value)
+                for name, value in trial["params"].items()
+            )
+            bests = ", ".join(f"{min(curve):.4f}" for curve in trial["valid_nll"])
+            mean = "pruned" if trial["value"] is None else f"{trial['value']:.4f}"
+            lines.append([f"{TITLES[net_type]}, {dataset}, {family}", settings, bests, mean])
+    return markdown(["network", "settings", "validation NLL by seed", "mean"], lines)
+
+
 def ablations_table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """The effect of each change on validation, as a Markdown table; differences are between runs of the same seed."""
     header = ["change", "validation NLL", "difference from planned", "validation accuracy %"]
@@ -250,6 +269,7 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "at one": at_one_table(rows),
         "frontier": frontier.render(prices),
         "second edition": frontier.render(prices, "searched"),
+        "searches": searches_table(),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),
     }
