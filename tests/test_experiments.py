@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ def test_the_table_at_one_leaves_out_what_a_twin_has_not() -> None:
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.parent.name)
 def test_the_pages_show_the_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert "<!-- results -->" in text
+    assert re.search("<!-- (results|ablations) -->", text)
     assert report.with_tables(text, report.read(running_results())) == text, "run `python -m experiments report`"
 
 
