@@ -58,9 +58,9 @@ def compare(
     return rows | {name: total_variation(predictives[name].probs, reference) for name in predictors}, predictives
 
 
-def measure(path: Path, unknown_dir: Path, count: int, data_dir: str) -> dict[str, Any]:
+def measure(path: Path, unknown_dir: Path, count: int, data_dir: str, net_type: str | None = None) -> dict[str, Any]:
     """The figures of the network in a checkpoint, on `count` test images and as many of a folder of unknown ones."""
-    saved = load_finite_network(path)
+    saved = load_finite_network(path, net_type=net_type)
     require_classification(saved, path)
     classifier = Classifier.from_description(saved.net, saved.description)
     data = load_training_data(saved, path, data_dir)
@@ -77,7 +77,7 @@ def measure(path: Path, unknown_dir: Path, count: int, data_dir: str) -> dict[st
     unknown_rows, unknown_predictives = compare(classifier, unknown, predictors)
     settings = saved.content["settings"]
     return {
-        "network": f"{settings['net_type']} on {data.name}",
+        "network": f"{settings['net_type'].rpartition(':')[2]} on {data.name}",
         "training": {name: settings[name] for name in ("layer_type", "beta_type", "n_epochs", "lr_start", "seed")},
         "unknown": unknown_dir.name,
         "images": count,
@@ -127,12 +127,13 @@ def main() -> None:
     add = parser.add_argument
     add("--weights_path", type=Path, required=True, help="a checkpoint of main_bayesian.py")
     add("--unknown", type=Path, required=True, help="a folder of unknown images")
+    add("--net_type", help="package.module:factory, if the network is of a factory")
     add("--images", type=argument(whole(1)), default=1000, help="of each of both (%(default)s)")
     add("--data_dir", default="data", help="where the training data lies (%(default)s)")
     with report_user_errors():
         args = parser.parse_args()
         tune_cpu()
-        result = measure(args.weights_path, args.unknown, args.images, args.data_dir)
+        result = measure(args.weights_path, args.unknown, args.images, args.data_dir, args.net_type)
         record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
         record |= {result["network"]: result}
         write_json(RECORD, record)

@@ -1,10 +1,11 @@
-"""Networks of the experiments alone: twins with dropout, and twins with a Bayesian last layer."""
+"""Networks of the experiments alone: twins with dropout or with a Bayesian last layer, and a small ResNet-18."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from torch import nn
+from torchvision import models
 
 from layers import ModuleWrapper, to_bayesian
 from models import NETWORKS
@@ -55,6 +56,21 @@ def with_bayesian_last_layer(net_type: str) -> Factory:
         return ModuleWrapper(to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True))
 
     return network
+
+
+def resnet18(outputs: int, inputs: int) -> nn.Module:
+    """Torchvision's ResNet-18 with a posterior over all weights, with its own first layers also for small images.
+
+    `--net_type resnet18` keeps the resolution of images below 64 pixels at first, for fifteen times the operations.
+
+    Args:
+        outputs: how many classes.
+        inputs: channels, of which it takes 3.
+    """
+    if inputs != 3:
+        raise ValueError("expected images of 3 channels")
+    net = models.resnet18(num_classes=outputs)
+    return ModuleWrapper(to_bayesian(net, layer_type="bbb", inplace=True))
 
 
 lenet_dropout = with_dropout("lenet", 0.05)

@@ -21,12 +21,12 @@ from torchvision import datasets
 
 from experiments import ablations, frontier, moments, recipes, report, running, search
 from experiments.__main__ import main as experiments_command
-from experiments.networks import with_bayesian_last_layer, with_dropout, with_filter_dropout
+from experiments.networks import resnet18, with_bayesian_last_layer, with_dropout, with_filter_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import load_data, normalize
 from inference import Classifier, Predictor, summarize
-from layers import GaussianPrior, deterministic_layers
+from layers import BayesianLayer, GaussianPrior, deterministic_layers
 from likelihoods import accuracy, nll
 from models import build, load_network
 from support import UserError, locked, write_text
@@ -165,6 +165,16 @@ def test_only_the_last_layer_is_bayesian() -> None:
     net = with_bayesian_last_layer("lenet")(10, 1)
     names = [line.split()[0] for line in deterministic_layers(net)]
     assert names == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
+
+
+def test_the_small_resnet_is_bayesian_but_for_its_batch_norm() -> None:
+    with torch.device("meta"):
+        net = resnet18(10, 3)
+        assert net(torch.randn(2, 3, 32, 32))[0].shape == (2, 10)
+    assert sum(isinstance(module, BayesianLayer) for module in net.modules()) == 21
+    assert all("BatchNorm" in line for line in deterministic_layers(net))
+    with pytest.raises(ValueError, match="3 channels"):
+        resnet18(10, 1)
 
 
 @pytest.mark.parametrize(("method", "epoch"), [("lrt_1", 1), ("short_swag", 10)])
