@@ -285,6 +285,10 @@ def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterio
     for path, layer in module.named_modules():
         if isinstance(layer, ParametrizationList) and isinstance(layer[0], SampledParameter):
             assert isinstance(layer.original, Tensor)
+            if id(layer.original) in posteriors:
+                layer[0].posterior = posteriors[id(layer.original)]
+                continue
+            posteriors[id(layer.original)] = layer[0].posterior
             yield path.replace("parametrizations.", ""), layer.original, layer[0].posterior
         if isinstance(layer, BayesianLayer):
             for key, posterior in list(layer.posterior.items()):
@@ -377,17 +381,21 @@ def share_draws(module: nn.Module) -> None:
     as they do in prediction. Local reparameterization draws outputs, not weights: there every use stays independent,
     and a warning says so. `ModuleWrapper` and `to_bayesian` do this by themselves.
     """
+    if _enter_pass in module._forward_pre_hooks.values():
+        return
     module.register_forward_pre_hook(_enter_pass)
     module.register_forward_hook(_leave_pass, always_call=True)
 
 
 def _enter_pass(module: nn.Module, _: object) -> None:
-    outer = current_pass()
-    if outer is not None:
+    outer, compiling = current_pass(), torch.compiler.is_compiling()
+    if outer is not None and outer.network is module and not compiling:
+        outer = None  # an interrupt ended that pass, after which torch calls no hook
+    if outer is not None and (compiling or any(each is module for each in outer.network.modules())):
         outer.depth += 1
     else:  # the compiler finds by itself which deviations can be shared
-        posteriors = () if torch.compiler.is_compiling() else (p for _, _, p in weight_posteriors(module))
-        set_current_pass(ForwardPass(GaussianPosterior.joint_stds(posteriors)))
+        posteriors = () if compiling else (p for _, _, p in weight_posteriors(module))
+        set_current_pass(ForwardPass(GaussianPosterior.joint_stds(posteriors), module, outer))
 
 
 def _leave_pass(module: nn.Module, _: object, output: object) -> None:
@@ -395,4 +403,4 @@ def _leave_pass(module: nn.Module, _: object, output: object) -> None:
     if current is not None:
         current.depth -= 1
         if not current.depth:
-            set_current_pass(None)
+            set_current_pass(current.outer)

@@ -138,7 +138,7 @@ def to_deterministic(module: Network, sample: bool = False) -> Network:
         The copy.
     """
     twin = copy.deepcopy(module)
-    with torch.no_grad(), one_pass():
+    with torch.no_grad(), one_pass(twin):
         for _, mean, posterior in weight_posteriors(twin):
             mean.copy_(posterior.sample(mean) if sample else posterior.location(mean))
     remove_sampled(twin)

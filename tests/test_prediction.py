@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -24,7 +25,7 @@ from inference import (
     uncertainty,
 )
 from inference.prediction import posterior_outputs
-from layers import BBBLinear, FlattenLayer, ModuleWrapper
+from layers import BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters
 from likelihoods import Predictive, entropy, normalized_softplus, softmax
 from models import build
 from support import UserError
@@ -231,6 +232,41 @@ def test_what_comes_before_the_first_random_weight_is_computed_once(in_place: bo
     batches = 2
     kept = 1 if not in_place and not inference else 6
     assert calls.count(F.relu) == kept * batches
+
+
+class Joined(nn.Module):
+    """Two parameters that one operation takes in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, torch.cat([self.one, self.two]))
+
+
+class IntoATuple(nn.Module):
+    """Writes a random value into what an operation before the first random weight gave as one of two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.LSTM(4, 3), BBBLinear(3, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden, _ = self.first(input)
+        hidden += self.last(hidden)
+        return hidden
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: sample_parameters(Joined(), ["one", "two"]), IntoATuple], ids=["weights in a list", "a tuple"]
+)
+def test_the_draws_are_those_of_whole_passes_whatever_tensors_are_in(make: Callable[[], nn.Module]) -> None:
+    net, inputs = make().eval(), torch.randn(7, 4)
+    with torch.no_grad():
+        expected = torch.stack([draw(inputs).clone() for draw in posterior_draws(net, 4, 3)])
+    torch.testing.assert_close(torch.stack(list(posterior_outputs(net, inputs, 4, 7, 3))), expected, rtol=0, atol=1e-6)
+    assert expected.var(0).min() > 0
 
 
 @pytest.mark.parametrize("method", ["draws", "moments"])

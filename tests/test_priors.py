@@ -23,6 +23,7 @@ from layers import (
     GaussianPosterior,
     GaussianPrior,
     ModuleWrapper,
+    Prior,
     patch_prior,
 )
 from models import load_network
@@ -104,6 +105,22 @@ def test_a_matrix_that_is_no_covariance_is_refused(
 def test_a_kernel_that_does_not_fit_the_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="does not broadcast to weights"):
         BBBConv2d(1, 2, 5, priors={"prior": CorrelatedGaussianPrior(torch.eye(9))})
+
+
+def test_a_prior_of_your_own_stays_when_weights_are_loaded_also_with_a_gaussians_names() -> None:
+    class Own(Prior):
+        def __init__(self, mean: float) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor(mean))
+
+        def kl(self, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+            return 7 * (mean - self.mean).square().sum()
+
+    saved, layer = (BBBLinear(3, 2, priors={"prior": Own(mean)}) for mean in (1.0, 2.0))
+    layer.load_state_dict(saved.state_dict())
+    assert torch.equal(layer.kl(), saved.kl())
+    layer.load_state_dict(BBBLinear(3, 2).state_dict())  # of a layer with another prior, which comes along
+    assert isinstance(layer.posterior["weight"].prior, GaussianPrior)
 
 
 def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:
