@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -98,7 +98,7 @@ class BayesianLayer(nn.Module):
                 nn.init.normal_(mean, *priors.posterior_mu_initial)
             posterior = family.make(self, mean, priors)
             if posterior is not None:
-                self.posterior[key] = posterior
+                self.posterior[key] = posterior if mean.requires_grad else posterior.requires_grad_(False)
         if layer_type is None:
             layer_type = next(name for name in self.estimators if name in self._family().estimators)
         self.layer_type = layer_type
@@ -309,11 +309,8 @@ def kl_divergence(module: nn.Module) -> Tensor:
     families: dict[type[Posterior], list[tuple[Posterior, Tensor]]] = {}
     for _, mean, posterior in weight_posteriors(module):
         families.setdefault(type(posterior), []).append((posterior, mean))
-    terms = [family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()]
-    if terms:
-        return torch.stack(terms).sum()
-    parameter = next(module.parameters(), None)
-    return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
+    with _full_precision(module):
+        return _total([family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()], module)
 
 
 def entropy(module: nn.Module) -> Tensor:
@@ -321,8 +318,24 @@ def entropy(module: nn.Module) -> Tensor:
 
     A scalar; 0 for a module without Bayesian layers. It is a differential entropy, below 0 where σ < 0.24.
     """
-    terms = [posterior.entropy(mean) for _, mean, posterior in weight_posteriors(module)]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    with _full_precision(module):
+        return _total([posterior.entropy(mean) for _, mean, posterior in weight_posteriors(module)], module)
+
+
+def _full_precision(module: nn.Module) -> AbstractContextManager[Any]:
+    """Within it, autocast leaves the products of matrices of some families and priors in their own precision."""
+    device = _device(module).type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_cast else nullcontext()
+
+
+def _total(terms: Sequence[Tensor], module: nn.Module) -> Tensor:
+    return torch.stack([*terms]).sum() if terms else torch.zeros((), device=_device(module))
+
+
+def _device(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def parameter_groups(

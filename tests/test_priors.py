@@ -24,6 +24,7 @@ from layers import (
     GaussianPrior,
     ModuleWrapper,
     Prior,
+    parameter_groups,
     patch_prior,
 )
 from models import load_network
@@ -121,6 +122,17 @@ def test_a_prior_of_your_own_stays_when_weights_are_loaded_also_with_a_gaussians
     assert torch.equal(layer.kl(), saved.kl())
     layer.load_state_dict(BBBLinear(3, 2).state_dict())  # of a layer with another prior, which comes along
     assert isinstance(layer.posterior["weight"].prior, GaussianPrior)
+
+
+def test_what_a_prior_of_your_own_learns_has_the_rate_of_the_means() -> None:
+    class Own(Prior):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    layer = BBBLinear(3, 2, priors={"prior": Own()})
+    _, fast = parameter_groups(layer, 1e-3)
+    assert {id(p) for p in fast["params"]} == {id(posterior.rho) for posterior in layer.posterior.values()}
 
 
 def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:
