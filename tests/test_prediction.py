@@ -25,9 +25,10 @@ from inference import (
     uncertainty,
 )
 from inference.prediction import posterior_outputs
-from layers import BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters
 from likelihoods import Predictive, entropy, normalized_softplus, softmax
 from models import build
+from moments import MissingRuleError
 from support import UserError
 from utils import calc_uncertainty_normalized, calc_uncertainty_softmax
 
@@ -333,3 +334,31 @@ def test_energies_and_votes_are_those_of_the_samples_and_logits_are_divided_by_t
     assert all(torch.equal(getattr(tempered, f.name), getattr(divided, f.name)) for f in fields(predictive))
     some = predictive.subset(torch.tensor([3, 1]))
     assert torch.equal(some.energy, predictive.energy[[3, 1]]) and torch.equal(some.entropy, predictive.entropy[[3, 1]])
+
+
+def test_samples_with_gradients_and_in_half_precision_are_summarized_in_full_precision() -> None:
+    samples = 8 * torch.randn(5, 7, 4)
+    expected = summarize(samples.unbind())
+    with_gradients = summarize(samples.clone().requires_grad_().unbind())
+    for field in fields(Predictive):
+        assert torch.equal(getattr(with_gradients, field.name), getattr(expected, field.name))
+    half, wide = summarize(samples.half().unbind()), summarize(samples.half().float().unbind())
+    for field in fields(Predictive):
+        assert torch.equal(getattr(half, field.name), getattr(wide, field.name))
+
+
+def test_a_network_without_parameters_predicts_where_its_inputs_are() -> None:
+    inputs = torch.randn(3, 4)
+    for predictive in (posterior_predictive(nn.Flatten(), inputs), Predictor(nn.Flatten())(inputs)):
+        torch.testing.assert_close(predictive.probs, inputs.softmax(-1))
+
+
+def test_a_predictor_of_a_few_images_takes_a_deterministic_network_too() -> None:
+    net, inputs = nn.Linear(4, 3), torch.randn(5, 4)
+    assert torch.equal(Predictor(net)(inputs).probs, posterior_predictive(net, inputs).probs)
+
+
+def test_maps_are_not_fitted_to_draws() -> None:
+    net = ModuleWrapper(BBBConv2d(1, 2, 3))
+    with pytest.raises(MissingRuleError, match="maps cannot be fitted to draws: leave out the fit"):
+        Predictor(net, 3, method="moments", likelihood="categorical", fit_to=torch.randn(2, 1, 5, 5))

@@ -135,6 +135,18 @@ def test_what_a_prior_of_your_own_learns_has_the_rate_of_the_means() -> None:
     assert {id(p) for p in fast["params"]} == {id(posterior.rho) for posterior in layer.posterior.values()}
 
 
+@pytest.mark.parametrize("std", [[0.0, -1.0], [1.0, torch.nan], [1.0, torch.inf]])
+def test_a_tensor_that_is_no_deviation_is_refused(std: list[float]) -> None:
+    with pytest.raises(ValueError, match="a Gaussian prior needs a finite mean and a std above 0, got std="):
+        GaussianPrior(0.0, torch.tensor(std))
+
+
+def test_a_patch_prior_takes_inputs_of_another_precision() -> None:
+    images, layer = torch.rand(20, 1, 6, 6), BBBConv2d(1, 2, 3)
+    one, other = (patch_prior(layer, inputs, 1.0) for inputs in (images, images.double()))
+    torch.testing.assert_close(one.covariance, other.covariance)
+
+
 def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:
     images = torch.rand(300, 2, 6, 7, generator=torch.Generator().manual_seed(0))
     patches = F.unfold(images.double(), 3, padding=1, stride=2).movedim(1, -1).flatten(0, 1)
