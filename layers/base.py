@@ -309,8 +309,10 @@ def kl_divergence(module: nn.Module) -> Tensor:
     families: dict[type[Posterior], list[tuple[Posterior, Tensor]]] = {}
     for _, mean, posterior in weight_posteriors(module):
         families.setdefault(type(posterior), []).append((posterior, mean))
-    with _full_precision(module):
-        return _total([family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()], module)
+    if not families:
+        return _zero(module)
+    with _full_precision(mean):
+        return torch.stack([family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()]).sum()
 
 
 def entropy(module: nn.Module) -> Tensor:
@@ -318,24 +320,23 @@ def entropy(module: nn.Module) -> Tensor:
 
     A scalar; 0 for a module without Bayesian layers. It is a differential entropy, below 0 where σ < 0.24.
     """
-    with _full_precision(module):
-        return _total([posterior.entropy(mean) for _, mean, posterior in weight_posteriors(module)], module)
+    posteriors = [(posterior, mean) for _, mean, posterior in weight_posteriors(module)]
+    if not posteriors:
+        return _zero(module)
+    with _full_precision(posteriors[0][1]):
+        return torch.stack([posterior.entropy(mean) for posterior, mean in posteriors]).sum()
 
 
-def _full_precision(module: nn.Module) -> AbstractContextManager[Any]:
+def _full_precision(weight: Tensor) -> AbstractContextManager[Any]:
     """Within it, autocast leaves the products of matrices of some families and priors in their own precision."""
-    device = _device(module).type
+    device = weight.device.type
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if is_cast else nullcontext()
 
 
-def _total(terms: Sequence[Tensor], module: nn.Module) -> Tensor:
-    return torch.stack([*terms]).sum() if terms else torch.zeros((), device=_device(module))
-
-
-def _device(module: nn.Module) -> torch.device:
+def _zero(module: nn.Module) -> Tensor:
     parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
 
 
 def parameter_groups(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -43,8 +43,10 @@ class ForwardPass:
         It has a gradient if the pass takes gradients, also where the first call is within `torch.no_grad`.
         """
         if key not in self._draws:
-            with torch.enable_grad() if self.takes_gradients and not torch.is_grad_enabled() else nullcontext():
-                self._draws[key] = make(*arguments)
+            if self.takes_gradients and not torch.is_grad_enabled():
+                with torch.enable_grad():
+                    return self.draw(key, make, *arguments)
+            self._draws[key] = make(*arguments)
         return self._draws[key]
 
     def note_output_noise(self, weight: Tensor, name: str) -> None:

@@ -251,12 +251,12 @@ class IntoATuple(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.LSTM(4, 3), BBBLinear(3, 3)
+        self.first, self.last = nn.LSTM(4, 3, batch_first=True), BBBLinear(3, 3)
 
     def forward(self, input: Tensor) -> Tensor:
-        hidden, _ = self.first(input)
+        hidden, _ = self.first(input[:, None])
         hidden += self.last(hidden)
-        return hidden
+        return hidden[:, 0]
 
 
 @pytest.mark.parametrize(
