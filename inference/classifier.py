@@ -68,7 +68,7 @@ class TakesImages:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 pixels [n, *image_shape] as the network's float32 inputs, on its device."""
-        return normalize(pixels.to(next(self.net.parameters()).device), self.mean, self.std)
+        return normalize(pixels.to(next(self.net.parameters(), pixels).device), self.mean, self.std)
 
     def _batch(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:

@@ -118,7 +118,7 @@ def adaptive_scores(probs: Tensor) -> Tensor:
     randomization: where more than 1 − α of the predictions are right, sets of one class hold the right one more often).
     """
     ordered, order = probs.sort(stable=True, dim=-1, descending=True)
-    totals = ordered.cumsum(-1).roll(1, -1)
+    totals = ordered.cumsum(-1).clamp_max(1).roll(1, -1)  # of many classes, rounding may exceed 1
     totals[..., 0] = 0
     return torch.empty_like(probs).scatter_(-1, order, totals)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inference.classifier import Classifier
 from inference.regressor import Regressor
-from layers import BayesianLayer, to_deterministic
+from layers import BayesianLayer, SampledParameter, to_deterministic
 from likelihoods import GaussianLikelihood, Predictive, RegressionPredictive, get_likelihood
 from moments import DRAWS, Propagation, fixed_normals
 from support import UserError, atomic_write, first_line
@@ -145,6 +145,8 @@ class UncertainNetwork(DeployedNetwork):
 class MomentNetwork(UncertainNetwork):
     """The posterior predictive by moments, in one pass and without random numbers.
 
+    The moments of the weights are constants where the network was when this was made: move or cast it before.
+
     Args:
         net: a Bayesian network; it is not modified.
         outputs: how many it has.
@@ -199,8 +201,10 @@ class PredictiveNetwork(UncertainNetwork):
         super().__init__(copy.deepcopy(net), mean, std, likelihood)
         self.num_samples = num_samples
         for layer in self.net.modules():
+            if isinstance(layer, (BayesianLayer, SampledParameter)):
+                layer.sampling = True
             if isinstance(layer, BayesianLayer):
-                layer.layer_type, layer.sampling = "bbb", True
+                layer.layer_type = "bbb"
 
     def draws(self, images: Tensor) -> Tensor:
         """`num_samples` draws of the outputs, one pass per draw."""
@@ -410,5 +414,5 @@ def _correlation(first: Tensor, second: Tensor) -> float:
 
 
 def _entropy(probs: Tensor) -> Tensor:
-    """`inference.prediction.entropy` in operations that every runtime has."""
+    """`likelihoods.entropy` in operations that every runtime has."""
     return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(-1)

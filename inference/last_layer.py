@@ -92,7 +92,8 @@ def laplace(classifier: Classifier, training: Split, precision: float | None = N
         precision: of the prior, δ; None for that of the largest evidence.
 
     Raises:
-        UserError: the network has no linear layer, or not as its last one; there is no image.
+        UserError: the network has no linear layer, or not as its last one, or its inputs are no vectors; there is no
+            image.
     """
     net = classifier.net
     weighted = [(name, module) for name, module in net.named_modules() if any(True for _ in module.parameters(False))]
@@ -111,7 +112,12 @@ def laplace(classifier: Classifier, training: Split, precision: float | None = N
         net.eval()
         for pixels, _ in training.batches(chunk_size(training.image_size)):
             outputs = net(classifier.normalize(pixels))
+            outputs = outputs[0] if isinstance(outputs, tuple) else outputs
             phi = inputs.pop().double()
+            if phi.dim() != 2:
+                raise UserError(
+                    f"Laplace's approximation needs a last layer whose inputs are [n, features], got {list(phi.shape)}"
+                )
             features += phi.mT @ phi
             probs = likelihood.probs(outputs.double(), lambda logits: logits.softmax(-1))
             hessian += likelihood.covariance(probs[None]).sum(0)

@@ -410,11 +410,7 @@ def plot_maps(
     """
     masks = masks or {}
     shown = [(name, index) for name, (images, _) in sets.items() for index in range(min(count, len(images)))]
-    scores = {
-        "total entropy": lambda predictive: predictive.entropy,
-        "mutual information": lambda predictive: predictive.mutual_information,
-        "epistemic (normalized)": lambda predictive: predictive.epistemic_normalized,
-    }
+    scores = {name: SCORES[name] for name in ("total entropy", "mutual information", "epistemic (normalized)")}
     columns = ("image", "true classes", "predicted", *scores)
     figure = Figure(figsize=(1.9 * len(columns) + 1, 1.85 * len(shown) + 0.9), layout="constrained")
     axes = figure.subplots(len(shown), len(columns), squeeze=False)

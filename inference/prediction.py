@@ -22,6 +22,7 @@ from torch.func import functional_call, vmap
 from images import chunk_size
 from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
 from inference.prefix import Prefix
+from layers.kernels import at_least_float32
 from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
 from moments import Propagation
 from support import UserError, World
@@ -101,7 +102,7 @@ def batched_outputs(
     Raises:
         ValueError: they are no floating-point tensor [n, outputs, ...].
     """
-    device = next(net.parameters()).device
+    device = next(net.parameters(), inputs).device
     outputs = []
     for index, batch in enumerate(inputs.split(batch_size)):
         with nullcontext() if prefixes is None else prefixes[index]:
@@ -118,7 +119,7 @@ def _checked(output: Any, count: int) -> Tensor:
             f"expected floating-point outputs [{count}, outputs, ...] for {count} inputs, got "
             f"{list(output.shape)} of {output.dtype}"
         )
-    return output.to(torch.promote_types(output.dtype, torch.float32))
+    return at_least_float32(output)
 
 
 def posterior_outputs(net: nn.Module, inputs: Tensor, num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
@@ -304,10 +305,10 @@ class Predictor:
         Returns:
             Blocks [k, n, outputs, ...] of k samples.
         """
-        batch = images.to(next(self._net.parameters()).device)
+        batch = images.to(next(self._net.parameters(), images).device)
         if self._propagation is not None:
             return [self._propagation.draws(batch)]
-        if 1 < self._count * len(images) <= batch_size:
+        if self._draws and 1 < self._count * len(images) <= batch_size:
             with suppress(RuntimeError):  # an operation that cannot take all draws at once
                 return [vmap(lambda draw: _checked(functional_call(self._net, draw, batch), len(batch)))(self._draws)]
         return (each[None] for each in _outputs_of_draws(self._each_draw(), list(self._draws), images, batch_size))
@@ -339,21 +340,22 @@ def summarize_blocks(blocks: Iterable[Tensor], likelihood: str | None, temperatu
     """`summarize`, of blocks of samples [k, n, outputs, ...] instead of one sample after the other."""
     reading = get_likelihood(likelihood)
     softmax_traces, normalized_traces = _CovarianceTraces(reading.total), _CovarianceTraces(reading.total)
-    log_sums = log_totals = entropies = None  # Σ log p̂, log Σ p̂ and Σ H(p̂) over the samples
+    log_sums, log_totals = torch.zeros(()), torch.tensor(-math.inf)  # Σ log p̂ and log Σ p̂ over the samples
+    entropies = torch.zeros(())  # Σ H(p̂)
     energies, votes = torch.zeros(()), torch.zeros(())  # Σ −log Σ exp(logit), and the samples for each choice
     for block in blocks:
+        block = at_least_float32(block.detach())
         logits = reading.logits(block.flatten(0, 1)).unflatten(0, block.shape[:2]) / temperature
         log_p = logits.log_softmax(-1)
         p = log_p.exp()
         softmax_traces.add(p)
         normalized_traces.add(normalized_softplus(logits))
-        log_total, log_sum, h = log_p.logsumexp(0), log_p.sum(0), entropy(p).sum(0)
-        log_totals = log_total if log_totals is None else torch.logaddexp(log_totals, log_total, out=log_totals)
-        log_sums = log_sum if log_sums is None else log_sums.add_(log_sum)
-        entropies = h if entropies is None else entropies.add_(h)
+        log_sums = log_sums + log_p.sum(0)
+        log_totals = torch.logaddexp(log_totals.to(log_p), log_p.logsumexp(0))
+        entropies = entropies + entropy(p).sum(0)
         energies = energies - logits.logsumexp(-1).sum(0)
         votes = votes + F.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
-    if log_totals is None or log_sums is None or entropies is None:
+    if not softmax_traces.count:
         raise ValueError("there is no sample to summarize")
     count, mean = softmax_traces.count, softmax_traces.mean
     # The logarithm of the mean is the more accurate one, where the mean has not rounded to 0.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class Prefix(TorchFunctionMode):
         if self._is_noted and self._position < len(self._results):
             self._position += 1
             return self._results[self._position - 1]
-        if not self._is_noted and any(id(value) in self._random_weights for value in (*args, *kwargs.values())):
+        if not self._is_noted and any(id(leaf) in self._random_weights for leaf in _leaves((args, kwargs))):
             self._note_end()
         result = func(*args, **kwargs)
         if not self._is_noted:
@@ -73,8 +73,17 @@ class Prefix(TorchFunctionMode):
         for index, result in enumerate(self._results):
             if isinstance(result, weakref.ref):
                 tensor = result()
-                self._results[index] = unused if tensor is None else tensor
-                if tensor is not None:
-                    self._kept.append((tensor, 0 if tensor.is_inference() else tensor._version))
+                result = self._results[index] = unused if tensor is None else tensor
+            tensors = (leaf for leaf in _leaves(result) if isinstance(leaf, Tensor) and leaf is not unused)
+            self._kept += [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         self._is_noted = True
         self._position = len(self._results)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in tuples, lists and dicts, however deep; of another value, itself."""
+    if isinstance(value, (tuple, list, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(each)
+    else:
+        yield value

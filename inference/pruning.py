@@ -34,7 +34,8 @@ def signal_to_noise(net: nn.Module) -> dict[str, Tensor]:
         if isinstance(posterior, AlphaPosterior):
             ratios[name] = (-0.5 * posterior.log_alpha).exp().expand_as(mean).clone()
         else:
-            ratios[name] = posterior.location(mean).abs() / posterior.std(mean)
+            signal = posterior.location(mean).abs()
+            ratios[name] = (signal / posterior.std(mean)).masked_fill(signal == 0, 0.0)
     return ratios
 
 

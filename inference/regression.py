@@ -41,6 +41,6 @@ def regression_predictive(
     with torch.no_grad():
         if method == "draws":
             return likelihood.summarize(posterior_outputs(net, inputs, num_samples, batch_size, seed))
-        device, propagation = next(net.parameters()).device, Propagation(copy.deepcopy(net).eval())
+        device, propagation = next(net.parameters(), inputs).device, Propagation(copy.deepcopy(net).eval())
         batches = (propagation.draws(batch.to(device)) for batch in inputs.split(batch_size))
         return RegressionPredictive.concatenate([likelihood.summarize(draws) for draws in batches])

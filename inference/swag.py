@@ -34,7 +34,8 @@ class Swag(WeightDistribution):
         ValueError: the network has batch norm with running statistics, or `rank` is below 2.
     """
 
-    squares: Tensor
+    mean: Tensor
+    variance: Tensor
     deviations: Tensor
     count: Tensor
 
@@ -48,20 +49,21 @@ class Swag(WeightDistribution):
         self.requires_grad_(False)
         self.rank = rank
         weights = nn.utils.parameters_to_vector(self.net.parameters())
-        self.register_buffer("squares", torch.zeros_like(weights, dtype=torch.float64))
+        for name in ("mean", "variance"):  # in double precision: a variance may be 1e-10 of a squared mean
+            self.register_buffer(name, torch.zeros_like(weights, dtype=torch.float64))
         self.register_buffer("deviations", weights.new_zeros(rank, len(weights)))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=weights.device))
 
     @torch.no_grad()
     def collect(self, net: nn.Module) -> None:
         """Take the present weights of a network of the same kind into the mean and the covariance."""
-        weights = nn.utils.parameters_to_vector(net.parameters())
-        mean = nn.utils.parameters_to_vector(self.net.parameters())
+        weights = nn.utils.parameters_to_vector(net.parameters()).double()
+        before = weights - self.mean
         self.count += 1
-        mean = weights.clone() if self.count == 1 else mean + (weights - mean) / self.count
-        nn.utils.vector_to_parameters(mean, self.net.parameters())
-        self.squares += (weights.double().square() - self.squares) / self.count
-        self.deviations[(self.count - 1) % self.rank] = weights - mean
+        self.mean += before / self.count
+        self.variance += (before * (weights - self.mean) - self.variance) / self.count  # Welford's update
+        nn.utils.vector_to_parameters(self.mean.to(self.deviations), self.net.parameters())
+        self.deviations[(self.count - 1) % self.rank] = weights - self.mean
 
     def draw(self, noise: Noise) -> Iterable[Tensor]:
         """See `WeightDistribution.draw`.
@@ -73,7 +75,7 @@ class Swag(WeightDistribution):
         if columns < 2:
             raise UserError(f"SWAG has collected {columns} networks: call collect(net) at least twice")
         mean = nn.utils.parameters_to_vector(self.net.parameters())
-        variance = (self.squares - mean.double().square()).clamp_min(VARIANCE_FLOOR).to(mean)
+        variance = self.variance.clamp_min(VARIANCE_FLOOR).to(mean)
         directions = self.deviations[:columns]
         shared = noise(mean.new_empty(columns)) @ directions / (2 * (columns - 1)) ** 0.5
         draw = mean + (variance / 2).sqrt() * noise(mean) + shared

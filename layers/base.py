@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -98,7 +98,7 @@ class BayesianLayer(nn.Module):
                 nn.init.normal_(mean, *priors.posterior_mu_initial)
             posterior = family.make(self, mean, priors)
             if posterior is not None:
-                self.posterior[key] = posterior
+                self.posterior[key] = posterior if mean.requires_grad else posterior.requires_grad_(False)
         if layer_type is None:
             layer_type = next(name for name in self.estimators if name in self._family().estimators)
         self.layer_type = layer_type
@@ -285,6 +285,10 @@ def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterio
     for path, layer in module.named_modules():
         if isinstance(layer, ParametrizationList) and isinstance(layer[0], SampledParameter):
             assert isinstance(layer.original, Tensor)
+            if id(layer.original) in posteriors:
+                layer[0].posterior = posteriors[id(layer.original)]
+                continue
+            posteriors[id(layer.original)] = layer[0].posterior
             yield path.replace("parametrizations.", ""), layer.original, layer[0].posterior
         if isinstance(layer, BayesianLayer):
             for key, posterior in list(layer.posterior.items()):
@@ -305,11 +309,10 @@ def kl_divergence(module: nn.Module) -> Tensor:
     families: dict[type[Posterior], list[tuple[Posterior, Tensor]]] = {}
     for _, mean, posterior in weight_posteriors(module):
         families.setdefault(type(posterior), []).append((posterior, mean))
-    terms = [family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()]
-    if terms:
-        return torch.stack(terms).sum()
-    parameter = next(module.parameters(), None)
-    return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
+    if not families:
+        return _zero(module)
+    with _full_precision(mean):
+        return torch.stack([family.joint_kl(*zip(*pairs, strict=True)) for family, pairs in families.items()]).sum()
 
 
 def entropy(module: nn.Module) -> Tensor:
@@ -317,8 +320,23 @@ def entropy(module: nn.Module) -> Tensor:
 
     A scalar; 0 for a module without Bayesian layers. It is a differential entropy, below 0 where σ < 0.24.
     """
-    terms = [posterior.entropy(mean) for _, mean, posterior in weight_posteriors(module)]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    posteriors = [(posterior, mean) for _, mean, posterior in weight_posteriors(module)]
+    if not posteriors:
+        return _zero(module)
+    with _full_precision(posteriors[0][1]):
+        return torch.stack([posterior.entropy(mean) for posterior, mean in posteriors]).sum()
+
+
+def _full_precision(weight: Tensor) -> AbstractContextManager[Any]:
+    """Within it, autocast leaves the products of matrices of some families and priors in their own precision."""
+    device = weight.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_cast else nullcontext()
+
+
+def _zero(module: nn.Module) -> Tensor:
+    parameter = next(module.parameters(), None)
+    return torch.zeros(()) if parameter is None else torch.zeros((), device=parameter.device)
 
 
 def parameter_groups(
@@ -377,17 +395,21 @@ def share_draws(module: nn.Module) -> None:
     as they do in prediction. Local reparameterization draws outputs, not weights: there every use stays independent,
     and a warning says so. `ModuleWrapper` and `to_bayesian` do this by themselves.
     """
+    if _enter_pass in module._forward_pre_hooks.values():
+        return
     module.register_forward_pre_hook(_enter_pass)
     module.register_forward_hook(_leave_pass, always_call=True)
 
 
 def _enter_pass(module: nn.Module, _: object) -> None:
-    outer = current_pass()
-    if outer is not None:
+    outer, compiling = current_pass(), torch.compiler.is_compiling()
+    if outer is not None and outer.network is module and not compiling:
+        outer = None  # an interrupt ended that pass, after which torch calls no hook
+    if outer is not None and (compiling or any(each is module for each in outer.network.modules())):
         outer.depth += 1
     else:  # the compiler finds by itself which deviations can be shared
-        posteriors = () if torch.compiler.is_compiling() else (p for _, _, p in weight_posteriors(module))
-        set_current_pass(ForwardPass(GaussianPosterior.joint_stds(posteriors)))
+        posteriors = () if compiling else (p for _, _, p in weight_posteriors(module))
+        set_current_pass(ForwardPass(GaussianPosterior.joint_stds(posteriors), module, outer))
 
 
 def _leave_pass(module: nn.Module, _: object, output: object) -> None:
@@ -395,4 +417,4 @@ def _leave_pass(module: nn.Module, _: object, output: object) -> None:
     if current is not None:
         current.depth -= 1
         if not current.depth:
-            set_current_pass(None)
+            set_current_pass(current.outer)

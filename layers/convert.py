@@ -25,7 +25,7 @@ def to_bayesian(
     module: Network,
     layers: Selection = "all",
     *,
-    layer_type: str = "lrt",
+    layer_type: str | None = None,
     posterior: str | Mapping[str, Any] = "gaussian",
     alpha_shape: Sequence[int] | None = None,
     priors: Priors | Mapping[str, Any] | None = None,
@@ -44,7 +44,8 @@ def to_bayesian(
         module: any network.
         layers: which layers become Bayesian: 'all', 'last' (the last one in the order of their construction), a
             pattern of dotted names such as 'layer4.*', several patterns, or a function of (dotted name, layer).
-        layer_type: the estimator; layers that only support 'bbb' (recurrent, attention) use that one.
+        layer_type: the estimator, which layers that only support 'bbb' (recurrent, attention) replace by that one; None
+            for the first that works with the layer and the posterior.
         posterior: as for `BBBLinear`.
         alpha_shape: as for `BBBLinear`.
         priors: as for `BBBLinear`.
@@ -65,8 +66,8 @@ def to_bayesian(
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in _selected(net, layers).items():
         counterpart = COUNTERPARTS[type(layer)]
-        supported = layer_type in counterpart.estimators or layer_type not in BayesianLayer.estimators
-        estimator = layer_type if supported else "bbb"
+        is_unsupported = layer_type in BayesianLayer.estimators and layer_type not in counterpart.estimators
+        estimator = "bbb" if is_unsupported else layer_type
         replacements[layer] = bayesian_counterpart(layer, counterpart, family, priors, estimator, name or None)
     net = _replace(net, replacements)
     start_at_means(net, moped, prior_at_means)
@@ -138,7 +139,7 @@ def to_deterministic(module: Network, sample: bool = False) -> Network:
         The copy.
     """
     twin = copy.deepcopy(module)
-    with torch.no_grad(), one_pass():
+    with torch.no_grad(), one_pass(twin):
         for _, mean, posterior in weight_posteriors(twin):
             mean.copy_(posterior.sample(mean) if sample else posterior.location(mean))
     remove_sampled(twin)

@@ -8,54 +8,21 @@ would be without uncertainty. `more` stands for the further arguments of the lay
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .kernels import noisy
 
+if TYPE_CHECKING:
+    from .base import BayesianLayer
+
 Weights = tuple[Tensor, Tensor | None]  # weight and bias
 
 
-class Estimable(Protocol):
-    """What an estimator needs from a layer."""
-
-    def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
-        """The deterministic layer as a function of its input and its weights."""
-        ...
-
-    def squared(self, input: Tensor) -> Tensor:
-        """The input of `operation` for adding up variances."""
-        ...
-
-    def flipped(self, input: Tensor) -> Tensor:
-        """The input with random signs."""
-        ...
-
-    def signs(self, output: Tensor) -> Tensor:
-        """Random signs for the output."""
-        ...
-
-    def means(self) -> Weights:
-        """Posterior means."""
-        ...
-
-    def variances(self) -> Weights:
-        """Posterior variances."""
-        ...
-
-    def perturbations(self) -> Weights:
-        """One draw minus the means."""
-        ...
-
-    def samples(self) -> Weights:
-        """One draw."""
-        ...
-
-
-def output_moments(layer: Estimable, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
-    """Mean `op(x, μ)` and variance `op(x², σ²)` of every output, which are those of every posterior over the weights.
+def output_moments(layer: BayesianLayer, input: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    """Mean `op(x, μ)` and variance `op(x², σ²)` of every output.
 
     They are exact for weights that are uncorrelated under q (Kingma, Salimans & Welling 2015, eq. 6).
     """
@@ -63,7 +30,7 @@ def output_moments(layer: Estimable, input: Tensor, *more: Any) -> tuple[Tensor,
     return mean, layer.operation(layer.squared(input), *layer.variances(), *more)
 
 
-def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
+def lrt(layer: BayesianLayer, input: Tensor, *more: Any) -> Tensor:
     """Local reparameterization: `op(x, μ) + sqrt(op(x², σ²)) ⊙ ε`, ε ~ N(0, 1) per output element.
 
     Kingma, Salimans & Welling 2015, eq. 6. The output of a linear layer has exactly this
@@ -74,12 +41,12 @@ def lrt(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
     return noisy(*output_moments(layer, input, *more))
 
 
-def bbb(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
+def bbb(layer: BayesianLayer, input: Tensor, *more: Any) -> Tensor:
     """Weight sampling: one draw w ~ q per forward pass, shared by the batch (Blundell et al. 2015, 3.2)."""
     return layer.operation(input, *layer.samples(), *more)
 
 
-def flipout(layer: Estimable, input: Tensor, *more: Any) -> Tensor:
+def flipout(layer: BayesianLayer, input: Tensor, *more: Any) -> Tensor:
     """Flipout: `op(x, μ) + op(x ⊙ s, σ ⊙ ε) ⊙ r` (Wen et al. 2018, eq. 4).
 
     One ε per pass; one random sign in s and in r per example and feature, constant over positions. Each example

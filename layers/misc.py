@@ -54,13 +54,19 @@ class ModuleWrapper(nn.Module):
         the estimator.
 
         Raises:
-            ValueError: no module has that attribute, or a layer refuses the value.
+            ValueError: no module has that attribute, or a layer refuses the value; no module has changed then.
         """
         modules = [module for module in self.modules() if hasattr(module, name)]
         if not modules:
             raise ValueError(f"no module of the network has a flag {name!r}: expected 'sampling' or 'layer_type'")
-        for module in modules:
-            setattr(module, name, value)
+        before = [(module, getattr(module, name)) for module in modules]
+        try:
+            for module in modules:
+                setattr(module, name, value)
+        except ValueError:
+            for module, earlier in before:
+                setattr(module, name, earlier)
+            raise
 
 
 def _apply(module: nn.Module | None, input: Tensor) -> Tensor:

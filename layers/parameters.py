@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .passes import SWITCHES, current_pass
-from .posteriors import GaussianPosterior
+from .posteriors import GaussianPosterior, Posterior
 from .priors import Priors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -39,7 +39,7 @@ class SampledParameter(nn.Module):
 
     def __init__(self, mean: Tensor, priors: Priors) -> None:
         super().__init__()
-        self.posterior = _SampledPosterior(mean, priors)
+        self.posterior: Posterior = _SampledPosterior(mean, priors)
         self.sampling = True
 
     def forward(self, mean: Tensor) -> Tensor:

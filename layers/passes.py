@@ -17,21 +17,35 @@ class ForwardPass:
 
     Args:
         stds: standard deviations that are computed already, by their posterior.
+        network: the network, and those inside of it take part in its pass.
+        outer: the pass of another network, which calls this one without containing it.
 
     Attributes:
         stds: as given.
+        network: as given.
+        outer: as given.
         depth: how many networks, one inside the other, the pass is in.
+        takes_gradients: whether the pass began with gradients enabled.
     """
 
-    def __init__(self, stds: Mapping[nn.Module, Tensor]) -> None:
+    def __init__(self, stds: Mapping[nn.Module, Tensor], network: nn.Module, outer: ForwardPass | None = None) -> None:
         self.stds = stds
+        self.network = network
+        self.outer = outer
         self.depth = 1
+        self.takes_gradients = torch.is_grad_enabled()
         self._draws: dict[Hashable, Tensor] = {}
         self._outputs: set[int] = set()
 
     def draw(self, key: Hashable, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """What `make(*arguments)` gave at the first call with this key in the pass."""
+        """What `make(*arguments)` gave at the first call with this key in the pass.
+
+        It has a gradient if the pass takes gradients, also where the first call is within `torch.no_grad`.
+        """
         if key not in self._draws:
+            if self.takes_gradients and not torch.is_grad_enabled():
+                with torch.enable_grad():
+                    return self.draw(key, make, *arguments)
             self._draws[key] = make(*arguments)
         return self._draws[key]
 
@@ -70,9 +84,9 @@ def set_current_pass(current: ForwardPass | None) -> None:
 
 
 @contextmanager
-def one_pass() -> Iterator[None]:
+def one_pass(network: nn.Module) -> Iterator[None]:
     """Within it, in this thread, what is drawn is of a pass of its own."""
-    token = _CURRENT.set(ForwardPass({}))
+    token = _CURRENT.set(ForwardPass({}, network))
     try:
         yield
     finally:

@@ -96,10 +96,14 @@ class GaussianPrior(Prior):
         for name, value in (("mean", mean), ("std", std)):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value)
+                is_valid = value.is_meta or bool(
+                    (value.isfinite() & (value > (0 if name == "std" else -math.inf))).all()
+                )
             else:
                 setattr(self, name, value if value is None else float(value))
-                if value is not None and (not math.isfinite(value) or (name == "std" and value <= 0)):
-                    raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
+                is_valid = value is None or (math.isfinite(value) and (name == "mean" or value > 0))
+            if not is_valid:
+                raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
 
     def kl(self, mean: Tensor, std: Tensor) -> Tensor:
         """KL = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
@@ -267,7 +271,9 @@ def patch_prior(layer: Any, inputs: Tensor, strength: float, ridge: float = 1e-3
         raise ValueError(f"a patch prior is for a linear layer or a convolution without groups, not for {layer}")
     size = math.prod(layer.weight.shape[1:])
     second = torch.zeros(size, size, dtype=torch.float64, device=inputs.device)
-    single = torch.eye(size, device=inputs.device).view(size, *layer.weight.shape[1:])  # a filter per patch element
+    single = torch.eye(size, dtype=inputs.dtype, device=inputs.device).view(
+        size, *layer.weight.shape[1:]
+    )  # a filter per patch element
     for batch in inputs.detach().split(256):
         patches = layer.operation(batch, single, None).movedim(layer.feature_axis, 0).flatten(1)
         second += (patches @ patches.mT).double()

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.kernels import std_to_rho
+from layers.kernels import at_least_float32, std_to_rho
 from likelihoods.metrics import conformal_quantile
 from likelihoods.summaries import Summaries
+
+LEAST_NOISE = 1e-6  # s, in units of the scale
 
 
 class GaussianLikelihood(nn.Module):
@@ -23,7 +25,7 @@ class GaussianLikelihood(nn.Module):
         outputs: d, the number of targets per example.
         predicted: the network has 2·d outputs, and the second half is softplus⁻¹(s): the noise depends on x.
             Otherwise s is a parameter of this module, one per output; give it to the optimizer of the network.
-        noise: the initial s when it is learnt.
+        noise: the initial s when it is learnt, in units of the scale.
         center: per output, what the targets vary around. The network's outputs are about (y − center) / scale.
         scale: per output, by how much.
 
@@ -65,7 +67,7 @@ class GaussianLikelihood(nn.Module):
         return self.location_and_scale(output)
 
     def location_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """f and s² of y, [n, d] each, from the output that `moments` takes.
+        """f and s² of y, [n, d] each, in float32 or wider, from the output that `moments` takes.
 
         Raises:
             ValueError: `output` has another number of features.
@@ -73,10 +75,11 @@ class GaussianLikelihood(nn.Module):
         expected = self.outputs * (2 if self.predicted else 1)
         if output.shape[-1] != expected:
             raise ValueError(f"expected {expected} outputs per example, got {output.shape[-1]}")
+        output = at_least_float32(output)
         center, scale = self.center.to(output), self.scale.to(output)
         mean = output[..., : self.outputs] * scale + center
-        rho = output[..., self.outputs :] if self.rho is None else self.rho
-        return mean, (F.softplus(rho) * scale).square().clamp_min(1e-12).expand_as(mean)
+        rho = output[..., self.outputs :] if self.rho is None else self.rho.to(output)
+        return mean, (F.softplus(rho).clamp_min(LEAST_NOISE) * scale).square().expand_as(mean)
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
         """−log p(y|x, w) in nats, summed over the d targets and averaged over the n examples: a scalar.

@@ -161,6 +161,7 @@ class NoisyDirichlet(Categorical):
         alpha_epsilon: α_ε, above 0.
     """
 
+    label_smoothing: ClassVar[float] = 0.0  # type: ignore[misc]  # no option: the target is a distribution already
     alpha_epsilon: float = 0.01
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -293,7 +294,8 @@ class Gaussian(TaskLikelihood):
     def validation(self, predictive: RegressionPredictive, targets: Tensor) -> dict[str, float]:
         """As of `TaskLikelihood`; the NLL is that of the normal distribution with the predictive's moments."""
         variance = (predictive.aleatoric + predictive.epistemic).double()
-        losses = F.gaussian_nll_loss(predictive.mean.double(), targets.double(), variance, full=True, reduction="none")
+        means = predictive.mean.double()
+        losses = F.gaussian_nll_loss(means, targets.double(), variance, full=True, eps=0, reduction="none")
         rmse = (predictive.mean - targets).double().square().mean().sqrt().item()
         return {"nll": losses.sum(1).mean().item(), "rmse": rmse}
 

@@ -118,8 +118,11 @@ class Propagation(nn.Module):
             draws: [samples, n, classes], the logits of draws of the network for these images.
 
         Raises:
-            MissingRuleError: the posterior is a mixture, whose components do not have the covariance of its draws.
+            MissingRuleError: the posterior is a mixture, whose components do not have the covariance of its draws; or
+                the logits are maps, of which only variances are known.
         """
+        if draws.dim() != 3:
+            raise MissingRuleError("maps cannot be fitted to draws: leave out the fit")
         if len(self._components) > 1:
             raise MissingRuleError("a posterior of several components cannot be fitted to draws: leave out the fit")
         self._map = None

@@ -19,6 +19,9 @@ class MissingRuleError(UserError, NotImplementedError):
 
 Rule = Callable[..., Any]  # takes what the operation takes, with `Moments` among it
 RULES: dict[Any, Rule] = {}
+Activation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From mean and variance to those of the activation, and its slope. A monotone one may wait, since a maximum after it
+is the activation of the maximum."""
 
 
 def rule(*operations: Any) -> Callable[[Rule], Rule]:
@@ -66,13 +69,6 @@ class Link:
     is_diagonal: bool = False
     channels: int | None = None
     shared: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation that waits, since a maximum after a monotone function is the function of the maximum."""
-
-    moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -153,13 +149,13 @@ class Moments:
 
     def awaiting(self, activation: Activation) -> Moments:
         """The same before an activation that waits."""
-        return Moments(self.mean_value, self._variance, self.link, activation)
+        return Moments(self.mean_value, self._variance, self.link, activation, self.channels)
 
     def settled(self) -> Moments:
         """The same with an activation that waited applied."""
         if self.waiting is None:
             return self
-        mean, variance, gate = self.waiting.moments(self.mean_value, variance_of(self))
+        mean, variance, gate = self.waiting(self.mean_value, variance_of(self))
         return Moments(mean, variance, diagonal_link(self, gate, variance), channels=self.channels)
 
     @classmethod
@@ -171,14 +167,25 @@ class Moments:
             raise MissingRuleError(
                 f"moments cannot pass through {name}: register a rule by moments.rule, or predict by draws"
             )
+        target, kwargs = args[0] if args else None, dict(kwargs or {})
         if func not in WAITING:
             args = tuple(a.settled() if isinstance(a, Moments) else a for a in args)
-        return RULES[func](*args, **(kwargs or {}))
+            kwargs = {name: a.settled() if isinstance(a, Moments) else a for name, a in kwargs.items()}
+        result = RULES[func](*args, **kwargs)
+        if isinstance(target, Moments) and (_is_in_place(func) or kwargs.get("inplace")):
+            target.__dict__.update(result.__dict__)
+            return target
+        return result
+
+    def __len__(self) -> int:
+        return len(self.mean_value)
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(Tensor, name)
         if name in _PLAIN:
             return getattr(self.mean_value, name)
+        if not callable(attribute):
+            raise MissingRuleError(f"moments have no attribute {name}: predict by draws")
         return lambda *args, **kwargs: self.__torch_function__(attribute, (Moments,), (self, *args), kwargs)
 
 
@@ -186,7 +193,17 @@ _PLAIN = {  # what asks about a tensor and not about its values
     "shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "dim", "size", "numel", "stride",
     "is_floating_point", "is_complex", "is_contiguous",
 }  # fmt: skip
-_OPERATORS = ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "neg", "getitem")
+_OPERATORS = (
+    "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv", "itruediv", "neg",
+    "getitem", "setitem", "pow", "rpow", "matmul", "abs", "eq", "ne", "lt", "le", "gt", "ge", "bool",
+)  # fmt: skip
+_IN_PLACE = {Tensor.__iadd__, Tensor.__isub__, Tensor.__imul__, Tensor.__itruediv__}
+
+
+def _is_in_place(operation: Any) -> bool:
+    """Whether it writes into its first argument, as `Tensor.add_` and `+=` do."""
+    name = getattr(operation, "__name__", "")
+    return operation in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
 from moments.pair import (
     WAITING,
-    Activation,
     Deferred,
     Link,
     MissingRuleError,
@@ -78,7 +77,7 @@ def _convolution(operation: Callable[..., Tensor]) -> Rule:
 
         def out_variance(windows: Windows | None) -> Tensor:
             if of_weight is None:
-                inputs, kernel = variance_of(input), weight.square()
+                inputs, kernel = variance, weight.square()
             elif variance is None:
                 inputs, kernel = mean.square(), of_weight.variance
             else:
@@ -210,18 +209,14 @@ register_each(
 )  # fmt: skip
 
 
-def _waiting(input: Moments, moments: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Moments:
-    return input.awaiting(Activation(moments))
-
-
 @rule(F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 def _relu(input: Moments, inplace: bool = False) -> Moments:
-    return _waiting(input, relu_moments)
+    return input.awaiting(relu_moments)
 
 
 @rule(F.leaky_relu)
 def _leaky_relu(input: Moments, negative_slope: float = 0.01, inplace: bool = False) -> Moments:
-    return _waiting(input, lambda mean, variance: leaky_relu_moments(mean, variance, negative_slope))
+    return input.awaiting(lambda mean, variance: leaky_relu_moments(mean, variance, negative_slope))
 
 
 def _scalar(function: Callable[..., Tensor], monotone: bool) -> Rule:
@@ -229,7 +224,7 @@ def _scalar(function: Callable[..., Tensor], monotone: bool) -> Rule:
         def moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return scalar_moments(lambda x: function(x, *args, **kwargs), mean, variance)
 
-        waiting = _waiting(input, moments)
+        waiting = input.awaiting(moments)
         return waiting if monotone else waiting.settled()
 
     return scalar
@@ -244,11 +239,13 @@ register_each(partial(_scalar, monotone=False), F.silu, F.gelu, F.hardswish, F.m
 
 
 @rule(torch.maximum, torch.max, Tensor.maximum)
-def _maximum(one: Any, other: Any) -> Moments:
+def _maximum(one: Any, other: Any = None, **_: Any) -> Moments:
     """The larger of two, taken as independent."""
+    if not isinstance(other, (Moments, Tensor)):
+        raise MissingRuleError("moments cannot pass through a maximum over an axis: predict by draws")
     (mean1, variance1), (mean2, variance2) = parts_of(one), parts_of(other)
     variance1, variance2 = (torch.zeros_like(mean1) if v is None else v for v in (variance1, variance2))
-    return Moments(*maximum_moments(mean1, variance1, torch.as_tensor(mean2).expand_as(mean1), variance2))
+    return Moments(*maximum_moments(mean1, variance1, mean2.expand_as(mean1), variance2))
 
 
 def _max_pool(operation: Callable[..., Any]) -> Rule:
@@ -287,14 +284,35 @@ WAITING |= set(_AXES)
 
 
 def _average(operation: Callable[..., Tensor]) -> Rule:
-    """The mean of k independent elements has their mean variance, divided by k."""
+    """The mean of k independent elements has their mean variance, divided by k; k is what the operation divides by."""
 
-    def average(input: Moments, kernel_size: Any, *args: Any, **kwargs: Any) -> Moments:
+    def average(
+        input: Moments,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Moments:
         mean, variance = parts_of(input)
         axes = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[operation]
-        count = kernel_size**axes if isinstance(kernel_size, int) else math.prod(kernel_size)
-        out = operation(mean, kernel_size, *args, **kwargs)
-        return Moments(out, None if variance is None else operation(variance, kernel_size, *args, **kwargs) / count)
+        size, pad = _each(kernel_size, axes), _each(padding, axes)
+        step = _each(stride or size, axes)
+        further = (count_include_pad,) if divisor_override is None else (count_include_pad, divisor_override)
+        out = operation(mean, size, step, pad, ceil_mode, *further)
+        if variance is None:
+            return Moments(out)
+        divisor: Any = math.prod(size) if divisor_override is None else divisor_override
+        if divisor_override is None and (ceil_mode or (any(pad) and not count_include_pad)):
+            divisor = torch.ones((), device=out.device)
+            for axis in range(axes):
+                length = mean.shape[axis - axes]
+                start = torch.arange(out.shape[axis - axes], device=out.device) * step[axis] - pad[axis]
+                end = (start + size[axis]).clamp_max(length + pad[axis])
+                counted = end - start if count_include_pad else end.clamp_max(length) - start.clamp_min(0)
+                divisor = divisor[..., None] * counted
+        return Moments(out, operation(variance, size, step, pad, ceil_mode, *further) / divisor)
 
     return average
 
@@ -348,13 +366,15 @@ def _rearranging(operation: Callable[..., Any]) -> Rule:
         if not isinstance(mean, Tensor):  # chunk, split, unbind
             variances = [None] * len(mean) if variance is None else variance
             return tuple(Moments(m, v, waiting=input.waiting) for m, v in zip(mean, variances, strict=True))
-        is_vector = mean.dim() == 2 < input.dim()
-        channels = input.shape[1] if is_vector else None
-        return Moments(mean, variance, input.link if mean.shape == input.shape else None, input.waiting, channels)
+        is_vector = mean.dim() == 2 < input.dim() and mean.shape[0] == input.shape[0]
+        channels = input.shape[1] if is_vector and mean.numel() == input.numel() else None
+        keeps_order = mean.shape == input.shape and operation not in _REORDERING
+        return Moments(mean, variance, input.link if keeps_order else None, input.waiting, channels)
 
     return rearrange
 
 
+_REORDERING = {torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, Tensor.__getitem__}  # of features
 _REARRANGING = (
     torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute,
     Tensor.contiguous, torch.transpose, Tensor.transpose, torch.squeeze, Tensor.squeeze, torch.unsqueeze,
@@ -367,7 +387,8 @@ WAITING |= set(_REARRANGING)
 
 
 def _joining(operation: Callable[..., Tensor]) -> Rule:
-    def join(tensors: Any, dim: int = 0) -> Moments:
+    def join(tensors: Any, dim: int = 0, axis: int | None = None) -> Moments:
+        dim = dim if axis is None else axis
         settled = [tensor.settled() if isinstance(tensor, Moments) else tensor for tensor in tensors]
         pairs = [parts_of(tensor) for tensor in settled]
         variance = None
@@ -399,7 +420,9 @@ def _plus(one: Any, other: Any, *, alpha: float = 1.0) -> Moments:
     variance = sum(variances[1:], start=variances[0]).expand(mean.shape) if variances else None
     constant = variance1 is None or variance2 is None
     random = one if isinstance(one, Moments) and one.variance is not None else other
-    link = random.link if constant and isinstance(random, Moments) and mean.shape == random.shape else None
+    is_scaled = random is other and abs(alpha) != 1
+    keeps_link = constant and isinstance(random, Moments) and mean.shape == random.shape and not is_scaled
+    link = random.link if keeps_link else None
     return Moments(mean, variance, link)
 
 
@@ -424,19 +447,15 @@ def _times(one: Any, other: Any) -> Moments:
 rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_)(_plus)
 rule(torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__isub__, Tensor.sub_)(_minus)
 rule(Tensor.__rsub__)(lambda one, other: _minus(other, one))
+rule(torch.neg, Tensor.neg, Tensor.__neg__)(lambda input: _times(input, -1.0))
 rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Tensor.mul_)(_times)
 
 
-@rule(torch.div, Tensor.div, Tensor.__truediv__)
+@rule(torch.div, Tensor.div, Tensor.__truediv__, Tensor.__itruediv__, Tensor.div_)
 def _divide(one: Moments, other: Any) -> Moments:
     if isinstance(other, Moments):
         raise MissingRuleError("moments cannot pass through a division by a random tensor")
     return _times(one, 1 / other)
-
-
-@rule(torch.neg, Tensor.neg, Tensor.__neg__)
-def _negate(input: Moments) -> Moments:
-    return _times(input, -1.0)
 
 
 @rule(F.batch_norm)

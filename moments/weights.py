@@ -18,7 +18,7 @@ from moments.pair import MissingRuleError, Moments
 
 @dataclass(frozen=True, eq=False)
 class WeightMoments:
-    """Of a Bayesian weight: σ², μ² + σ², and both along the axis of its inputs, for one operation instead of two.
+    """Of a Bayesian weight: σ², μ² + σ², and of a kernel both along its inputs' axis, for one operation instead of two.
 
     `directions` are those that all of its weights share (see `Posterior`), which σ² leaves out and μ² + σ² has.
     """
@@ -41,7 +41,7 @@ class WeightMoments:
             size: of the windows, by axis.
             strides: of the convolution, by axis.
         """
-        key = kernel is self.joint, size, strides
+        key = kernel is self.joint, size, strides, torch.is_grad_enabled()
         if key in self._pooled:
             return self._pooled[key]
         box = kernel.new_full((1, 1, *size), 1 / math.prod(size))
@@ -92,7 +92,7 @@ def weight_moments(net: nn.Module, component: int = 0) -> dict[int, WeightMoment
             continue
         variance = posterior.independent_variance(mean)
         second = mean.square() + posterior.variance(mean)
-        joint = torch.cat([variance, second], 1) if mean.dim() > 1 else variance
+        joint = torch.cat([variance, second], 1) if mean.dim() > 2 else variance
         weights[id(mean)] = WeightMoments(variance, second, joint, posterior.directions())
     return weights
 

@@ -24,7 +24,7 @@ from inference import (
     posterior_predictive,
 )
 from inference.last_layer import evidence_precision
-from layers import to_bayesian
+from layers import ModuleWrapper, to_bayesian
 from support import UserError
 
 
@@ -61,6 +61,17 @@ def test_swag_is_the_gaussian_of_the_networks_that_it_has_collected() -> None:
     deviations = [weights[i] - torch.stack(weights[: i + 1]).mean(0) for i in range(3, 7)]
     expected = (torch.stack(weights).var(0, correction=0).diag() + sum(torch.outer(d, d) for d in deviations) / 3) / 2
     torch.testing.assert_close(covariance(swag, [4, len(mean)]), expected)
+
+
+def test_swag_knows_a_variance_that_is_small_beside_the_weights() -> None:
+    """Of float32 weights around 1, whose mean and squares round to more than their variance."""
+    net = nn.Linear(30, 30)
+    swag, weights = Swag(net), []
+    for _ in range(20):
+        weights.append(1 + 1e-5 * torch.randn(930))
+        nn.utils.vector_to_parameters(weights[-1], net.parameters())
+        swag.collect(net)
+    torch.testing.assert_close(swag.variance, torch.stack(weights).double().var(0, correction=0))
 
 
 @pytest.mark.parametrize("likelihood", [None, "bernoulli"])
@@ -151,6 +162,14 @@ def test_laplace_draws_the_last_layer_alone_and_leaves_the_network_as_it_was() -
     assert [name for name in first if not torch.equal(first[name], second[name])] == ["4.weight", "4.bias"]
 
 
+def test_laplace_takes_a_wrapped_network() -> None:
+    net = small_net()
+    split = Split(torch.randint(256, (9, 1, 32, 32), dtype=torch.uint8), torch.arange(9) % 3)
+    wrapped, plain = (laplace(classifier_of(each), split).net for each in (ModuleWrapper(net), net))
+    assert isinstance(wrapped, LaplaceNetwork) and isinstance(plain, LaplaceNetwork)
+    assert torch.equal(wrapped.deviations, plain.deviations)
+
+
 def test_what_cannot_be_approximated_is_one_line() -> None:
     split = Split(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="batch norm 1"):
@@ -163,6 +182,8 @@ def test_what_cannot_be_approximated_is_one_line() -> None:
         laplace(classifier_of(nn.Sequential(nn.Conv2d(1, 3, 32), nn.Flatten())), split)
     with pytest.raises(UserError, match=r"nn\.Linear as the last layer"):
         laplace(classifier_of(to_bayesian(small_net())), split)
+    with pytest.raises(UserError, match=r"whose inputs are \[n, features\], got \[2, 1, 1, 4\]"):
+        laplace(classifier_of(nn.Sequential(nn.AvgPool2d((32, 8)), nn.Linear(4, 3), nn.Flatten())), split)
     with pytest.raises(UserError, match="no image"):
         laplace(
             classifier_of(small_net()),

@@ -124,6 +124,19 @@ def test_settings_reach_the_layers() -> None:
         to_bayesian(nn.Linear(2, 2), priors={"posterior_mu_initial": (0, 1)})
 
 
+def test_without_a_layer_type_each_layer_has_the_first_that_works() -> None:
+    plain = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 2))
+    for posterior, first in (("gaussian", "lrt"), ("radial", "bbb")):
+        net = to_bayesian(plain, posterior=posterior)
+        assert [layer.layer_type for layer in net] == [first, "bbb"]
+
+
+def test_a_frozen_layer_stays_frozen() -> None:
+    plain = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2))
+    learning = {name for name, parameter in to_bayesian(plain).named_parameters() if parameter.requires_grad}
+    assert learning == {"1.weight", "1.bias", "1.posterior.weight.rho", "1.posterior.bias.rho"}
+
+
 def test_in_place_and_as_a_copy() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     weight = net[0].weight

@@ -28,6 +28,7 @@ from inference import (
     posterior_predictive,
     summarize,
 )
+from inference.decisions import adaptive_scores
 from inference.evaluation import load_training_data
 from likelihoods import Predictive, conformal_quantile, metrics
 from models import build, read_checkpoint, write_checkpoint
@@ -95,6 +96,12 @@ def test_sets_are_those_classes_whose_scores_fit() -> None:
     assert narrow.int().tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0]]  # none is empty
     with pytest.raises(ValueError, match="unknown kind of sets 'aps': expected 'lac' or 'adaptive'"):
         decisions.sets(predictive, "aps")
+
+
+def test_a_set_of_every_score_up_to_1_has_every_class() -> None:
+    """Also of a thousand classes, whose probabilities add up to a little more by rounding."""
+    probs = (3 * torch.randn(200, 1000)).softmax(-1)
+    assert adaptive_scores(probs).max() <= 1
 
 
 def test_the_threshold_keeps_the_risk_on_held_out_images_and_on_new_ones() -> None:

@@ -25,7 +25,7 @@ from inference import (
     regression_predictive,
 )
 from inference.export import main
-from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sampling
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters, sampling
 from likelihoods import StudentT
 from models import UNet, build, write_checkpoint
 from support import UserError
@@ -104,6 +104,13 @@ def test_the_predictive_network_has_the_librarys_distribution(
     probs, epistemic, aleatoric = exported
     entropy = torch.special.entr(probs).sum(-1)
     torch.testing.assert_close(epistemic + aleatoric, torch.maximum(entropy, aleatoric), rtol=1e-4, atol=1e-5)
+
+
+def test_the_predictive_network_samples_parameters_too() -> None:
+    net = ModuleWrapper(nn.Flatten(), sample_parameters(nn.Linear(4, 3), "weight", priors=WIDE))
+    net.set_flag("sampling", False)
+    _, epistemic, _ = PredictiveNetwork(net, 4, (0.5,), (0.5,))(torch.rand(5, 1, 2, 2))
+    assert (epistemic > 1e-6).all()
 
 
 def test_a_layer_used_twice_has_one_draw_in_the_exported_network_too(tmp_path: Path) -> None:

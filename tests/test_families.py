@@ -6,7 +6,9 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from layers import (
     ModuleWrapper,
     RadialPosterior,
     Rank1Posterior,
+    entropy,
     kl_divergence,
     parameter_groups,
     sampling,
@@ -605,3 +608,89 @@ def test_a_sigma_in_proportion_to_the_weights_has_the_averages_that_factors_can_
     std, target = net.posterior["weight"].std(net.weight), 0.1 * net.weight.abs()  # type: ignore[union-attr, operator]
     torch.testing.assert_close(std.mean(0), target.mean(0), rtol=1e-3, atol=0)
     torch.testing.assert_close(std.mean(1), target.mean(1), rtol=1e-3, atol=0)
+
+
+def test_directions_keep_their_share_of_a_sigma_in_proportion_to_the_weights() -> None:
+    layer = BBBLinear(6, 4, posterior="low_rank")
+    net = to_bayesian(nn.Linear(6, 4), posterior="low_rank")
+    for each in (layer, net):
+        posterior = each.posterior["weight"]  # type: ignore[index]
+        share = (posterior.factor / posterior.std(each.weight)).detach()  # type: ignore[arg-type]
+        posterior.set_std_in_proportion(each.weight, 0.1)  # type: ignore[arg-type]
+        std = posterior.std(each.weight).detach()  # type: ignore[arg-type]
+        torch.testing.assert_close(std, 0.1 * each.weight.abs().clamp_min(1e-5), rtol=1e-5, atol=0)  # type: ignore[operator, union-attr]
+        torch.testing.assert_close(posterior.factor / std, share, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("rho", [-5.0, -9.0, -12.0])
+def test_small_factors_have_in_float32_the_variances_of_float64(rho: float, components: int) -> None:
+    family = {"family": "rank1", "components": components}
+    layer = BBBLinear(8, 4, posterior=family, priors={"posterior_rho_initial": (rho, 0.0)}).requires_grad_(False)
+    if components > 1:  # nearly equal, so that what is between them does not hide what is within
+        for factor in factors(layer):
+            factor.mean.copy_(1 + 1e-5 * torch.randn_like(factor.mean))
+    wide, inputs = copy.deepcopy(layer).double(), 10 + torch.randn(3, 8)
+    std, exact = (each.posterior["weight"].std(each.weight) for each in (layer, wide))
+    torch.testing.assert_close(std.double(), exact, rtol=1e-2, atol=0)
+    _, variance = layer.output_moments(inputs)
+    torch.testing.assert_close(variance.double(), wide.output_moments(inputs.double())[1], rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_pruned_twice_as_it_is_once(name: str) -> None:
+    net = nn.Sequential(BBBLinear(20, 10, posterior=name))
+    once = pruned(net, 0.5)
+    assert torch.equal(pruned(once, 0.5)[0].weight, once[0].weight)  # type: ignore[index]
+
+
+def test_what_the_k_tied_posterior_has_silenced_stays_silent() -> None:
+    """After a load of other tensors, on another device, and in half precision."""
+    layer, mask = BBBLinear(3, 2, posterior="k_tied"), torch.tensor([[True, False, True], [False, False, True]])
+    layer.posterior["weight"].silence(mask)
+    layer.load_state_dict({"weight": torch.zeros(2, 3)}, strict=False)
+    assert torch.equal(layer.posterior["weight"].silent, mask)  # type: ignore[arg-type]
+    assert layer.half().kl().isfinite()
+    elsewhere = BBBLinear(3, 2, posterior="k_tied", device="meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of copying into a tensor without values
+        elsewhere.load_state_dict(layer.state_dict())
+    assert elsewhere.posterior["weight"].silent.device.type == "meta"  # type: ignore[union-attr]
+
+
+def test_the_prior_of_factors_comes_with_the_weights() -> None:
+    fixed, learnt = {"prior_sigma": 0.1}, {"learn_prior_sigma": True}
+    for saved, own in ((fixed, learnt), (learnt, fixed), (fixed, {"prior_sigma": 0.3})):
+        source, layer = (BBBLinear(3, 2, posterior="rank1", priors=priors) for priors in (saved, own))
+        changes = saved.keys() != own.keys()
+        with pytest.warns(UserWarning, match="the prior of the loaded weights") if changes else nullcontext():
+            layer.load_state_dict(source.state_dict())
+        assert torch.equal(layer.kl(), source.kl()) and layer.posterior["weight"].prior_follows == (
+            "learn_prior_sigma" in saved
+        )
+        assert layer.state_dict().keys() == source.state_dict().keys()
+    cauchy = BBBLinear(3, 2, posterior={"family": "rank1", "factors": "cauchy"})
+    with pytest.raises(ValueError, match=r"Cauchy factors need a fixed prior_sigma"):
+        cauchy.load_state_dict(BBBLinear(3, 2, posterior="rank1", priors=learnt).state_dict())
+
+
+@pytest.mark.parametrize("name", ["k_tied", "low_rank", "correlated"])
+def test_the_kl_and_the_entropy_under_autocast_are_in_full_precision(name: str) -> None:
+    if name == "correlated":
+        layer: nn.Module = BBBConv2d(1, 3, 3, priors={"prior": CorrelatedGaussianPrior(torch.eye(9) + 0.9)})
+    else:
+        layer = BBBLinear(20, 10, posterior=name)
+    kl, of_q = kl_divergence(layer), entropy(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kl_divergence(layer), kl) and torch.equal(entropy(layer), of_q)
+
+
+def test_the_kl_of_a_radial_posterior_in_double_precision_has_all_of_it() -> None:
+    layer = BBBLinear(300, 300, posterior="radial", dtype=torch.float64)
+    posterior = layer.posterior["weight"]
+    assert isinstance(posterior, RadialPosterior) and posterior.dependence(layer.weight).dtype == torch.float64
+
+
+def test_the_entropy_of_a_network_without_posteriors_is_on_its_device() -> None:
+    net = nn.Linear(2, 2, device="meta")
+    assert entropy(net).device == kl_divergence(net).device == net.weight.device

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from likelihoods import scores
 from models import build
 from moments import (
     RULES,
+    MissingRuleError,
     Moments,
+    Propagation,
     cholesky,
     fixed_normals,
     known_weights,
@@ -297,6 +301,134 @@ def test_an_operation_without_a_rule_is_named_and_a_rule_is_a_few_lines() -> Non
             propagate(net, inputs)
     finally:
         RULES.pop(Tensor.clamp)
+
+
+class Forward(nn.Module):
+    """Random layers, and what is computed with them."""
+
+    def __init__(self, forward: Callable[[Any, Any], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, input: Any) -> Any:
+        return self.function(self, input)
+
+
+def two_layers(forward: Callable[[Any, Any], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Forward(forward, a=BBBLinear(8, 6, priors=WIDE), b=BBBLinear(6, 3, priors=WIDE))
+
+
+def writes(operation: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """A forward that uses what an operation has written into."""
+
+    def forward(net: Any, input: Any) -> Any:
+        hidden = net.a(input)
+        alias = hidden
+        operation(hidden)
+        return net.b(alias)
+
+    return forward
+
+
+def add_in_place(hidden: Any) -> None:
+    hidden += 2.0
+
+
+def divide_in_place(hidden: Any) -> None:
+    hidden /= 2.0
+
+
+@pytest.mark.parametrize(
+    ("forward", "same"),
+    [
+        (writes(lambda h: h.relu_()), lambda net, x: net.b(net.a(x).relu())),
+        (writes(lambda h: F.relu(h, inplace=True)), lambda net, x: net.b(net.a(x).relu())),
+        (writes(nn.ELU(0.5, inplace=True)), lambda net, x: net.b(F.elu(net.a(x), 0.5))),
+        (writes(add_in_place), lambda net, x: net.b(net.a(x) + 2.0)),
+        (writes(divide_in_place), lambda net, x: net.b(net.a(x) / 2.0)),
+        (
+            lambda net, x: torch.add(1.0 + x[:, :6], other=F.relu(net.a(x))),
+            lambda net, x: F.relu(net.a(x)) + x[:, :6] + 1,
+        ),
+        (lambda net, x: torch.cat([net.a(x), x], axis=1), lambda net, x: torch.cat([net.a(x), x], 1)),
+        (lambda net, x: net.a(x)[: len(net.a(x))], lambda net, x: net.a(x)),
+    ],
+)
+def test_what_writes_in_place_or_names_its_arguments_has_the_same_moments(forward: Any, same: Any) -> None:
+    inputs = torch.randn(2, 8)
+    for one, other in zip(propagate(two_layers(forward), inputs), propagate(two_layers(same), inputs), strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.diagonal(0, -2, -1), other.diagonal(0, -2, -1))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: torch.max(net.a(x), 1)[0],
+        lambda net, x: torch.max(net.a(x), dim=1)[0],
+        lambda net, x: torch.max(net.a(x)),
+        lambda net, x: net.a(x) + (net.a(x) == 0),
+        lambda net, x: net.a(x) * (net.a(x) > 0),
+        lambda net, x: net.a(x) ** 2,
+        lambda net, x: 1 / net.a(x),
+        lambda net, x: net.a(x) @ torch.ones(6, 3),
+        lambda net, x: abs(net.a(x)),
+        lambda net, x: net.a(x) if net.a(x) else x,
+        lambda net, x: net.a(x).T,
+        writes(lambda h: h.__setitem__(0, 0.0)),
+    ],
+)
+def test_an_operator_without_a_rule_is_an_error_of_one_line(forward: Any) -> None:
+    with pytest.raises(MissingRuleError, match=r"predict by draws$"):
+        propagate(two_layers(forward), torch.randn(2, 8))
+
+
+def test_features_in_another_order_and_multiples_have_their_own_covariance() -> None:
+    inputs, order = torch.randn(2, 8), torch.tensor([2, 0, 1])
+    _, covariance = propagate(two_layers(lambda net, x: net.b(F.relu(net.a(x)))), inputs)
+    variances = covariance.diagonal(0, -2, -1)
+    _, moved = propagate(two_layers(lambda net, x: net.b(F.relu(net.a(x)))[:, order]), inputs)
+    torch.testing.assert_close(moved.diagonal(0, -2, -1), variances[:, order])
+    tripled = two_layers(lambda net, x: torch.add(torch.ones(3), net.b(F.relu(net.a(x))), alpha=3))
+    torch.testing.assert_close(propagate(tripled, inputs)[1].diagonal(0, -2, -1), 9 * variances)
+
+
+def test_only_a_whole_map_that_becomes_a_vector_has_channels() -> None:
+    maps = Moments(torch.zeros(2, 4, 9), torch.ones(2, 4, 9))
+    assert maps.flatten(1).channels == F.relu(maps.flatten(1)).channels == 4
+    assert maps[:, 0].channels is None and maps[0].channels is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"count_include_pad": False},
+        {"divisor_override": 2},
+        {"ceil_mode": True},
+        {"ceil_mode": True, "count_include_pad": False},
+    ],
+)
+def test_an_average_has_the_variance_of_its_own_divisor(arguments: dict[str, Any]) -> None:
+    """Of independent elements: Σ w² v, with the weights w by which the operation averages."""
+    variances = torch.rand(1, 1, 6, 5)
+    pool = partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1, **arguments)
+    weights = torch.autograd.functional.jacobian(pool, torch.zeros(1, 1, 6, 5))
+    expected = (weights.square() * variances).sum((-4, -3, -2, -1))
+    torch.testing.assert_close(pool(Moments(torch.zeros(1, 1, 6, 5), variances)).variance, expected)
+
+
+def test_moments_that_were_first_used_without_gradients_have_them_later() -> None:
+    net = ModuleWrapper(BBBConv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), BBBLinear(18, 3)).eval()
+    propagation, images = Propagation(net), torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        propagation(images)
+    propagation(images)[1].sum().backward()
+    rho = net.get_parameter("0.posterior.weight.rho")
+    assert rho.grad is not None and rho.grad.abs().min() > 0
 
 
 def test_gradients_flow_through_the_prediction() -> None:

@@ -95,6 +95,19 @@ def test_it_trains_beside_bayesian_layers_and_is_saved_and_drawn_as_they_are() -
         torch.testing.assert_close(posterior.std(mean), (0.1 * mean.abs()).clamp_min(1e-6), rtol=1e-3, atol=1e-6)
 
 
+def test_a_parameter_that_two_modules_share_has_one_posterior() -> None:
+    """One term in the KL, and a draw of it around its mean: of deviation σ = 1 and not √2."""
+    one, two = nn.LayerNorm(4000), nn.LayerNorm(4000)
+    two.weight = one.weight
+    net = sample_parameters(nn.Sequential(one, two), "*.weight", priors={"posterior_rho_initial": (0.5413, 0.0)})
+    ((name, mean, posterior),) = weight_posteriors(net)
+    assert name == "0.weight"
+    torch.testing.assert_close(kl_divergence(net), posterior.kl(mean))
+    draw = to_deterministic(net, sample=True)
+    assert draw[0].weight is draw[1].weight
+    torch.testing.assert_close((draw[0].weight - 1).std().item(), 1.0, atol=0.05, rtol=0)
+
+
 def test_every_batch_norm_of_a_residual_network() -> None:
     body = to_bayesian(torchvision_network("resnet18", 4, 1, (16, 16)), layer_type="bbb", inplace=True)
     net = ModuleWrapper(sample_parameters(body, ["*bn*.weight", "*bn*.bias"], inplace=True)).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -24,9 +25,10 @@ from inference import (
     uncertainty,
 )
 from inference.prediction import posterior_outputs
-from layers import BBBLinear, FlattenLayer, ModuleWrapper
+from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters
 from likelihoods import Predictive, entropy, normalized_softplus, softmax
 from models import build
+from moments import MissingRuleError
 from support import UserError
 from utils import calc_uncertainty_normalized, calc_uncertainty_softmax
 
@@ -233,6 +235,41 @@ def test_what_comes_before_the_first_random_weight_is_computed_once(in_place: bo
     assert calls.count(F.relu) == kept * batches
 
 
+class Joined(nn.Module):
+    """Two parameters that one operation takes in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, torch.cat([self.one, self.two]))
+
+
+class IntoATuple(nn.Module):
+    """Writes a random value into what an operation before the first random weight gave as one of two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.LSTM(4, 3, batch_first=True), BBBLinear(3, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden, _ = self.first(input[:, None])
+        hidden += self.last(hidden)
+        return hidden[:, 0]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: sample_parameters(Joined(), ["one", "two"]), IntoATuple], ids=["weights in a list", "a tuple"]
+)
+def test_the_draws_are_those_of_whole_passes_whatever_tensors_are_in(make: Callable[[], nn.Module]) -> None:
+    net, inputs = make().eval(), torch.randn(7, 4)
+    with torch.no_grad():
+        expected = torch.stack([draw(inputs).clone() for draw in posterior_draws(net, 4, 3)])
+    torch.testing.assert_close(torch.stack(list(posterior_outputs(net, inputs, 4, 7, 3))), expected, rtol=0, atol=1e-6)
+    assert expected.var(0).min() > 0
+
+
 @pytest.mark.parametrize("method", ["draws", "moments"])
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_predictor_gives_what_the_library_gives(method: str, count: int) -> None:
@@ -297,3 +334,31 @@ def test_energies_and_votes_are_those_of_the_samples_and_logits_are_divided_by_t
     assert all(torch.equal(getattr(tempered, f.name), getattr(divided, f.name)) for f in fields(predictive))
     some = predictive.subset(torch.tensor([3, 1]))
     assert torch.equal(some.energy, predictive.energy[[3, 1]]) and torch.equal(some.entropy, predictive.entropy[[3, 1]])
+
+
+def test_samples_with_gradients_and_in_half_precision_are_summarized_in_full_precision() -> None:
+    samples = 8 * torch.randn(5, 7, 4)
+    expected = summarize(samples.unbind())
+    with_gradients = summarize(samples.clone().requires_grad_().unbind())
+    for field in fields(Predictive):
+        assert torch.equal(getattr(with_gradients, field.name), getattr(expected, field.name))
+    half, wide = summarize(samples.half().unbind()), summarize(samples.half().float().unbind())
+    for field in fields(Predictive):
+        assert torch.equal(getattr(half, field.name), getattr(wide, field.name))
+
+
+def test_a_network_without_parameters_predicts_where_its_inputs_are() -> None:
+    inputs = torch.randn(3, 4)
+    for predictive in (posterior_predictive(nn.Flatten(), inputs), Predictor(nn.Flatten())(inputs)):
+        torch.testing.assert_close(predictive.probs, inputs.softmax(-1))
+
+
+def test_a_predictor_of_a_few_images_takes_a_deterministic_network_too() -> None:
+    net, inputs = nn.Linear(4, 3), torch.randn(5, 4)
+    assert torch.equal(Predictor(net)(inputs).probs, posterior_predictive(net, inputs).probs)
+
+
+def test_maps_are_not_fitted_to_draws() -> None:
+    net = ModuleWrapper(BBBConv2d(1, 2, 3))
+    with pytest.raises(MissingRuleError, match="maps cannot be fitted to draws: leave out the fit"):
+        Predictor(net, 3, method="moments", likelihood="categorical", fit_to=torch.randn(2, 1, 5, 5))

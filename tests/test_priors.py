@@ -23,6 +23,8 @@ from layers import (
     GaussianPosterior,
     GaussianPrior,
     ModuleWrapper,
+    Prior,
+    parameter_groups,
     patch_prior,
 )
 from models import load_network
@@ -104,6 +106,45 @@ def test_a_matrix_that_is_no_covariance_is_refused(
 def test_a_kernel_that_does_not_fit_the_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="does not broadcast to weights"):
         BBBConv2d(1, 2, 5, priors={"prior": CorrelatedGaussianPrior(torch.eye(9))})
+
+
+def test_a_prior_of_your_own_stays_when_weights_are_loaded_also_with_a_gaussians_names() -> None:
+    class Own(Prior):
+        def __init__(self, mean: float) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.tensor(mean))
+
+        def kl(self, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+            return 7 * (mean - self.mean).square().sum()
+
+    saved, layer = (BBBLinear(3, 2, priors={"prior": Own(mean)}) for mean in (1.0, 2.0))
+    layer.load_state_dict(saved.state_dict())
+    assert torch.equal(layer.kl(), saved.kl())
+    layer.load_state_dict(BBBLinear(3, 2).state_dict())  # of a layer with another prior, which comes along
+    assert isinstance(layer.posterior["weight"].prior, GaussianPrior)
+
+
+def test_what_a_prior_of_your_own_learns_has_the_rate_of_the_means() -> None:
+    class Own(Prior):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    layer = BBBLinear(3, 2, priors={"prior": Own()})
+    _, fast = parameter_groups(layer, 1e-3)
+    assert {id(p) for p in fast["params"]} == {id(posterior.rho) for posterior in layer.posterior.values()}
+
+
+@pytest.mark.parametrize("std", [[0.0, -1.0], [1.0, torch.nan], [1.0, torch.inf]])
+def test_a_tensor_that_is_no_deviation_is_refused(std: list[float]) -> None:
+    with pytest.raises(ValueError, match="a Gaussian prior needs a finite mean and a std above 0, got std="):
+        GaussianPrior(0.0, torch.tensor(std))
+
+
+def test_a_patch_prior_takes_inputs_of_another_precision() -> None:
+    images, layer = torch.rand(20, 1, 6, 6), BBBConv2d(1, 2, 3)
+    one, other = (patch_prior(layer, inputs, 1.0) for inputs in (images, images.double()))
+    torch.testing.assert_close(one.covariance, other.covariance)
 
 
 def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:

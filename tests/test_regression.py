@@ -10,7 +10,7 @@ from torch import distributions, nn
 
 from inference import posterior_draws, regression_predictive
 from layers import BBBLinear, ModuleWrapper
-from likelihoods import GaussianLikelihood, RegressionPredictive
+from likelihoods import Gaussian, GaussianLikelihood, RegressionPredictive
 
 
 @pytest.mark.parametrize("predicted", [False, True])
@@ -67,6 +67,22 @@ def test_the_epistemic_variance_is_that_of_a_linear_layer() -> None:
     assert predictive.aleatoric.mean().item() == pytest.approx(1.0, abs=1e-5) and math.isfinite(
         predictive.std.sum().item()
     )
+
+
+def test_targets_in_small_units_and_outputs_in_half_precision_have_their_noise() -> None:
+    """A change of units adds log(scale) to the NLL; the least noise is relative to the scale."""
+    task, unit = Gaussian(center=(0.0,), scale=(1e-7,)), Gaussian()
+    output, targets = torch.randn(5, 2), torch.randn(5, 1)
+    expected = unit.loss(output, targets).item() + math.log(1e-7)
+    assert task.loss(output, 1e-7 * targets).item() == pytest.approx(expected, abs=1e-4)
+    predictives = [each.module.summarize([output]) for each in (unit, task)]
+    nll, small = (
+        each.validation(predictive, each.scale[0] * targets)["nll"]
+        for each, predictive in zip((unit, task), predictives, strict=True)
+    )
+    assert small == pytest.approx(nll + math.log(1e-7), abs=1e-4)
+    for one, other in zip(task.module.moments(output.half()), task.module.moments(output.half().float()), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_targets_of_another_shape_and_an_impossible_noise_are_refused() -> None:

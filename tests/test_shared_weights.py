@@ -127,6 +127,75 @@ def test_each_pass_draws_anew_also_after_an_error_and_in_copies() -> None:
             assert not torch.equal(output(each, torch.ones(1, 1)), output(each, torch.ones(1, 1)))
 
 
+class Interrupted(nn.Module):
+    """Lets its input through, or is where the user presses Ctrl-C."""
+
+    on = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.on:
+            raise KeyboardInterrupt
+        return input
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, ModuleWrapper], ids=["alone", "nested"])
+def test_each_pass_draws_anew_after_an_interrupt(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """Torch calls no hook at a KeyboardInterrupt, so the interrupted pass stays open until the next one begins."""
+    stop = Interrupted()
+    net, other = wrap(ModuleWrapper(scalar(), stop)), ModuleWrapper(scalar())
+    for after in (net, other):
+        stop.on = True
+        with pytest.raises(KeyboardInterrupt):
+            net(torch.ones(1, 1))
+        stop.on = False
+        values = [output(after, torch.ones(1, 1)) for _ in range(3)]
+        assert len({value.item() for value in values}) == 3
+        for value in values:
+            value.sum().backward()
+        net(torch.ones(1, 1))
+
+
+def test_a_network_that_another_one_calls_without_containing_it_has_a_pass_of_its_own() -> None:
+    """And the outer pass goes on after it: both uses of the outer weight have one value."""
+    inner = ModuleWrapper(scalar())
+
+    class Outer(ModuleWrapper):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = scalar()
+            self.others = [inner]
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.fc(input), output(self.others[0], input), self.fc(input)
+
+    first, other, second = Outer()(torch.ones(1, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_a_draw_that_is_first_used_without_gradients_has_one_later() -> None:
+    class Net(ModuleWrapper):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = scalar()
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                target = self.fc(input)
+            return self.fc(input), target
+
+    net = Net()
+    value, target = net(torch.ones(1, 1))
+    assert torch.equal(value, target) and not target.requires_grad
+    value.sum().backward()
+    assert net.fc.weight.grad is not None and float(net.fc.weight.grad) == 1
+
+
+def test_sharing_draws_twice_is_sharing_them_once() -> None:
+    net = to_bayesian(ModuleWrapper(nn.Linear(1, 1)), layer_type="bbb")
+    share_draws(net)
+    assert len(net._forward_pre_hooks) == 1
+
+
 def test_a_compiled_network_draws_once_too() -> None:
     net = OwnForward("bbb")
     compiled = torch.compile(net, backend="eager", fullgraph=True)

@@ -202,6 +202,10 @@ class TestLikelihoods:
             ),
             ({"class_weights": [1, 0]}, "class_weights of the likelihood categorical: expected a number > 0"),
             ({"task": "regression", "likelihood": "student_t", "freedom": 2}, "expected a number > 2, got 2"),
+            (
+                {"likelihood": "noisy_dirichlet", "label_smoothing": 0.1},
+                "the likelihood noisy_dirichlet has no option 'label_smoothing': expected class_weights, alpha_epsilon",
+            ),
         ],
     )
     def test_what_is_none_is_named(self, value: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, kl_divergence, sampling
+from layers import BBBLSTM, BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, kl_divergence, sampling
 
 
 class Net(ModuleWrapper):
@@ -116,6 +116,13 @@ def test_set_flag_reaches_every_module_below() -> None:
     net.set_flag("layer_type", "bbb")
     twins = net(images[:1].repeat(2, 1, 1, 1))[0]  # one draw shared by the batch
     torch.testing.assert_close(twins[0], twins[1])
+
+
+def test_a_flag_that_a_layer_refuses_changes_no_layer() -> None:
+    net = ModuleWrapper(BBBLinear(3, 3, layer_type="bbb"), BBBLSTM(3, 3))
+    with pytest.raises(ValueError, match="unknown layer_type 'flipout'"):
+        net.set_flag("layer_type", "flipout")
+    assert [layer.layer_type for layer in net.children()] == ["bbb", "bbb"]
 
 
 def test_flatten_says_both_numbers_and_never_changes_the_batch() -> None:

@@ -52,7 +52,8 @@ class KTiedPosterior(PosteriorWithPrior):
     def std(self, mean: Tensor) -> Tensor:
         """σ = U Vᵀ."""
         std = (rho_to_std(self.rho_rows) @ rho_to_std(self.rho_columns).mT).view(self.shape)
-        return std if self.silent is None else std.masked_fill(self.silent, math.exp(RHO_FLOOR))
+        least = max(math.exp(RHO_FLOOR), torch.finfo(std.dtype).tiny)
+        return std if self.silent is None else std.masked_fill(self.silent, least)
 
     @torch.no_grad()
     def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
@@ -68,5 +69,7 @@ class KTiedPosterior(PosteriorWithPrior):
         self.silent = mask.clone() if self.silent is None else self.silent | mask
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        self.silent = None if f"{prefix}silent" not in state_dict else torch.zeros_like(state_dict[f"{prefix}silent"])
+        if f"{prefix}rho_rows" in state_dict:
+            mask = state_dict.get(f"{prefix}silent")
+            self.silent = None if mask is None else torch.zeros_like(mask, device=self.rho_rows.device)
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import Estimator, bbb, lrt, output_moments
-from ..kernels import at_least_float32, normal_like, rho_to_std
+from ..kernels import RHO_FLOOR, at_least_float32, normal_like, rho_to_std, std_to_rho
 from ..priors import GaussianPrior, Prior, Priors
 from .gaussian import GaussianPosterior
 from .posterior import Noise, Option, Posterior, at_least_one
@@ -76,6 +76,13 @@ class LowRankPosterior(GaussianPosterior):
     def directions(self) -> Tensor:
         """L: [k, *weight]."""
         return self.factor
+
+    @torch.no_grad()
+    def set_std_in_proportion(self, mean: Tensor, ratio: float) -> None:
+        """See `Posterior.set_std_in_proportion`; the directions keep their share of the variance."""
+        scale = (ratio * mean.abs()).clamp_min(1e-6) / self.std(mean)
+        self.rho.copy_(std_to_rho(super().std(mean) * scale).clamp_min(RHO_FLOOR))
+        self.factor.mul_(scale)
 
     def silence(self, mask: Tensor) -> None:
         """See `Posterior.silence`."""

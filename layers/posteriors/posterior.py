@@ -114,7 +114,7 @@ class Posterior(nn.Module):
 
     def deviations(self) -> list[nn.Parameter]:
         """The parameters that set standard deviations and learn at a rate of their own, such as ρ."""
-        return list(self.parameters())
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("prior.")]
 
     def kl(self, mean: Tensor) -> Tensor:
         """KL(q‖p) in nats, summed over the weights: a scalar."""

@@ -57,7 +57,8 @@ class RadialPosterior(GaussianPosterior):
         size = mean.numel()
         surface = math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
         radial = 0.5 * math.log(0.5 * math.pi * math.e) + surface - 0.5 * (size - 1) * (EULER + math.log(2))
-        return self.rho.new_full((), 0.5 * size * math.log(2 * math.pi * math.e / size) - radial, dtype=torch.float32)
+        difference = 0.5 * size * math.log(2 * math.pi * math.e / size) - radial
+        return self.rho.new_full((), difference, dtype=torch.promote_types(self.rho.dtype, torch.float32))
 
     def perturbation(self, mean: Tensor) -> Tensor:
         """A draw from q minus its mean."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -55,7 +56,7 @@ class PointFactor(Posterior):
 
     def total_entropy(self) -> Tensor:
         """H(q) in nats, summed over components and features."""
-        return torch.zeros((), device=self.mean.device)
+        return self.total_kl()
 
 
 class GaussianFactor(PointFactor):
@@ -101,6 +102,16 @@ class GaussianFactor(PointFactor):
         """Σ ½ log(2πeσ²)."""
         return at_least_float32(self.deviation).log().sum() + 0.5 * math.log(2 * math.pi * math.e) * self.mean.numel()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        follows = f"{prefix}prior.std" not in state_dict
+        if f"{prefix}prior.mean" in state_dict and follows != self.prior.follows:
+            self._set_prior(None if follows else self.mean.new_ones(()))
+            warnings.warn(f"the prior of the loaded weights, {self.prior}, replaces the layer's", stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _set_prior(self, std: Tensor | None) -> None:
+        self.prior = GaussianPrior(self.prior.mean, std)
+
 
 class CauchyFactor(GaussianFactor):
     """Vectors with q = Cauchy(μ, γ), γ = softplus(ρ), and the prior Cauchy(±1, prior_sigma).
@@ -119,6 +130,11 @@ class CauchyFactor(GaussianFactor):
         if priors.learn_prior_sigma:
             raise ValueError("Cauchy factors need a fixed prior_sigma: leave out learn_prior_sigma")
         super().__init__(signs, priors)
+
+    def _set_prior(self, std: Tensor | None) -> None:
+        if std is None:
+            raise ValueError("Cauchy factors need a fixed prior_sigma, and the loaded weights have learnt theirs")
+        super()._set_prior(std)
 
     def draw(self, index: Tensor, noise: Noise) -> Tensor:
         """μ + γ ⊙ ε/ε', the ratio of two normals."""
@@ -256,15 +272,17 @@ class Rank1Posterior(Posterior):
         return self._scaled(weight, self.outputs.mean[0], self.inputs.mean[0])
 
     def variance(self, weight: Tensor) -> Tensor:
-        """Of the mixture, E[w²] − E[w]²; for Cauchy factors, of normals of their scales."""
-        first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+        """Of the mixture: mean Var_k(w) plus variance of E_k[w]; for Cauchy factors, of normals of their scales.
+
+        Var(w) = W² ((μ_r² + σ_r²) σ_s² + σ_r² μ_s²), a sum of what is not negative, which keeps small variances exact.
+        """
+        squares, locations, variances = weight.square(), [], []
         for component in range(self.components):
-            means = [factor.mean[component] for factor in (self.outputs, self.inputs)]
-            stds = [factor.deviation[component] for factor in (self.outputs, self.inputs)]
-            first = first + self._scaled(weight, *means) / self.components
-            squares = [mean.square() + std.square() for mean, std in zip(means, stds, strict=True)]
-            second = second + self._scaled(weight.square(), *squares) / self.components
-        return (second - first.square()).clamp_min(0)
+            r, s = (factor.mean[component] for factor in (self.outputs, self.inputs))
+            of_r, of_s = (factor.deviation[component].square() for factor in (self.outputs, self.inputs))
+            locations.append(self._scaled(weight, r, s))
+            variances.append(self._scaled(squares, r.square() + of_r, of_s) + self._scaled(squares, of_r, s.square()))
+        return torch.stack(variances).mean(0) + torch.stack(locations).var(0, correction=0)
 
     def std(self, weight: Tensor) -> Tensor:
         """The root of `variance`."""
@@ -326,7 +344,7 @@ class Rank1Posterior(Posterior):
         With h = op(x ⊙ s, W), an output r h has the variance (μ_r² + σ_r²) Var(h) + σ_r² E[h]². Its Var(h) is the sum
         over the inputs' features c, of which each has one s_c, of σ_c² op(x_c, W)².
         """
-        means, seconds = [], []
+        means, variances = [], []
         for component in range(self.components):
             outputs, inputs = self.outputs.mean[component], self.inputs.mean[component]
             of_outputs = self.outputs.deviation[component].square()
@@ -338,7 +356,6 @@ class Rank1Posterior(Posterior):
                 of_hidden = of_hidden + variance * part.square()
             factor, variance = (_along(layer, each, hidden) for each in (outputs, of_outputs))
             means.append(hidden * factor + (0 if layer.bias is None else _along(layer, layer.bias, hidden)))
-            own = (factor.square() + variance) * of_hidden + variance * hidden.square()
-            seconds.append(own + means[-1].square())
-        mean = torch.stack(means).mean(0)
-        return mean, torch.stack(seconds).mean(0) - mean.square()
+            variances.append((factor.square() + variance) * of_hidden + variance * hidden.square())
+        mean, apart = torch.stack(means).mean(0), torch.stack(means).var(0, correction=0)
+        return mean, torch.stack(variances).mean(0) + apart

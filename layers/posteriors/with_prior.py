@@ -109,7 +109,8 @@ class PosteriorWithPrior(Posterior):
         _upgrade_version_1(state_dict, prefix)
         inner = f"{prefix}prior."
         state = {key.removeprefix(inner): value for key, value in state_dict.items() if key.startswith(inner)}
-        prior = prior_from_state(state)
+        is_own = not self.prior.description and state.keys() == self.prior.state_dict().keys()  # what loads into itself
+        prior = None if is_own else prior_from_state(state)
         if prior is not None:
             if _differ(self.prior.description, prior.description):
                 warnings.warn(f"the prior of the loaded weights, {prior}, replaces {self.prior}", stacklevel=2)
