@@ -75,6 +75,15 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
 
 
+def upright_size(picture: Image.Image) -> Size:
+    """Height and width of an image, turned as its EXIF orientation says; no more than its header is read."""
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except Exception:  # as for `_upright`
+        turned = False
+    return picture.size if turned else picture.size[::-1]
+
+
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """The image with 16 bits scaled to 8; PIL's own conversion would clip them at 255."""
     if not picture.mode.startswith(("I", "F")):
@@ -210,8 +219,7 @@ def common_size(paths: Sequence[str]) -> Size:
 
     def size(path: str) -> Size:
         with open_image(path) as picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-            return picture.size if turned else picture.size[::-1]
+            return upright_size(picture)
 
     first = size(paths[0])
     for path, other in zip(paths, _in_threads(size, paths), strict=True):

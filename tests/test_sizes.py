@@ -107,6 +107,8 @@ def test_own_is_refused_for_images_of_several_sizes_and_follows_their_orientatio
     exif[0x0112] = 6  # turned by 90°
     Image.open(odd).transpose(Image.Transpose.ROTATE_90).save(odd, exif=exif)
     assert load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own").image_size == (40, 60)
+    Image.new("RGB", (60, 40)).save(odd, "PNG", exif=b"Exif\0\0no TIFF")  # damaged: it says nothing
+    assert load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own").image_size == (40, 60)
     Image.new("RGB", (61, 40)).save(odd)
     with pytest.raises(
         UserError, match=r"no common size: .* is of 40×60 pixels, .*red/2.jpg of 40×61: give an"

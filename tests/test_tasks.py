@@ -337,6 +337,7 @@ def spoil(root: Path, split: str, table: str, line: int, row: str | None) -> Non
         ("train", 3, "pictures/2.png,1", "row 4, column bar: expected 0 or 1, got None"),
         ("train", 3, "pictures/gone.png,0,1", "row 4: there is no image .*gone.png"),
         ("train", 3, "pictures,0,1", "row 4: .*pictures is a folder, expected an image"),
+        ("train", 3, "../test/pictures/1.png,0,1", "row 4: .*test/pictures/1.png is not below .*train: move it there"),
         ("train", 3, "pictures/1.png,0,1", "labels.csv has two rows of pictures/1.png: expected one per image"),
         ("train", 0, "path,red,bar", "has the columns path, red, bar: expected file and one per label"),
         ("test", 0, "file,red,line", "must have the same columns, but only one has bar, line"),
