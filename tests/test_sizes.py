@@ -325,6 +325,14 @@ class TestWeights:
         with pytest.raises(UserError, match="cannot read the weights .*none.pth"):
             load_weights(net, str(tmp_path / "none.pth"))
 
+    def test_a_file_of_before_batches_were_counted_is_read(self, pretrained: Path, tmp_path: Path) -> None:
+        older = torch.load(pretrained, weights_only=True)
+        older = {name: tensor for name, tensor in older.items() if not name.endswith("num_batches_tracked")}
+        torch.save(older, tmp_path / "older.pth")
+        net = build("resnet18", False, 1000, 3, image_size=(64, 64))
+        load_weights(net, str(tmp_path / "older.pth"))
+        assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in older.items())
+
     def test_safetensors_hold_weights_too(self, tmp_path: Path) -> None:
         safetensors = pytest.importorskip("safetensors.torch")
         net, other = build("lenet", False, 4, 1), build("lenet", True, 4, 1)

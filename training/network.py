@@ -140,7 +140,8 @@ def set_to_train(net: nn.Module) -> None:
 def load_weights(net: nn.Module, path: str) -> None:
     """Give a network the weights in a file, as posterior means where it has posteriors.
 
-    The last layer in the file may be of another shape, as one for other classes is; then it is left out.
+    The last layer in the file may be of another shape, as one for other classes is; then it is left out. Files of
+    before PyTorch 0.4.1 do not count the batches of batch norm.
 
     Args:
         net: a network of the architecture of the file's, Bayesian or not.
@@ -164,7 +165,7 @@ def load_weights(net: nn.Module, path: str) -> None:
                 )
             del weights[name]
     own = {name for name in expected if ".posterior." not in f".{name}" and name.rpartition(".")[0] != head}
-    if missing := sorted(own - weights.keys()):
+    if missing := sorted(name for name in own - weights.keys() if not name.endswith("num_batches_tracked")):
         raise UserError(f"{path} holds the weights of another network: {missing[0]} is not in it")
     inner.load_state_dict(weights, strict=False)
 
