@@ -123,6 +123,10 @@ def test_a_named_set_has_its_own_size_or_another_one() -> None:
     color = load_data("MNIST5k", "data", 0.1, 0, channels=3)
     assert torch.equal(color.train.images, own.train.images.expand(-1, 3, -1, -1))
     assert large.classes == own.classes and torch.equal(large.test.labels, own.test.labels)
+    with pytest.raises(UserError, match="image_size own is for a folder of images: leave it out for the size of MNIST"):
+        load_data("MNIST5k", "data", 0.1, 0, image_size="own")
+    with pytest.raises(UserError, match="those of MNIST5k are square: give a square image_size, or leave out center_c"):
+        load_data("MNIST5k", "data", 0.1, 0, image_size=(40, 64), center_crop=True)
 
 
 def test_a_random_crop_is_a_part_of_the_image() -> None:
