@@ -246,6 +246,8 @@ def test_every_network_of_torchvision_has_a_name() -> None:
     assert FACTORIES.keys() - {"unet"} | {"alexnet"} == {*models.list_models(module=models)}
     with torch.device("meta"), pytest.raises(UserError, match="vit_b_16 cannot be built .* square images, got 32×64"):
         build("vit_b_16", False, 3, 3, image_size=(32, 64))
+    with torch.device("meta"), pytest.raises(UserError, match="its patches are of 14 pixels: give an image_size that"):
+        build("vit_h_14", False, 3, 3, image_size=(32, 32))
     with torch.device("meta"):
         build("regnet_y_400mf", False, 3, 3, image_size=(64, 64))
 
