@@ -179,6 +179,8 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     one, other = run_files(uninterrupted), run_files(broken)
     assert same(weights(one.last), weights(other.last)) and same(weights(one.best), weights(other.best))
     assert rows(one.reports / "history.csv") == rows(other.reports / "history.csv")
+    progress = read_checkpoint(other.last)["progress"]
+    assert progress["seconds"] == pytest.approx(sum(row["seconds"] for row in progress["history"]), rel=1e-9)
 
 
 def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_path: Path) -> None:

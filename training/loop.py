@@ -157,7 +157,8 @@ def train(
                 _save(state, setup, recorder)
                 _exit(setup, progress, signum)
             row = _training_row(progress, setup) | validate(evaluated, setup)
-            row["seconds"] = time.perf_counter() - started
+            seconds = progress.seconds + time.perf_counter() - started  # with those before a stop within the epoch
+            row["seconds"] = seconds - sum(earlier["seconds"] for earlier in progress.history)
             best = _finish_epoch(state, setup, evaluated, row)
             _save(state, setup, recorder)
             if world.is_main:
@@ -371,13 +372,10 @@ def compare(settings: Settings) -> str:
     return comparison(*(read_results(path) for path in _result_files(settings)))
 
 
-def _result_files(settings: Settings) -> tuple[Path, Path]:
+def _result_files(settings: Settings) -> list[Path]:
     """Of the Bayesian network and of its twin."""
     name = data_name(settings.dataset)
-    bayesian, frequentist = (
-        RunFiles.for_run(settings, name, family).reports / "results.json" for family in (True, False)
-    )
-    return bayesian, frequentist
+    return [RunFiles.for_run(settings, name, family).reports / "results.json" for family in (True, False)]
 
 
 def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Any:
@@ -392,7 +390,7 @@ def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> 
 def _training_row(progress: Progress, setup: Setup) -> Row:
     """The training figures of the epoch whose steps are finished."""
     likelihood = setup.description.likelihood
-    nll, kl, figure, examples = progress.steps.double().cpu().unbind(1)
+    nll, kl, figure, examples = progress.steps.cpu().double().unbind(1)
     row: Row = {
         "epoch": progress.epoch + 1,
         "train_nll": float((nll * examples).sum() / examples.sum()),
@@ -419,9 +417,9 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
     elif setup.world.is_main and not files.best.exists():
         raise UserError(f"{files.best} is gone: it held the best network so far; train again")
     progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.seconds += row["seconds"]
     progress.steps.zero_()
     progress.history.append(row)
+    progress.seconds = sum(each["seconds"] for each in progress.history)
     if setup.world.is_main:
         write_history(files.reports, progress.history)
     return best
