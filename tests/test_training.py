@@ -41,6 +41,7 @@ from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
 from tests.processes import Program
 from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
+from training.interruption import stop_requests
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -410,6 +411,18 @@ def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signum)
+            assert request.signum == 0
+        assert signal.getsignal(signum) is signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGINT), (3, signal.SIGTERM)])

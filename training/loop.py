@@ -7,8 +7,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from support import (
     UserError,
     World,
     archive,
+    first_line,
     locked,
     process_group,
     remove_temporaries,
@@ -124,7 +125,8 @@ def train(
         after_epoch: called with the figures of every epoch that ends; what it raises ends the run.
 
     Raises:
-        UserError: `last.pt` cannot be resumed, the loss is no longer finite, or a file cannot be written.
+        UserError: `last.pt` cannot be resumed, the loss is no longer finite, a file cannot be written, or an operation
+            has no deterministic algorithm where the settings ask for those.
         SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
     """
     resumed = resume(state, setup)
@@ -142,7 +144,7 @@ def train(
     batches = setup.batches if is_new else 0
     classes = len(setup.data.classes) if settings.task == "classification" else 1
     alarms = Alarms(state.net, classes, settings.n_epochs, batches, faster, continues)
-    with ExitStack() as stack:
+    with _report_nondeterministic(), ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
             save(state, setup)  # torchrun resumes it if a process is lost before the first epoch ends
@@ -171,6 +173,17 @@ def train(
                 after_epoch(row)
             if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
                 _exit(setup, progress, signum)
+
+
+@contextmanager
+def _report_nondeterministic() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = first_line(error).partition(", but")[0]
+        raise UserError(f"{operation}: leave out deterministic for this network or task") from error
 
 
 def train_epoch(
