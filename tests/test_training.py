@@ -40,7 +40,19 @@ from likelihoods import scores
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
 from tests.processes import Program
-from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
+from training import (
+    BayesianSettings,
+    DivergedError,
+    State,
+    compare,
+    initial_state,
+    loop,
+    prepare,
+    resume,
+    run,
+    start,
+    train,
+)
 from training.interruption import stop_requests
 
 
@@ -280,7 +292,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_network
     settings = bayesian_settings(pictures, tmp_path, lr_start=1e30)
     best = run_files(settings).best
     before = best.read_bytes()
-    with pytest.raises(UserError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
+    with pytest.raises(DivergedError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
         run(settings)
     assert (run_files(settings).reports / "earlier" / "1" / best.name).read_bytes() == before and not best.exists()
 

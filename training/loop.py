@@ -56,6 +56,10 @@ from training.state import Progress, RunFiles, Setup, State, derive_seed, initia
 REPORTS = ("history.csv", "history.png", "confusion.png", "results.json", "tensorboard")
 
 
+class DivergedError(UserError):
+    """The loss, the KL or the validation NLL is not finite."""
+
+
 def run(settings: Settings) -> dict[str, Any]:
     """Train, validate and test by the settings, then print the twin's results beside these if there are any.
 
@@ -125,8 +129,9 @@ def train(
         after_epoch: called with the figures of every epoch that ends; what it raises ends the run.
 
     Raises:
-        UserError: `last.pt` cannot be resumed, the loss is no longer finite, a file cannot be written, or an operation
-            has no deterministic algorithm where the settings ask for those.
+        DivergedError: the loss is no longer finite.
+        UserError: `last.pt` cannot be resumed, a file cannot be written, or an operation has no deterministic
+            algorithm where the settings ask for those.
         SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
     """
     resumed = resume(state, setup)
@@ -206,7 +211,7 @@ def train_epoch(
         The signal that asked a process to stop, or 0 once the epoch is finished.
 
     Raises:
-        UserError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     settings, data, world, progress = setup.settings, setup.data, setup.world, state.progress
     flip = data.flippable if settings.random_flip == "auto" else bool(settings.random_flip)
@@ -426,7 +431,9 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
             report = {"settings": asdict(setup.settings), "validation": row, **_identity(state, setup)}
             save_network(files.best, evaluated, setup.description, **report)
     elif not progress.best_epoch:
-        raise UserError(f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start")
+        raise DivergedError(
+            f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start"
+        )
     elif setup.world.is_main and not files.best.exists():
         raise UserError(f"{files.best} is gone: it held the best network so far; train again")
     progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -495,7 +502,7 @@ def _check_finite(progress: Progress) -> None:
         quantity, advice = "loss", "a smaller lr_start, or amp False"
         if progress.steps[index, 0].isfinite():
             quantity, advice = "KL", "a wider prior (prior_sigma), or a smaller lr_start"
-        raise UserError(
+        raise DivergedError(
             f"the {quantity} is not finite at epoch {progress.epoch + 1}, step {index + 1} of {len(progress.steps)}: "
             f"try {advice}; the checkpoints of earlier epochs are kept"
         )
