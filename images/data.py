@@ -63,14 +63,18 @@ class ImageData:
     task: str = "classification"
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by their names: 'train', 'valid', 'test'."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """By split ('train', 'valid', 'test'), the number of images of each class; of other tasks, `target_counts`."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        """By split, the number of images of each class; of other tasks, `target_counts`."""
         if self.task != "classification":
-            return {name: target_counts(self.task, self.classes, split.labels) for name, split in splits.items()}
+            return {name: target_counts(self.task, self.classes, split.labels) for name, split in self.splits.items()}
         return {
             name: dict(zip(self.classes, split.labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
-            for name, split in splits.items()
+            for name, split in self.splits.items()
         }
 
     def report(self) -> str:
@@ -78,9 +82,8 @@ class ImageData:
         if self.task == "classification":
             counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
         else:
-            splits = {"train": self.train, "valid": self.valid, "test": self.test}
             phrases = {name: _target_phrase(self.task, by_name) for name, by_name in self.counts.items()}
-            counts = ", ".join(f"{name} {len(split):,} ({phrases[name]})" for name, split in splits.items())
+            counts = ", ".join(f"{name} {len(split):,} ({phrases[name]})" for name, split in self.splits.items())
         color = "grey" if self.channels == 1 else "color"
         size = "" if self.image_size == IMAGE_SIZE else " {}×{}".format(*self.image_size)
         noun = {"multilabel": "labels", "regression": "targets"}.get(self.task, "classes")

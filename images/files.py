@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -183,13 +184,7 @@ def read_images(
     """
     paths = image_paths(folder)
 
-    def read(path: str) -> Tensor | None:
-        try:
-            return ImageFiles([path], channels, size, center_crop)[0]
-        except UserError:
-            return None
-
-    results = list(_in_threads(read, paths, chunk_size(size)))
+    results = list(_in_threads(partial(_try_read, channels, size, center_crop), paths, chunk_size(size)))
     images = [image for image in results if image is not None]
     if not images:
         raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
@@ -233,14 +228,16 @@ def common_size(paths: Sequence[str]) -> Size:
 
 def unreadable(paths: Sequence[str]) -> set[int]:
     """The indices of the files that cannot be decoded; all are tried."""
+    images = _in_threads(partial(_try_read, 3, IMAGE_SIZE, False), paths)
+    return {index for index, image in enumerate(images) if image is None}
 
-    def is_readable(path: str) -> bool:
-        try:
-            return ImageFiles([path], 3)[0] is not None
-        except UserError:
-            return False
 
-    return {index for index, readable in enumerate(_in_threads(is_readable, paths)) if not readable}
+def _try_read(channels: int, size: Size, center_crop: bool, path: str) -> Tensor | None:
+    """The pixels of a file, None if it cannot be read."""
+    try:
+        return ImageFiles([path], channels, size, center_crop)[0]
+    except UserError:
+        return None
 
 
 def _in_threads(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = CHUNK) -> Iterator[Result]:

@@ -151,7 +151,7 @@ def load_weights(net: nn.Module, path: str) -> None:
         UserError: the file cannot be read, or holds weights of another network.
     """
     weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.lower().startswith("aux")}
-    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net
+    inner = _inner(net)
     expected = inner.state_dict()
     head = next(reversed(weights)).rpartition(".")[0]
     for name, tensor in list(weights.items()):
@@ -168,6 +168,11 @@ def load_weights(net: nn.Module, path: str) -> None:
     if missing := sorted(name for name in own - weights.keys() if not name.endswith("num_batches_tracked")):
         raise UserError(f"{path} holds the weights of another network: {missing[0]} is not in it")
     inner.load_state_dict(weights, strict=False)
+
+
+def _inner(net: nn.Module) -> nn.Module:
+    """A converted network without the wrapper that it got."""
+    return net.get_submodule("0") if type(net) is ModuleWrapper else net
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:
@@ -240,8 +245,7 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
     twin, of_twin, _ = load_network(path, net_type=settings.net_type)
     architecture = {"activation_type": settings.activation_type}
     _refuse_other(path, of_twin, replace(description, bayesian=False, architecture=architecture))
-    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of a converted network
-    missing, unexpected = inner.load_state_dict(twin.state_dict(), strict=False)
+    missing, unexpected = _inner(net).load_state_dict(twin.state_dict(), strict=False)
     differences = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
     if differences:
         raise UserError(f"{path} cannot be started from: the networks differ in {differences[0]}")
