@@ -26,6 +26,8 @@ from matplotlib.figure import Figure
 from recording import KINDS, animate_distributions, plot_lines, plot_weights, read_recording
 from support import OneLineParser, UserError, atomic_write, report_user_errors, save_figure
 
+LONGEST = 655  # seconds that a GIF can show a frame: 16 bits of hundredths
+
 
 def draw_distributions(
     filename: str | Path,
@@ -45,7 +47,7 @@ def draw_distributions(
         node_no: the node, an index into the flattened output of an example.
         save_plots: save the animation. Without it, the animation is shown on the screen; if there is no screen it is
             saved nevertheless, except in a notebook, which shows the returned animation.
-        plot_time: seconds per frame.
+        plot_time: seconds per frame, at most 655.
 
     Returns:
         The animation.
@@ -55,7 +57,7 @@ def draw_distributions(
             the file cannot be written.
     """
     recorded = read_recording(filename)
-    _check_time(plot_time)
+    _check_time(plot_time, LONGEST)
     on_screen = not save_plots and _has_screen()
     figure = _figure(on_screen, 7, 4.2)
     animation = animate_distributions(figure, recorded, type, node_no, plot_time)
@@ -145,9 +147,10 @@ def _in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
-def _check_time(plot_time: float) -> None:
-    if not (math.isfinite(plot_time) and plot_time > 0):
-        raise UserError(f"plot_time must be a number of seconds above 0, got {plot_time!r}")
+def _check_time(plot_time: float, most: float = math.inf) -> None:
+    if not (math.isfinite(plot_time) and 0 < plot_time <= most):
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise UserError(f"plot_time must be a number of seconds above 0{limit}, got {plot_time!r}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -69,9 +69,10 @@ def _config(flags: list[str], defaults: types.ModuleType) -> types.ModuleType:
     for index, flag in enumerate(flags):
         name, equals, path = flag.partition("=")
         if name == "--config":
-            if not equals and index + 1 == len(flags):
+            if not equals and index + 1 < len(flags):
+                path = flags.pop(index + 1)
+            if not path:
                 raise UserError("argument --config: expected one argument")
-            path = path or flags.pop(index + 1)
             del flags[index]
             config = types.ModuleType(path.removesuffix(".py"))
             vars(config).update({name: value for name, value in vars(defaults).items() if not name.startswith("__")})

@@ -46,7 +46,7 @@ def measure(rounds: int) -> dict[str, Any]:
             write_photos(root / name, 1)
         settings = replace(
             from_config(Settings, config_frequentist), dataset=str(root), net_type="resnet18", image_size=(SIDE, SIDE),
-            batch_size=BATCH, checkpoint_dir=temporary,
+            batch_size=BATCH, checkpoint_dir=temporary, lr_schedule="constant",
         )  # fmt: skip
         state, setup = start(settings)
         files = load_data(str(root), "data", 0.1, 0, memory_limit=0, image_size=(SIDE, SIDE))

@@ -84,7 +84,8 @@ def added_mib(action: Callable[[], object]) -> float:
     if not status.exists():  # there the peak is that of the whole life of the process
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         action()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        per_mib = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / per_mib
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_kib(status, "VmRSS")
     action()

@@ -31,6 +31,7 @@ from support import (
     GREEN,
     ORANGE,
     OneLineParser,
+    UserError,
     argument,
     figure_style,
     number,
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Solve the problem that the command line names, for each seed; returns the results by seed."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     args = parse_arguments(words)
+    read_record(args.record)  # what cannot be added to is better known before the training
     tune_cpu()
     data = load_data(args.dataset, args.data_dir, valid_size=0.1, seed=0)
     train, test = _flattened(data.train), _flattened(data.valid if args.valid else data.test)
@@ -233,9 +235,25 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The results so far, by problem and data set.
+
+    Raises:
+        UserError: the file is not such a record.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for entry in record.values():
+            entry["settings"].items()
+            entry["results"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a record of this script: move it away") from error
+    return record
+
+
 def add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[str, Any], images: Any) -> None:
     """Earlier seeds stay where the settings are the same."""
-    record = json.loads(args.record.read_text(encoding="utf-8")) if args.record.exists() else {}
+    record = read_record(args.record)
     name, settings = f"{args.problem} {args.dataset}", vars(args).copy()
     for local in ("seeds", "data_dir", "record", "picture"):
         del settings[local]

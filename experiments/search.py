@@ -23,7 +23,7 @@ from experiments.recipes import FOLDER, SCHEDULE, Trial, read_trials, record_pat
 from experiments.running import ExperimentFiles, configured
 from images import load_data
 from support import LockedError, UserError, locked, write_json
-from training import Row, start, train
+from training import DivergedError, Row, start, train
 
 TRIALS, SEEDS = 12, 2
 MOST_EPOCHS = 20  # per run: the runs of the plan that last longer are searched by shorter ones
@@ -143,7 +143,7 @@ def _run_trial(
                 train(state, setup, after_epoch=_reporter(trial, curves))
             except optuna.TrialPruned:
                 return curves, None
-            except UserError as error:  # the loss is not finite
+            except DivergedError as error:
                 print(error, file=sys.stderr, flush=True)
                 return curves, None
     return curves, sum(map(min, curves)) / SEEDS

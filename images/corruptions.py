@@ -5,8 +5,8 @@ the five severities that they published for 32×32 pixels (CIFAR-10-C). Rotation
 Mu & Gilmer (2019, arXiv:1906.02337; MNIST-C). These are re-implementations: their figures are close to those of the
 published files, but not the same. Borders, interpolation and rounding differ, and so does every random number.
 
-Every function takes uint8 images [n, channels, height, width] of any number of channels and returns the same shape and
-type. What is random is drawn per image, from the generator that is given.
+Every function takes uint8 images [n, channels, height, width] of 1 or 3 channels and returns the same shape and type.
+What is random is drawn per image, from the generator that is given.
 """
 
 from __future__ import annotations
@@ -244,18 +244,18 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     """Images under a corruption; a pure function of its arguments.
 
     Args:
-        images: uint8 [n, channels, height, width].
+        images: uint8 [n, channels, height, width], of 1 or 3 channels.
         kind: a key of `CORRUPTIONS`.
         severity: 1 to 5, or 0 for the images as they are.
         seed: of what is random about it. The severities share their random numbers: the same noise grows.
 
     Raises:
-        ValueError: the images are not uint8 [n, channels, height, width], or there is no such severity.
+        ValueError: the images are not uint8 [n, 1 or 3, height, width], or there is no such severity.
         UserError: there is no such kind.
     """
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"expected uint8 images [n, channels, height, width], got {images.dtype} {list(images.shape)}")
-    if severity not in SEVERITIES:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"expected uint8 images [n, 1 or 3, height, width], got {images.dtype} {list(images.shape)}")
+    if not isinstance(severity, int) or severity not in SEVERITIES:
         raise ValueError(f"severity must be an integer from 0 to 5, got {severity}")
     if kind not in CORRUPTIONS:
         raise UserError(

@@ -63,14 +63,18 @@ class ImageData:
     task: str = "classification"
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by their names: 'train', 'valid', 'test'."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """By split ('train', 'valid', 'test'), the number of images of each class; of other tasks, `target_counts`."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        """By split, the number of images of each class; of other tasks, `target_counts`."""
         if self.task != "classification":
-            return {name: target_counts(self.task, self.classes, split.labels) for name, split in splits.items()}
+            return {name: target_counts(self.task, self.classes, split.labels) for name, split in self.splits.items()}
         return {
             name: dict(zip(self.classes, split.labels.bincount(minlength=len(self.classes)).tolist(), strict=True))
-            for name, split in splits.items()
+            for name, split in self.splits.items()
         }
 
     def report(self) -> str:
@@ -78,9 +82,8 @@ class ImageData:
         if self.task == "classification":
             counts = ", ".join(f"{split} {_count_phrase(by_class)}" for split, by_class in self.counts.items())
         else:
-            splits = {"train": self.train, "valid": self.valid, "test": self.test}
             phrases = {name: _target_phrase(self.task, by_name) for name, by_name in self.counts.items()}
-            counts = ", ".join(f"{name} {len(split):,} ({phrases[name]})" for name, split in splits.items())
+            counts = ", ".join(f"{name} {len(split):,} ({phrases[name]})" for name, split in self.splits.items())
         color = "grey" if self.channels == 1 else "color"
         size = "" if self.image_size == IMAGE_SIZE else " {}×{}".format(*self.image_size)
         noun = {"multilabel": "labels", "regression": "targets"}.get(self.task, "classes")
@@ -129,13 +132,14 @@ def load_data(
         skip_broken: for a folder, leave out the images that cannot be read.
         image_size: height and width of the images. None for the data set's own, which is 32×32 for a folder; 'own' for
             a folder whose images all have one size.
-        center_crop: for a folder, as for `to_pixels`.
+        center_crop: for a folder, as for `to_pixels`; the images of the data sets by name are square.
         channels: 1 to read the images as grey, 3 as RGB, 'auto' as they are.
         task: classification; or multilabel, regression or segmentation for a folder as `target_source` reads it.
 
     Raises:
-        UserError: an unknown name, splits without images or smaller than a batch (both before any image is read),
-            data that is not there and cannot be downloaded, a broken folder, or, in any split, a broken file.
+        UserError: an unknown name, a size that is for folders alone, splits without images or smaller than a batch (all
+            before any image is read), data that is not there and cannot be downloaded, a broken folder, or, in any
+            split, a broken file.
     """
     source = _find_source(
         dataset,
@@ -143,7 +147,7 @@ def load_data(
         memory_limit=memory_limit,
         skip_broken=skip_broken,
         channels=None if isinstance(channels, str) else channels,
-        own_size=image_size == "own",
+        image_size=image_size,
         center_crop=center_crop,
     )
     count = source.train_images
@@ -187,11 +191,19 @@ def _with_channels(split: Split, channels: int) -> Split:
     return replace(split, images=to_channels(split.images, channels)) if isinstance(split.images, Tensor) else split
 
 
-def _find_source(dataset: str, task: str, **how: Any) -> Source:
+def _find_source(dataset: str, task: str, image_size: Size | str | None, center_crop: bool, **how: Any) -> Source:
     if dataset in SOURCES:
         if task != "classification":
             raise UserError(f"{dataset} has classes alone: give the folder of a data set for the task {task}")
+        if image_size == "own":
+            raise UserError(f"image_size own is for a folder of images: leave it out for the size of {dataset}")
+        if center_crop and isinstance(image_size, tuple) and image_size[0] != image_size[1]:
+            raise UserError(
+                f"center_crop is for a folder of images, and those of {dataset} are square: give a square image_size, "
+                f"or leave out center_crop to stretch them"
+            )
         return SOURCES[dataset]
+    how |= {"own_size": image_size == "own", "center_crop": center_crop}
     try:
         if Path(dataset).is_dir():
             folder = Path(dataset)

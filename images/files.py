@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,6 +74,15 @@ def _upright(picture: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(picture) if turned else picture
     except Exception:  # PIL raises many kinds for a damaged EXIF block, which then says nothing
         return picture
+
+
+def upright_size(picture: Image.Image) -> Size:
+    """Height and width of an image, turned as its EXIF orientation says; no more than its header is read."""
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except Exception:  # as for `_upright`
+        turned = False
+    return picture.size if turned else picture.size[::-1]
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
@@ -174,13 +184,7 @@ def read_images(
     """
     paths = image_paths(folder)
 
-    def read(path: str) -> Tensor | None:
-        try:
-            return ImageFiles([path], channels, size, center_crop)[0]
-        except UserError:
-            return None
-
-    results = list(_in_threads(read, paths, chunk_size(size)))
+    results = list(_in_threads(partial(_try_read, channels, size, center_crop), paths, chunk_size(size)))
     images = [image for image in results if image is not None]
     if not images:
         raise UserError(f"{folder} holds no readable image ({len(paths)} files look like one)")
@@ -210,8 +214,7 @@ def common_size(paths: Sequence[str]) -> Size:
 
     def size(path: str) -> Size:
         with open_image(path) as picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-            return picture.size if turned else picture.size[::-1]
+            return upright_size(picture)
 
     first = size(paths[0])
     for path, other in zip(paths, _in_threads(size, paths), strict=True):
@@ -225,14 +228,16 @@ def common_size(paths: Sequence[str]) -> Size:
 
 def unreadable(paths: Sequence[str]) -> set[int]:
     """The indices of the files that cannot be decoded; all are tried."""
+    images = _in_threads(partial(_try_read, 3, IMAGE_SIZE, False), paths)
+    return {index for index, image in enumerate(images) if image is None}
 
-    def is_readable(path: str) -> bool:
-        try:
-            return ImageFiles([path], 3)[0] is not None
-        except UserError:
-            return False
 
-    return {index for index, readable in enumerate(_in_threads(is_readable, paths)) if not readable}
+def _try_read(channels: int, size: Size, center_crop: bool, path: str) -> Tensor | None:
+    """The pixels of a file, None if it cannot be read."""
+    try:
+        return ImageFiles([path], channels, size, center_crop)[0]
+    except UserError:
+        return None
 
 
 def _in_threads(function: Callable[[Item], Result], items: Sequence[Item], chunk: int = CHUNK) -> Iterator[Result]:

@@ -31,6 +31,7 @@ from images.splits import Split
 from models import Size
 from support import UserError
 
+MEMORY = Path("/proc/meminfo")
 VALIDATION = ("val", "valid", "validation")  # names of the folder of validation images
 
 
@@ -240,8 +241,17 @@ def shortened(names: list[str]) -> str:
 
 
 def free_memory() -> float:
-    """Bytes of memory that no process uses; 4 GiB where the system does not tell."""
+    """Bytes of memory that this process can have, one of those that train on this machine.
+
+    Linux says what is available, the pages of files that it keeps included. Elsewhere it is what nothing uses; 4 GiB
+    where the system does not tell.
+    """
     try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30
+        lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+        available = 1024.0 * int(lines["MemAvailable"].removesuffix("kB"))
+    except (OSError, ValueError, KeyError):
+        try:
+            available = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (ValueError, OSError, AttributeError):
+            available = 4 * 2**30
+    return available / max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets

@@ -121,12 +121,12 @@ def _torchvision_set(
 
     train, test = _download(load, kind.__name__, data_dir)
     train_split, test_split = (
-        Split(resize(_pixels(split), size), torch.as_tensor(_labels(split)).long()) for split in (train, test)
+        Split(resize(pixels_of(split), size), torch.as_tensor(_labels(split)).long()) for split in (train, test)
     )
     return Contents(classes or tuple(train.classes), flippable, train_split, test_split)
 
 
-def _pixels(data: Any) -> Tensor:
+def pixels_of(data: Any) -> Tensor:
     """uint8 [n, channels, height, width] of a data set that has [n, h, w], [n, h, w, 3] or, as SVHN, [n, 3, h, w]."""
     pixels = torch.as_tensor(np.asarray(data.data))
     if pixels.dim() == 3:
@@ -192,13 +192,18 @@ def resize(images: Tensor, size: Size) -> Tensor:
     return torch.cat([transforms.resize(chunk, list(size), antialias=True) for chunk in chunks])
 
 
+def without_package(name: str, error: ImportError) -> UserError:
+    """That a data set needs a package: SciPy, which reads SVHN, is none of torchvision's requirements."""
+    package = (error.name or "another package").partition(".")[0]
+    return UserError(f"{name} cannot be read without {package}: pip install {package}")
+
+
 def _download(load: Callable[[bool], Downloaded], name: str, data_dir: Path) -> tuple[Downloaded, Downloaded]:
     """The training and test splits of a torchvision data set, which `load(train)` downloads and verifies if need be."""
     try:
         return load(True), load(False)
-    except ImportError as error:  # SciPy, which reads SVHN, is none of torchvision's requirements
-        package = (error.name or "another package").partition(".")[0]
-        raise UserError(f"{name} cannot be read without {package}: pip install {package}") from error
+    except ImportError as error:
+        raise without_package(name, error) from error
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{name} is not in {data_dir} and could not be downloaded ({first_line(error)}): connect to the network, "

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from images.files import LeftOut, is_folder, list_images, open_image
+from images.files import LeftOut, is_folder, is_inside, list_images, open_image, upright_size
 from images.folders import (
     SplitFiles,
     drop_unreadable,
@@ -134,6 +134,8 @@ def _read_table(folder: Path, task: str) -> SplitFiles:
             raise UserError(f"{path}, row {line}: there is no image {file}") from error
         if is_folder(file):
             raise UserError(f"{path}, row {line}: {file} is a folder, expected an image")
+        if not is_inside(str(file), folder):
+            raise UserError(f"{path}, row {line}: {file} is not below {folder}: move it there")
         paths.append(str(file))
     if len({*paths}) < len(paths):
         twice = next(each for index, each in enumerate(paths) if each in paths[:index])
@@ -186,15 +188,15 @@ def _stem(path: str, folder: Path) -> str:
 def _read_mask(image: str, path: str, size: Size, center_crop: bool) -> Tensor:
     """uint8 [height, width], the class of each pixel."""
     with open_image(image) as picture:
-        expected = picture.size
+        expected = upright_size(picture)  # as `to_pixels` has it
     with open_image(path) as mask:
-        mode, actual = mask.mode, mask.size
+        mode, actual = mask.mode, mask.size[::-1]
         values = Image.fromarray(np.array(mask, dtype=np.uint8)) if mode in ("1", "L", "P") else mask  # P: the indices
     if mode not in ("1", "L", "P"):
         raise UserError(f"the mask {path} has pixels of mode {mode}: expected grey values or palette indices")
     if actual != expected:
         raise UserError(
-            f"the mask {path} is of {actual[1]}×{actual[0]} pixels, its image of {expected[1]}×{expected[0]}"
+            f"the mask {path} is of {actual[0]}×{actual[1]} pixels, its image of {expected[0]}×{expected[1]}"
         )
     height, width = size
     if center_crop:

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
 
 from images.files import is_folder, read_images
-from images.sources import resize
+from images.sources import pixels_of, resize, without_package
 from images.transforms import to_channels
 from models import IMAGE_SIZE, Size
 from support import UserError, nearest
@@ -132,6 +131,8 @@ def _test_split(
     """The test images of a torchvision data set that is there, or of a folder of its name."""
     try:
         data = load(str(data_dir))
+    except ImportError as error:
+        raise without_package(name, error) from error
     except (RuntimeError, OSError):  # it is not there, or not whole
         for folder in (data_dir / name / "test", data_dir / f"{name}-png" / "test", data_dir / name):
             if is_folder(folder) and not is_folder(folder / "raw"):  # where torchvision keeps its own files
@@ -140,9 +141,7 @@ def _test_split(
             f"{name} is not in {data_dir}: download it there by torchvision.datasets.{name}, or put a folder of its "
             f"images at {data_dir / name}"
         ) from None
-    pixels = torch.as_tensor(np.asarray(data.data))  # [n, h, w], [n, h, w, 3], or [n, 3, h, w] of SVHN
-    pixels = pixels[:, None] if pixels.dim() == 3 else pixels
-    return UnknownSet(name, resize(pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2), shape.size))
+    return UnknownSet(name, resize(pixels_of(data), shape.size))
 
 
 def _noise(data_dir: Path, shape: Shape, seed: int) -> UnknownSet:

@@ -300,12 +300,16 @@ class Gaussian(TaskLikelihood):
         return {"nll": losses.sum(1).mean().item(), "rmse": rmse}
 
     def scores(self, predictive: RegressionPredictive, targets: Tensor) -> dict[str, float]:
-        """NLL, RMSE, R² (the mean over the targets), and how far the coverage of intervals is from their level."""
-        r2 = 1 - (predictive.mean - targets).double().square().mean(0) / targets.double().var(0, correction=0)
+        """NLL, RMSE, R², and how far the coverage of intervals is from their level.
+
+        R² is the mean over the targets that vary; it is left out where none does.
+        """
+        variance = targets.double().var(0, correction=0)
+        r2 = 1 - (predictive.mean - targets).double().square().mean(0) / variance
         gaps = [abs(predictive.coverage(targets, level).mean().item() - level) for level in LEVELS]
         return {
             **self.validation(predictive, targets),
-            "r2": r2.mean().item(),
+            **({"r2": r2[variance > 0].mean().item()} if (variance > 0).any() else {}),
             "coverage_90": predictive.coverage(targets, 0.9).mean().item(),
             "calibration_error": sum(gaps) / len(gaps),
         }

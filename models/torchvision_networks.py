@@ -46,6 +46,9 @@ def torchvision_network(name: str, outputs: int, inputs: int, image_size: Size) 
     elif name.startswith("vit_"):
         if image_size[0] != image_size[1]:
             raise ValueError(f"it takes square images, got {image_size[0]}×{image_size[1]}")
+        patch = int(name.rpartition("_")[2])
+        if image_size[0] % patch:
+            raise ValueError(f"its patches are of {patch} pixels: give an image_size that is a multiple")
         options = {"image_size": image_size[0]}
     elif name == "maxvit_t":
         options = {"input_size": image_size}

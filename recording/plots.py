@@ -44,14 +44,10 @@ def animate_distributions(
         plot_time: seconds per frame.
 
     Raises:
-        UserError: an unknown kind, or a node that does not exist or was not recorded.
+        UserError: an unknown kind, or a node that does not exist, was not recorded or is never finite.
     """
     node = _node(recorded, kind, node_no)
-    times = [float(times.mean()) for times in _pooled(recorded.time, FRAMES)]
-    means, variances, deviations = (
-        [_numbers(pool) for pool in _pooled(values[:, :, node], FRAMES)]
-        for values in (recorded.mean, recorded.variance, recorded.std)
-    )
+    times, means, variances, deviations = _pooled(recorded, node, FRAMES)
     ax = figure.subplots()
     if kind == "both":
         normals = [(float(m.mean()), math.sqrt(v.mean())) for m, v in zip(means, variances, strict=True)]
@@ -88,13 +84,11 @@ def plot_lines(figure: Figure, recorded: Recorded, kind: str, node_no: int) -> N
     average variance. Arguments and errors are those of `animate_distributions`.
     """
     node = _node(recorded, kind, node_no)
-    times = [times.mean() for times in _pooled(recorded.time, POINTS)]
-    values = {"std": recorded.std, "variance": recorded.variance}.get(kind, recorded.mean)
-    pools = [_numbers(pool) for pool in _pooled(values[:, :, node], POINTS)]
+    times, means, variances, deviations = _pooled(recorded, node, POINTS)
+    pools = {"std": deviations, "variance": variances}.get(kind, means)
     average = np.array([pool.mean() for pool in pools])
     if kind == "both":
-        pooled = _pooled(recorded.variance[:, :, node], POINTS)
-        deviation = np.sqrt([_numbers(variance).mean() for variance in pooled])
+        deviation = np.sqrt([pool.mean() for pool in variances])
         low, high, band = average - deviation, average + deviation, "± 1 standard deviation"
     else:
         low, high = np.array([np.quantile(pool, (0.1, 0.9)) for pool in pools]).T
@@ -171,9 +165,11 @@ def _draw_filters(figure: SubFigure, recorded: Recorded) -> None:
         (halves[1], weight.std, "standard deviation σ", "viridis"),
     ):
         filters = values[-1].reshape(weight.shape)[:count].mean(axis=1)
+        filters[~np.isfinite(filters)] = np.nan  # which is drawn as nothing
         axes = list(half.subplots(rows, math.ceil(count / rows), squeeze=False).flat)
-        most = max(float(np.abs(filters).max()), 1e-30)
-        norm = Normalize(-most, most) if cmap == "RdBu_r" else LogNorm(max(float(filters.min()), most / 1e4), most)
+        most = float(np.fmax.reduce(np.abs(filters), axis=None, initial=1e-30))
+        least = float(np.fmax(np.fmin.reduce(filters, axis=None), most / 1e4))
+        norm = Normalize(-most, most) if cmap == "RdBu_r" else LogNorm(least, most)
         for ax in axes:
             ax.axis("off")
         for ax, picture in zip(axes, filters, strict=False):
@@ -225,9 +221,26 @@ def _node(recorded: Recorded, kind: str, node_no: int) -> int:
     return column
 
 
-def _pooled(values: Array, most: int) -> list[Array]:
-    """The records in at most `most` groups of neighbors."""
-    return np.array_split(values, min(len(values), most))
+def _pooled(recorded: Recorded, node: int, most: int) -> tuple[list[float], list[Array], list[Array], list[Array]]:
+    """Times, means, variances and standard deviations of a node, of at most `most` groups of neighboring records.
+
+    Numbers that are not finite are left out, and so are groups of nothing else: those of a run that diverged.
+
+    Raises:
+        UserError: no number is finite.
+    """
+    count = min(len(recorded.time), most)
+    times = [float(pool.mean()) for pool in np.array_split(recorded.time, count)]
+    means, variances, deviations = (
+        [_numbers(pool) for pool in np.array_split(values[:, :, node], count)]
+        for values in (recorded.mean, recorded.variance, recorded.std)
+    )
+    groups = [
+        group for group in zip(times, means, variances, deviations, strict=True) if group[1].size and group[2].size
+    ]
+    if not groups:
+        raise UserError(f"the recording of {recorded.layer} has no finite numbers: the run diverged")
+    return tuple(map(list, zip(*groups, strict=True)))  # type: ignore[return-value]
 
 
 def _numbers(pool: Array) -> Array:

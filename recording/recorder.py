@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from layers import BayesianLayer, Posterior
 from recording.log import SUFFIX, Array, Log, Recorded, find_recordings, read_recording
@@ -181,12 +182,14 @@ class Recorder:
     def observe(self, input: Tensor) -> None:
         """Record an extra pass of the kept examples of `input` [n, ...], if a record is due.
 
-        For a network that is trained through `torch.compile`, whose compiled passes are not recorded.
+        For a network that is trained through `torch.compile`, whose compiled passes are not recorded. The pass leaves
+        the running statistics of batch norm as they are.
         """
         if self._is_due():
             devices = [input.device] if input.device.type == "cuda" else []
             with torch.random.fork_rng(devices), torch.no_grad():
-                self._net(input[self._examples(len(input))])
+                buffers = {name: buffer.clone() for name, buffer in self._net.named_buffers()}
+                functional_call(self._net, buffers, input[self._examples(len(input))])
 
     def observe_layer(self, title: str, layer: BayesianLayer, input: Tensor) -> None:
         """Keep the moments of a layer's first training pass in a batch that is due; called before each pass."""

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 LONGEST = 1000  # characters of a message; a longer one repeats a value that nobody reads to its end
 INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes of a shell for SIGINT and SIGPIPE
 
+NO_MEMORY = ("out of memory", "can't allocate memory")  # what torch says on a GPU and on a CPU
+
 
 class UserError(ValueError):
     """Something that the user can correct: what was wrong, what was expected, what to do, in one line.
@@ -76,7 +78,7 @@ def _exit_interrupted(signum: int, frame: FrameType | None) -> NoReturn:
 def report_user_errors() -> Iterator[None]:
     """For the whole work of a script: what ends it early is one line on stderr, or nothing, and an exit code.
 
-    A `UserError` and what the system refuses (a name too long, a disk that is full) exit with code 2, Ctrl-C with
+    A `UserError` and what the system refuses (a name too long, a full disk, memory) exit with code 2, Ctrl-C with
     130; where the reader of a pipe has left, as `head` does, the script ends quietly. Characters that the terminal
     does not have are printed as escapes.
     """
@@ -100,6 +102,10 @@ def report_user_errors() -> Iterator[None]:
         raise SystemExit(CLOSED_PIPE) from None
     except OSError as error:
         _exit(one_line(f"{error.filename}: {error.strerror}" if error.filename else first_line(error)))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(phrase in str(error).lower() for phrase in NO_MEMORY):
+            raise
+        _exit(one_line(f"not enough memory ({first_line(error)}): give a smaller batch_size or image_size"))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # Tests are of small tensors, for which threads cost more than they bring; their processes and compilers have one each.
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores, also in their processes
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 in_one_graph = pytest.mark.skipif(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import measure, scale
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import ratios_to_baseline, time_interleaved
 from tests.processes import ROOT, run_program
@@ -33,6 +35,15 @@ def test_ratios_are_taken_within_a_round() -> None:
     rows = ratios_to_baseline({"twin": [1.0, 10.0, 2.0], "bayesian": [2.0, 30.0, 2.0]}, "twin")
     assert rows["twin"] == {"seconds": 2.0, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}
     assert (rows["bayesian"]["seconds"], rows["bayesian"]["ratio"]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 2**20), ("freebsd14", 2**10)])
+def test_peak_memory_is_in_the_unit_of_the_system(platform: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter((5 * unit, 12 * unit))
+    monkeypatch.setattr(measure.sys, "platform", platform)
+    monkeypatch.setattr(measure, "Path", lambda _: Path("absent"))
+    monkeypatch.setattr(measure.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=next(peaks)))
+    assert measure.added_mib(lambda: None) == 7
 
 
 def test_flops_are_those_of_the_architecture() -> None:

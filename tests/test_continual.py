@@ -446,6 +446,14 @@ def test_seeds_of_the_same_settings_are_recorded_together(tmp_path: Path, monkey
         assert list(json.loads(Path("continual.json").read_text())["split MNIST5k"]["results"]) == expected
 
 
+@pytest.mark.parametrize("text", ["not JSON", "[1]", '{"split MNIST5k": {"results": 3}}'])
+def test_what_is_no_record_is_refused_before_anything_is_learnt(text: str, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(UserError, match="record.json is not a record of this script: move it away"):
+        continual.main(["split", "--data_dir", "none", "--dataset", "MNIST", "--record", str(tmp_path / "record.json")])
+    assert (tmp_path / "record.json").read_text() == text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

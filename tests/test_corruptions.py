@@ -198,10 +198,10 @@ def center_of(images: Tensor, axis: int) -> Tensor:
 def test_other_kinds_severities_and_images_are_refused(photographs: Tensor) -> None:
     with pytest.raises(UserError, match="unknown corruption 'gausian_noise': did you mean 'gaussian_noise'"):
         corrupt(photographs, "gausian_noise", 1)
-    for severity in (6, -1, 1.5):
+    for severity in (6, -1, 1.5, 2.0):
         with pytest.raises(ValueError, match="severity must be an integer from 0 to 5"):
             corrupt(photographs, "fog", severity)  # type: ignore[arg-type]
-    for images in (photographs.float(), photographs[0]):
+    for images in (photographs.float(), photographs[0], photographs[:, :2]):
         with pytest.raises(ValueError, match="expected uint8 images"):
             corrupt(images, "fog", 1)
 

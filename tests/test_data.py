@@ -106,6 +106,17 @@ def test_batches_hold_every_example_once_with_its_label(pictures: Path) -> None:
     assert torch.equal(torch.cat([labels for _, labels in batches]), train.labels[order])
 
 
+def test_memory_that_holds_files_is_free_and_shared_by_the_processes_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "MEMORY", tmp_path / "meminfo")
+    assert folders.free_memory() > 0
+    (tmp_path / "meminfo").write_text("MemTotal:  8000 kB\nMemFree:   100 kB\nMemAvailable:   6000 kB\nHugetlb: 0 kB\n")
+    assert folders.free_memory() == 6000 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert folders.free_memory() == 1500 * 1024
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_images_too_many_for_memory_are_the_same_from_workers(tmp_path: Path, mode: str) -> None:
     draw_pictures(tmp_path / "set" / "train", 20, mode)

@@ -30,7 +30,7 @@ from layers import BayesianLayer, GaussianPrior, deterministic_layers
 from likelihoods import accuracy, nll
 from models import build, load_network
 from support import UserError, locked, write_text
-from training import BayesianSettings, State, loop, train
+from training import BayesianSettings, DivergedError, State, loop, train
 
 NAMES = ("dropout", "mc_dropout", "ensemble", "lrt_1", "last_layer", "short_twin", "short_swag", "short_laplace")
 SEEDS = {"frequentist": 5, **dict.fromkeys(NAMES, 1)}
@@ -400,6 +400,26 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: Exp
     search.run_searches([block], places, tmp_path / "rest", trials=3)
     for path in (tmp_path / "whole").iterdir():
         assert json.loads(path.read_text()) == json.loads((tmp_path / "rest" / path.name).read_text())
+
+
+def test_a_trial_that_diverges_is_pruned_and_a_full_disk_ends_the_search(
+    places: ExperimentFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **how: object) -> None:
+        raise error
+
+    monkeypatch.setattr(search, "train", fail)
+    block, path = (
+        replace(BARS, common={**BARS.common, "n_epochs": 1}),
+        recipes.record_path("bars", "lenet", False, tmp_path),
+    )
+    error: UserError = DivergedError("the loss is not finite")
+    search.run_searches([block], places, tmp_path, trials=1)
+    assert [trial["value"] for trial in recipes.read_trials(path)] == [None]
+    error = UserError("cannot write: No space left on device")
+    with pytest.raises(UserError, match="No space left"):
+        search.run_searches([block], places, tmp_path, trials=2)
+    assert len(recipes.read_trials(path)) == 1
 
 
 def test_a_temperature_and_a_decay_are_those_of_the_objective() -> None:

@@ -100,6 +100,21 @@ def test_deterministic_algorithms_are_switched_on(settings: BayesianSettings, mo
     assert calls == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+def test_an_operation_without_a_deterministic_algorithm_is_one_line(
+    settings: BayesianSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*arguments: object) -> torch.Tensor:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(loop, "step", step)
+    message = "nll_loss2d has no deterministic implementation, but you set it. You can turn it off.\nMore lines"
+    with pytest.raises(UserError, match="^nll_loss2d has no deterministic implementation: leave out deterministic for"):
+        run(settings)
+    message = "another error"
+    with pytest.raises(RuntimeError, match="another error"):
+        run(settings)
+
+
 def test_a_run_by_deterministic_algorithms_finishes(settings: BayesianSettings) -> None:
     try:
         results = run(replace(settings, deterministic=True))

@@ -171,6 +171,8 @@ def test_every_command_of_the_console_answers_with_its_flags(
     [
         (["trian"], "", "unknown command 'trian': did you mean 'train'?"),
         (["train", "--config"], "", "argument --config: expected one argument"),
+        (["train", "--config="], "", "argument --config: expected one argument"),
+        (["train", "--config=", "mine.py"], "", "argument --config: expected one argument"),
         (["train", "--config", "absent.py"], "", "cannot read absent.py: No such file or directory"),
         (["train", "--config=mine.py"], "n_epochs = = 1", "mine.py: SyntaxError: "),
         (["train", "--config=mine.py"], "n_epochs = one", "mine.py: NameError: name 'one' is not defined"),

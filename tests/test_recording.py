@@ -206,6 +206,16 @@ def test_copies_and_compiled_networks(tmp_path: Path) -> None:
     assert not net.conv._forward_pre_hooks
 
 
+def test_an_extra_pass_leaves_batch_norm_as_it_is(tmp_path: Path) -> None:
+    net = nn.Sequential(BBBLinear(3, 4, name="fc"), nn.BatchNorm1d(4))
+    before = copy.deepcopy(net.state_dict())
+    with recording(net, tmp_path, batches=1) as recorder:
+        recorder.observe(torch.randn(8, 3) + 5)
+        recorder.step()
+    assert len(read_recording(tmp_path / "fc.sqlite").epoch) == 1
+    assert same_values(net.state_dict(), before)
+
+
 def test_a_damaged_record_is_left_out(tmp_path: Path) -> None:
     layer, path = BBBLinear(3, 2, name="fc"), tmp_path / "fc.sqlite"
     with recording(layer, tmp_path, batches=4) as recorder:

@@ -32,7 +32,8 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "random_shift": 4, "random_flip": True, "num_workers": 3, "seed": 9, "device": "cuda:1", "amp": True,
         "compile": True, "deterministic": True, "patience": 2, "resume": True, "checkpoint_dir": "there",
         "tensorboard": True, "skip_broken": True,
-        "layer_type": "flipout", "posterior": "alpha", "alpha_shape": (1, 1), "priors": {"prior_sigma": 0.5},
+        "layer_type": "flipout", "posterior": "alpha", "alpha_shape": (1, 1),
+        "priors": {"posterior_log_alpha_initial": -4.0},
         "beta_type": "Blundell",
         "lr_spread_factor": 2.0, "train_ens": 2, "valid_ens": 3, "test_ens": 4, "record_mean_var": True,
         "recording_freq_per_epoch": 8, "record_layers": ["conv1", "fc3"], "init_from": "some.pt", "moped": 0.2,
@@ -56,10 +57,10 @@ def test_flags_read_as_people_write_them() -> None:
     assert parse("--amp").amp and parse("--amp=true").amp and not parse("--amp", "False").amp
     assert parse("--beta_type", "0.5").beta_type == 0.5 and parse("--beta_type", "Soenderby").beta_type == "Soenderby"
     assert parse("--alpha_shape", "1,1").alpha_shape == (1, 1) and parse("--alpha_shape", "None").alpha_shape is None
-    assert parse("--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
+    assert parse("--record_mean_var", "--record_layers", "conv1,fc3").record_layers == ["conv1", "fc3"]
     assert parse("--lr_start", "1").lr_start == 1.0
     assert parse("--checkpoint_dir", "2024").checkpoint_dir == "2024"
-    assert parse("--record_layers", "0").record_layers == ["0"]
+    assert parse("--record_mean_var", "--record_layers", "0").record_layers == ["0"]
 
 
 def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
@@ -110,6 +111,15 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
             {"prior_from": "a.pt", "priors": {"prior_sigma": 0.1}},
             "prior_from replaces the prior: leave out prior_sigma of priors",
         ),
+        (
+            {"alpha_shape": (1, 1), "priors": {"prior_sigma": 0.1}},
+            "the alpha posterior has a prior of its own: leave out prior_sigma of priors",
+        ),
+        (
+            {"posterior": "alpha", "priors": {"prior_mu": 0.1}},
+            "the alpha posterior has a prior of its own: leave out prior_mu of priors",
+        ),
+        ({"record_layers": ["fc3"]}, "record_layers says what record_mean_var records: give record_mean_var too"),
         ({"moped": 0.1}, "moped is for a run that starts from a frequentist network: give init_from or weights too"),
         (
             {"beta_type": "Soenderby", "n_epochs": 1},

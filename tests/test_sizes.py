@@ -107,6 +107,8 @@ def test_own_is_refused_for_images_of_several_sizes_and_follows_their_orientatio
     exif[0x0112] = 6  # turned by 90°
     Image.open(odd).transpose(Image.Transpose.ROTATE_90).save(odd, exif=exif)
     assert load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own").image_size == (40, 60)
+    Image.new("RGB", (60, 40)).save(odd, "PNG", exif=b"Exif\0\0no TIFF")  # damaged: it says nothing
+    assert load_data(str(tmp_path / "set"), "data", 0.25, 0, image_size="own").image_size == (40, 60)
     Image.new("RGB", (61, 40)).save(odd)
     with pytest.raises(
         UserError, match=r"no common size: .* is of 40×60 pixels, .*red/2.jpg of 40×61: give an"
@@ -121,6 +123,10 @@ def test_a_named_set_has_its_own_size_or_another_one() -> None:
     color = load_data("MNIST5k", "data", 0.1, 0, channels=3)
     assert torch.equal(color.train.images, own.train.images.expand(-1, 3, -1, -1))
     assert large.classes == own.classes and torch.equal(large.test.labels, own.test.labels)
+    with pytest.raises(UserError, match="image_size own is for a folder of images: leave it out for the size of MNIST"):
+        load_data("MNIST5k", "data", 0.1, 0, image_size="own")
+    with pytest.raises(UserError, match="those of MNIST5k are square: give a square image_size, or leave out center_c"):
+        load_data("MNIST5k", "data", 0.1, 0, image_size=(40, 64), center_crop=True)
 
 
 def test_a_random_crop_is_a_part_of_the_image() -> None:
@@ -240,6 +246,8 @@ def test_every_network_of_torchvision_has_a_name() -> None:
     assert FACTORIES.keys() - {"unet"} | {"alexnet"} == {*models.list_models(module=models)}
     with torch.device("meta"), pytest.raises(UserError, match="vit_b_16 cannot be built .* square images, got 32×64"):
         build("vit_b_16", False, 3, 3, image_size=(32, 64))
+    with torch.device("meta"), pytest.raises(UserError, match="its patches are of 14 pixels: give an image_size that"):
+        build("vit_h_14", False, 3, 3, image_size=(32, 32))
     with torch.device("meta"):
         build("regnet_y_400mf", False, 3, 3, image_size=(64, 64))
 
@@ -322,6 +330,14 @@ class TestWeights:
         assert "\n" not in str(error.value)
         with pytest.raises(UserError, match="cannot read the weights .*none.pth"):
             load_weights(net, str(tmp_path / "none.pth"))
+
+    def test_a_file_of_before_batches_were_counted_is_read(self, pretrained: Path, tmp_path: Path) -> None:
+        older = torch.load(pretrained, weights_only=True)
+        older = {name: tensor for name, tensor in older.items() if not name.endswith("num_batches_tracked")}
+        torch.save(older, tmp_path / "older.pth")
+        net = build("resnet18", False, 1000, 3, image_size=(64, 64))
+        load_weights(net, str(tmp_path / "older.pth"))
+        assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in older.items())
 
     def test_safetensors_hold_weights_too(self, tmp_path: Path) -> None:
         safetensors = pytest.importorskip("safetensors.torch")

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+import torch
 from conftest import ROOT, script_environment
 from matplotlib.figure import Figure
 
@@ -103,6 +104,19 @@ def test_what_ends_a_script_is_one_line_and_a_code(tmp_path: Path, capsys: pytes
     code, text = outcome(refuse(f"expected an integer, got {'9' * 5000!r}"), capsys)
     assert code == 2 and text.startswith("error: expected an integer, got '999") and text.endswith("9'\n")
     assert " … " in text and len(text) < 1100
+
+
+def test_memory_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def on_gpu() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf the allocated memory …")
+
+    for allocate in (lambda: torch.empty(2**60), lambda: bytearray(2**62), on_gpu):
+        code, text = outcome(allocate, capsys)
+        assert code == 2 and text.startswith("error: not enough memory (") and text.count("\n") == 1
+        assert text.endswith("): give a smaller batch_size or image_size\n")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), report_user_errors():
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,17 @@ class TestLikelihoods:
         narrow = replace(predictive, aleatoric=variance / 100, epistemic=variance / 100)
         assert Gaussian().scores(narrow, targets)["calibration_error"] > 0.4
 
+    def test_r2_is_of_the_targets_that_vary(self) -> None:
+        targets = torch.randn(30, 2)
+        variance = torch.ones(30, 2)
+        predictive = RegressionPredictive(targets + 0.1 * torch.randn(30, 2), variance, variance)
+        errors = (predictive.mean - targets)[:, 0].double().square().sum() / (29 * targets[:, 0].double().var())
+        targets[:, 1] = 0.3
+        assert Gaussian().scores(predictive, targets)["r2"] == pytest.approx(1 - errors.item())
+        targets[:, 0] = 2
+        figures = Gaussian().scores(predictive, targets)
+        assert "r2" not in figures and all(map(math.isfinite, figures.values()))
+
     def test_confusion_and_intersection_over_union(self) -> None:
         predicted, labels = torch.randint(4, (50,)), torch.randint(3, (50,))
         matrix = confusion(predicted, labels, 5)
@@ -341,6 +352,7 @@ def spoil(root: Path, split: str, table: str, line: int, row: str | None) -> Non
         ("train", 3, "pictures/2.png,1", "row 4, column bar: expected 0 or 1, got None"),
         ("train", 3, "pictures/gone.png,0,1", "row 4: there is no image .*gone.png"),
         ("train", 3, "pictures,0,1", "row 4: .*pictures is a folder, expected an image"),
+        ("train", 3, "../test/pictures/1.png,0,1", "row 4: .*test/pictures/1.png is not below .*train: move it there"),
         ("train", 3, "pictures/1.png,0,1", "labels.csv has two rows of pictures/1.png: expected one per image"),
         ("train", 0, "path,red,bar", "has the columns path, red, bar: expected file and one per label"),
         ("test", 0, "file,red,line", "must have the same columns, but only one has bar, line"),

@@ -40,7 +40,20 @@ from likelihoods import scores
 from models import load_network, read_checkpoint, write_checkpoint
 from support import UserError
 from tests.processes import Program
-from training import BayesianSettings, State, compare, initial_state, loop, prepare, resume, run, start, train
+from training import (
+    BayesianSettings,
+    DivergedError,
+    State,
+    compare,
+    initial_state,
+    loop,
+    prepare,
+    resume,
+    run,
+    start,
+    train,
+)
+from training.interruption import stop_requests
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -179,6 +192,8 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(
     one, other = run_files(uninterrupted), run_files(broken)
     assert same(weights(one.last), weights(other.last)) and same(weights(one.best), weights(other.best))
     assert rows(one.reports / "history.csv") == rows(other.reports / "history.csv")
+    progress = read_checkpoint(other.last)["progress"]
+    assert progress["seconds"] == pytest.approx(sum(row["seconds"] for row in progress["history"]), rel=1e-9)
 
 
 def test_a_killed_process_resumes_to_the_very_same_weights(pictures: Path, tmp_path: Path) -> None:
@@ -277,7 +292,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_network
     settings = bayesian_settings(pictures, tmp_path, lr_start=1e30)
     best = run_files(settings).best
     before = best.read_bytes()
-    with pytest.raises(UserError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
+    with pytest.raises(DivergedError, match=r"not finite at epoch \d, step \d of 3: try a smaller lr_start"):
         run(settings)
     assert (run_files(settings).reports / "earlier" / "1" / best.name).read_bytes() == before and not best.exists()
 
@@ -408,6 +423,18 @@ def test_ctrl_c_in_imports_is_one_line(tmp_path: Path) -> None:
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signum)
+            assert request.signum == 0
+        assert signal.getsignal(signum) is signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.parametrize(("number", "signum"), [(1, signal.SIGINT), (3, signal.SIGTERM)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bayesian_settings
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from examples import segmentation
@@ -84,6 +84,22 @@ def test_masks_follow_their_images(shapes: Path, tmp_path: Path) -> None:
     assert large.fingerprint != data.fingerprint
     (shapes / "classes.txt").unlink()
     assert load_data(str(shapes), "data", 0.25, 0, task="segmentation").classes == ("0", "1", "2")
+
+
+def test_a_mask_is_upright_as_its_image_is_read(shapes: Path) -> None:
+    path = shapes / "test" / "images" / "0003.png"
+    images, masks = segmentation.draw_many(6, 1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned by 90°
+    picture, mask = (Image.fromarray(pixels[3].squeeze().numpy()[:20]) for pixels in (images, masks))
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    mask.save(shapes / "test" / "masks" / path.name)
+    read = load_data(str(shapes), "data", 0.25, 0, task="segmentation").test
+    assert torch.equal(read.images[3, 0], torch.from_numpy(np.array(picture.resize((32, 32), Image.BILINEAR))))
+    assert torch.equal(read.labels[3], torch.from_numpy(np.array(mask.resize((32, 32), Image.NEAREST))))
+    mask.transpose(Image.Transpose.ROTATE_90).save(shapes / "test" / "masks" / path.name)
+    with pytest.raises(UserError, match=r"0003.png is of 32×20 pixels, its image of 20×32"):
+        load_data(str(shapes), "data", 0.25, 0, task="segmentation")
 
 
 def test_augmentation_moves_a_mask_with_its_image(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_noise_and_constants_are_uniform_and_by_seed(tmp_path: Path) -> None:
         assert not torch.equal(noise, load_unknown("noise", tmp_path, channels, seed=4).images)
 
 
-def test_a_set_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_set_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("FashionMNIST", f"FashionMNIST is not in {tmp_path}: download it there by torchvision.datasets.FashionMNIST"),
@@ -138,3 +139,8 @@ def test_a_set_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             load_unknown(name, tmp_path, 1)
         assert "\n" not in str(error.value)
+    (tmp_path / "test_32x32.mat").write_bytes(b"")
+    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match="SVHN cannot be read without scipy: pip install scipy"):
+        load_unknown("SVHN", tmp_path, 3)

@@ -116,6 +116,29 @@ def test_certain_weights_and_a_single_record_can_be_drawn(tmp_path: Path) -> Non
     draw_weights(tmp_path / "fc.sqlite", tmp_path, save_plots=True)
 
 
+def test_a_run_that_diverged_is_drawn_as_far_as_it_is_finite(tmp_path: Path) -> None:
+    net = ModuleWrapper(BBBConv2d(1, 2, 3, name="conv"), FlattenLayer(8), BBBLinear(8, 2, name="fc"))
+    path = tmp_path / "fc.sqlite"
+    with recording(net, tmp_path, batches=2) as recorder:
+        for step in range(6):
+            if step == 3:
+                for weight in net.parameters():
+                    weight.data.fill_(torch.nan)
+            net(torch.randn(8, 1, 4, 4))
+            recorder.step()
+    for kind in ("std", "both"):
+        figure = draw_lineplot(path, tmp_path, kind, save_plots=True)
+        assert figure.axes[0].lines[0].get_xdata()[-1] == read_recording(path).time[2]  # type: ignore[index]
+    draw_distributions(path, tmp_path, "both", save_plots=True)
+    assert len(frames(tmp_path / "fc_node0_both.gif")) == 3
+    draw_weights(path, tmp_path, save_plots=True)
+    with recording(net, tmp_path / "never", batches=1) as recorder:
+        net(torch.randn(8, 1, 4, 4))
+        recorder.step()
+    with pytest.raises(UserError, match="the recording of fc has no finite numbers: the run diverged"):
+        draw_lineplot(tmp_path / "never" / "fc.sqlite", tmp_path)
+
+
 def test_a_screen_is_used_and_a_notebook_is_left_to_show(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +193,8 @@ def test_a_mistake_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
         (["--filename", log, "--node_no", "x"], "--node_no"),
         (["--filename", folder / "conv.sqlite", "--node_no", left_out], f"node {left_out} of conv was not recorded"),
         (["--filename", log, "--plot_time", 0], "plot_time must be"),
+        (["--filename", log, "--plot_time", "nan"], "plot_time must be"),
+        (["--filename", log, "--plot_type", "distplot", "--plot_time", 1000], "above 0 and at most 655, got 1000.0"),
         (["--filename", log, "--plot_type", "pie"], "--plot_type"),
         ([], "--filename"),
     ):

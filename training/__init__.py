@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from training.interruption import StopRequest, stop_requests
     from training.ivon import IVON
-    from training.loop import compare, run, start, step, test, train, train_epoch, validate
+    from training.loop import DivergedError, compare, run, start, step, test, train, train_epoch, validate
     from training.network import build_network, build_optimizer, build_scheduler, wrap_for_training
     from training.reports import Curves, Row, comparison, read_results
     from training.state import Progress, RunFiles, Setup, State, initial_state, prepare, restore, resume, save
@@ -35,6 +35,7 @@ __all__ = [
     "Alarms",
     "BayesianSettings",
     "Curves",
+    "DivergedError",
     "Progress",
     "Role",
     "Row",
@@ -82,7 +83,7 @@ _LATER = {
     "continual": ("fit_task", "fit_jointly", "fitted_to_coreset", "join_tasks", "k_center_coreset", "random_coreset"),
     "interruption": ("StopRequest", "stop_requests"),
     "ivon": ("IVON",),
-    "loop": ("compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
+    "loop": ("DivergedError", "compare", "run", "start", "step", "test", "train", "train_epoch", "validate"),
     "network": ("build_network", "build_optimizer", "build_scheduler", "wrap_for_training"),
     "reports": ("Curves", "Row", "comparison", "read_results"),
     "state": ("Progress", "RunFiles", "Setup", "State", "initial_state", "prepare", "restore", "resume", "save"),

@@ -21,13 +21,15 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Within it the first SIGINT or SIGTERM is noted in the yielded request; a second one acts at once.
 
-    In a thread other than the main one, where Python takes no handlers, nothing is caught.
+    A signal that the process ignores, as under nohup, or that a handler outside of Python takes, is left alone. In a
+    thread other than the main one, where Python takes no handlers, nothing is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    found = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: handler for signum, handler in found.items() if handler not in (None, signal.SIG_IGN)}
 
     def restore() -> None:
         for signum, handler in handlers.items():

@@ -7,8 +7,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from support import (
     UserError,
     World,
     archive,
+    first_line,
     locked,
     process_group,
     remove_temporaries,
@@ -53,6 +54,10 @@ from training.settings import Settings
 from training.state import Progress, RunFiles, Setup, State, derive_seed, initial_state, prepare, resume, save
 
 REPORTS = ("history.csv", "history.png", "confusion.png", "results.json", "tensorboard")
+
+
+class DivergedError(UserError):
+    """The loss, the KL or the validation NLL is not finite."""
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -124,7 +129,9 @@ def train(
         after_epoch: called with the figures of every epoch that ends; what it raises ends the run.
 
     Raises:
-        UserError: `last.pt` cannot be resumed, the loss is no longer finite, or a file cannot be written.
+        DivergedError: the loss is no longer finite.
+        UserError: `last.pt` cannot be resumed, a file cannot be written, or an operation has no deterministic
+            algorithm where the settings ask for those.
         SystemExit: Ctrl-C or SIGTERM, once `last.pt` is written.
     """
     resumed = resume(state, setup)
@@ -142,7 +149,7 @@ def train(
     batches = setup.batches if is_new else 0
     classes = len(setup.data.classes) if settings.task == "classification" else 1
     alarms = Alarms(state.net, classes, settings.n_epochs, batches, faster, continues)
-    with ExitStack() as stack:
+    with _report_nondeterministic(), ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if world.launch and not resumed:
             save(state, setup)  # torchrun resumes it if a process is lost before the first epoch ends
@@ -157,7 +164,8 @@ def train(
                 _save(state, setup, recorder)
                 _exit(setup, progress, signum)
             row = _training_row(progress, setup) | validate(evaluated, setup)
-            row["seconds"] = time.perf_counter() - started
+            seconds = progress.seconds + time.perf_counter() - started  # with those before a stop within the epoch
+            row["seconds"] = seconds - sum(earlier["seconds"] for earlier in progress.history)
             best = _finish_epoch(state, setup, evaluated, row)
             _save(state, setup, recorder)
             if world.is_main:
@@ -170,6 +178,17 @@ def train(
                 after_epoch(row)
             if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
                 _exit(setup, progress, signum)
+
+
+@contextmanager
+def _report_nondeterministic() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        operation = first_line(error).partition(", but")[0]
+        raise UserError(f"{operation}: leave out deterministic for this network or task") from error
 
 
 def train_epoch(
@@ -192,7 +211,7 @@ def train_epoch(
         The signal that asked a process to stop, or 0 once the epoch is finished.
 
     Raises:
-        UserError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     settings, data, world, progress = setup.settings, setup.data, setup.world, state.progress
     flip = data.flippable if settings.random_flip == "auto" else bool(settings.random_flip)
@@ -371,13 +390,10 @@ def compare(settings: Settings) -> str:
     return comparison(*(read_results(path) for path in _result_files(settings)))
 
 
-def _result_files(settings: Settings) -> tuple[Path, Path]:
+def _result_files(settings: Settings) -> list[Path]:
     """Of the Bayesian network and of its twin."""
     name = data_name(settings.dataset)
-    bayesian, frequentist = (
-        RunFiles.for_run(settings, name, family).reports / "results.json" for family in (True, False)
-    )
-    return bayesian, frequentist
+    return [RunFiles.for_run(settings, name, family).reports / "results.json" for family in (True, False)]
 
 
 def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> Any:
@@ -392,7 +408,7 @@ def _predict(net: nn.Module, split: Split, samples: int | str, setup: Setup) -> 
 def _training_row(progress: Progress, setup: Setup) -> Row:
     """The training figures of the epoch whose steps are finished."""
     likelihood = setup.description.likelihood
-    nll, kl, figure, examples = progress.steps.double().cpu().unbind(1)
+    nll, kl, figure, examples = progress.steps.cpu().double().unbind(1)
     row: Row = {
         "epoch": progress.epoch + 1,
         "train_nll": float((nll * examples).sum() / examples.sum()),
@@ -415,13 +431,15 @@ def _finish_epoch(state: State, setup: Setup, evaluated: nn.Module, row: Row) ->
             report = {"settings": asdict(setup.settings), "validation": row, **_identity(state, setup)}
             save_network(files.best, evaluated, setup.description, **report)
     elif not progress.best_epoch:
-        raise UserError(f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start")
+        raise DivergedError(
+            f"the validation NLL is {row['valid_nll']} after epoch {row['epoch']}: try a smaller lr_start"
+        )
     elif setup.world.is_main and not files.best.exists():
         raise UserError(f"{files.best} is gone: it held the best network so far; train again")
     progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.seconds += row["seconds"]
     progress.steps.zero_()
     progress.history.append(row)
+    progress.seconds = sum(each["seconds"] for each in progress.history)
     if setup.world.is_main:
         write_history(files.reports, progress.history)
     return best
@@ -484,7 +502,7 @@ def _check_finite(progress: Progress) -> None:
         quantity, advice = "loss", "a smaller lr_start, or amp False"
         if progress.steps[index, 0].isfinite():
             quantity, advice = "KL", "a wider prior (prior_sigma), or a smaller lr_start"
-        raise UserError(
+        raise DivergedError(
             f"the {quantity} is not finite at epoch {progress.epoch + 1}, step {index + 1} of {len(progress.steps)}: "
             f"try {advice}; the checkpoints of earlier epochs are kept"
         )

@@ -140,7 +140,8 @@ def set_to_train(net: nn.Module) -> None:
 def load_weights(net: nn.Module, path: str) -> None:
     """Give a network the weights in a file, as posterior means where it has posteriors.
 
-    The last layer in the file may be of another shape, as one for other classes is; then it is left out.
+    The last layer in the file may be of another shape, as one for other classes is; then it is left out. Files of
+    before PyTorch 0.4.1 do not count the batches of batch norm.
 
     Args:
         net: a network of the architecture of the file's, Bayesian or not.
@@ -150,7 +151,7 @@ def load_weights(net: nn.Module, path: str) -> None:
         UserError: the file cannot be read, or holds weights of another network.
     """
     weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.lower().startswith("aux")}
-    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net
+    inner = _inner(net)
     expected = inner.state_dict()
     head = next(reversed(weights)).rpartition(".")[0]
     for name, tensor in list(weights.items()):
@@ -164,9 +165,14 @@ def load_weights(net: nn.Module, path: str) -> None:
                 )
             del weights[name]
     own = {name for name in expected if ".posterior." not in f".{name}" and name.rpartition(".")[0] != head}
-    if missing := sorted(own - weights.keys()):
+    if missing := sorted(name for name in own - weights.keys() if not name.endswith("num_batches_tracked")):
         raise UserError(f"{path} holds the weights of another network: {missing[0]} is not in it")
     inner.load_state_dict(weights, strict=False)
+
+
+def _inner(net: nn.Module) -> nn.Module:
+    """A converted network without the wrapper that it got."""
+    return net.get_submodule("0") if type(net) is ModuleWrapper else net
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:
@@ -239,8 +245,7 @@ def _start_from(path: str, net: nn.Module, settings: BayesianSettings, descripti
     twin, of_twin, _ = load_network(path, net_type=settings.net_type)
     architecture = {"activation_type": settings.activation_type}
     _refuse_other(path, of_twin, replace(description, bayesian=False, architecture=architecture))
-    inner = net.get_submodule("0") if type(net) is ModuleWrapper else net  # of a converted network
-    missing, unexpected = inner.load_state_dict(twin.state_dict(), strict=False)
+    missing, unexpected = _inner(net).load_state_dict(twin.state_dict(), strict=False)
     differences = [*unexpected, *(name for name in missing if ".posterior." not in f".{name}")]
     if differences:
         raise UserError(f"{path} cannot be started from: the networks differ in {differences[0]}")

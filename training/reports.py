@@ -63,18 +63,10 @@ def plot_history(folder: Path, rows: Sequence[Row], title: str) -> Path:
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None
     figure_name = "accuracy" if "valid_accuracy" in rows[0] else "rmse"
-    quantities = ((axes[0], "nll", "NLL (nats per example)"), (axes[1], figure_name, figure_name))
-    for ax, quantity, label in quantities:
-        for split, color, style in (("train", BLUE, "-"), ("valid", ORANGE, "--")):
+    for ax, quantity, label in ((axes[0], "nll", "NLL (nats per example)"), (axes[1], figure_name, figure_name)):
+        for split, name, color, style in (("train", "training", BLUE, "-"), ("valid", "validation", ORANGE, "--")):
             values = [row[f"{split}_{quantity}"] for row in rows]
-            ax.plot(
-                epochs,
-                values,
-                style,
-                color=color,
-                marker=marker,
-                label="training" if split == "train" else "validation",
-            )
+            ax.plot(epochs, values, style, color=color, marker=marker, label=name)
         ax.set(xlabel="epoch", ylabel=label)
         ax.legend()
     if figure_name == "accuracy":  # the NLL of a density can be below 0

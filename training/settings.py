@@ -343,9 +343,11 @@ class BayesianSettings(Settings):
         if self.init_from is not None and self.weights is not None:
             raise UserError("init_from says where training starts, and so does weights: leave out one of them")
         try:
-            Family.parse(self.posterior, self.alpha_shape)
+            family = Family.parse(self.posterior, self.alpha_shape)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if family.name == "alpha":
+            self._refuse_prior("the alpha posterior has a prior of its own")
         if self.beta_type == "Soenderby" and self.n_epochs == 1:
             raise UserError(
                 "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give "
@@ -356,6 +358,10 @@ class BayesianSettings(Settings):
                 f"optimizer 'ivon' needs a β that is above 0 and stays the same, and beta_type is {self.beta_type!r}: "
                 f"give Standard or a number above 0"
             )
+        if self.record_layers is not None and not self.record_mean_var:
+            raise UserError(
+                "record_layers says what record_mean_var records: give record_mean_var too, or leave it out"
+            )
 
     def _check_against_prior_from(self) -> None:
         for name in ("init_from", "weights", "moped", "prior_at_means"):
@@ -363,10 +369,13 @@ class BayesianSettings(Settings):
                 raise UserError(f"prior_from says where training starts, and so does {name}: leave out one of them")
         if self.alpha_shape is not None:
             raise UserError("the alpha posterior has a prior of its own: leave out alpha_shape or prior_from")
+        self._refuse_prior("prior_from replaces the prior")
+
+    def _refuse_prior(self, reason: str) -> None:
         priors, default = Priors.parse(self.priors), Priors()
         for name in ("prior", "learn_prior_sigma", "prior_mu", "prior_sigma"):
             if getattr(priors, name) != getattr(default, name):
-                raise UserError(f"prior_from replaces the prior: leave out {name} of priors")
+                raise UserError(f"{reason}: leave out {name} of priors")
 
 
 Kind = TypeVar("Kind", bound=Settings)
