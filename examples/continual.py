@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
@@ -54,7 +55,7 @@ BAYESIAN, WITH_CORESETS, TWIN, JOINT = (
 )
 SEQUENCES = {BAYESIAN: BLUE, WITH_CORESETS: GREEN, TWIN: ORANGE}
 
-Accuracies = list[list[float]]  # a row per learnt task: those of this and all earlier tasks
+Accuracies = list[list[float]]  # a row per learned task: those of this and all earlier tasks
 
 
 class Problem(NamedTuple):
@@ -270,7 +271,7 @@ def add_to_record(args: argparse.Namespace, words: Sequence[str], results: dict[
 
 @figure_style()
 def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
-    """Per task its accuracy from when it was learnt, and their mean over the tasks so far."""
+    """Per task its accuracy from when it was learned, and their mean over the tasks so far."""
     tasks = len(results[TWIN])
     columns = 6 if tasks > 5 else 3
     figure = Figure(figsize=(2 * columns + 1, 4), layout="constrained")
@@ -284,9 +285,10 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
         label = JOINT if task == tasks else None
         axes[task].axhline(accuracy, color="0.4", linestyle="--", linewidth=1, label=label)
         axes[task].set_title(f"task {task + 1}" if task < tasks else "mean so far", fontsize=9)
+        axes[task].xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes[tasks + 1 :]:
         ax.set_visible(False)
-    figure.suptitle(f"{title}: accuracy by the number of tasks learnt")
+    figure.suptitle(f"{title}: accuracy by the number of tasks learned")
     figure.legend(loc="outside lower center", ncols=columns * 2 // 3, fontsize=9)
     return save_figure(figure, path)
 

@@ -39,7 +39,7 @@ def main(path: Path, steps: int = 1500) -> RegressionPredictive:
     x, y = x[outside], y[outside]
 
     net = ModuleWrapper(Bumps(), BBBLinear(21, 1, priors={"posterior_rho_initial": (-2.0, 0.1)}))
-    likelihood = GaussianLikelihood(noise=0.5)  # learnt with the network
+    likelihood = GaussianLikelihood(noise=0.5)  # learned with the network
     optimizer = torch.optim.Adam([*parameter_groups(net, lr=1e-2), {"params": likelihood.parameters()}], lr=1e-2)
     for _ in range(steps):
         output, kl = net(x)

@@ -135,8 +135,6 @@ SEARCHED = (
     Point("Laplace, last layer", "laplace_searched", draws, 1, PINK, "v", rival="twin"),
     Point("mean field, 25", "searched", draws, 1, BLUE, "3", rival="twin"),
     Point("mean field, moments", "searched", moments, 1, BLUE, "o", rival="twin"),
-    Point("patch prior of 100, moments", "patch_100_searched", moments, 1, BLUE, "P", rival="twin"),
-    Point("patch prior of 3000, moments", "patch_3000_searched", moments, 1, BLUE, "X", rival="twin"),
     Point("3 twins", "twin_searched", draws, 3, ORANGE, "D"),
     Point("3 posteriors, 25", "searched", draws, 3, BLUE, "s", rival="3 twins"),
     Point("3 posteriors, moments", "searched", moments, 3, BLUE, "D", rival="3 twins"),

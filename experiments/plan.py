@@ -138,12 +138,6 @@ METHODS: dict[str, Method] = {
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer", False, networks_of="twin_searched", laplace=True),
     "searched": Method("Gaussian, searched", True, searched=True),
-    **{
-        f"patch_{strength}_searched": Method(
-            f"Gaussian, searched, patch prior of {strength}", True, {"patch_prior": float(strength)}, searched=True
-        )
-        for strength in (100, 3000)
-    },
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -183,7 +177,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
-            **SEARCHED_SEEDS, "patch_3000_searched": 3,
+            "twin_searched": 3, "searched": 3,
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
         searched_on="CIFAR10",
@@ -195,7 +189,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
             "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **SEARCHED_SEEDS,
-            "patch_100_searched": 3, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
+            **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
     ),

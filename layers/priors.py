@@ -22,7 +22,7 @@ PlainDistribution = dict[str, Any]  # family and arguments as plain values, whic
 class Prior(nn.Module):
     """p(w), the distribution of a layer's weights before any data are seen.
 
-    A prior is a module, so its tensors move with the layer, are saved with it and may be learnt. A prior of your own
+    A prior is a module, so its tensors move with the layer, are saved with it and may be learned. A prior of your own
     defines `kl`; give an instance as `priors={"prior": …}`, and every weight tensor gets a copy.
     """
 
@@ -372,7 +372,7 @@ class Priors:
         prior_sigma: standard deviation of the Gaussian prior, above zero.
         learn_prior_sigma: take in its place the deviation that is best for the posterior, one per weight tensor:
             empirical Bayes, in closed form (see `GaussianPrior`). With few data and β = 1 it may draw all weights to
-            0 before they have learnt anything, which a KL that warms up prevents.
+            0 before they have learned anything, which a KL that warms up prevents.
         prior: another prior instead of the Gaussian one: a `Prior`, any of `torch.distributions` over the real
             numbers whose batch and event shape broadcast to the weight, `scale_mixture(…)`, or a dict that says the
             same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.

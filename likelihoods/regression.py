@@ -19,13 +19,13 @@ LEAST_NOISE = 1e-6  # s, in units of the scale
 
 
 class GaussianLikelihood(nn.Module):
-    """p(y|x, w) = N(f(x, w), s²) with a noise standard deviation s that is learnt or predicted.
+    """p(y|x, w) = N(f(x, w), s²) with a noise standard deviation s that is learned or predicted.
 
     Args:
         outputs: d, the number of targets per example.
         predicted: the network has 2·d outputs, and the second half is softplus⁻¹(s): the noise depends on x.
             Otherwise s is a parameter of this module, one per output; give it to the optimizer of the network.
-        noise: the initial s when it is learnt, in units of the scale.
+        noise: the initial s when it is learned, in units of the scale.
         center: per output, what the targets vary around. The network's outputs are about (y − center) / scale.
         scale: per output, by how much.
 
@@ -119,7 +119,7 @@ class StudentTLikelihood(GaussianLikelihood):
     Args:
         outputs: as for `GaussianLikelihood`, and so are `predicted`, `noise`, `center` and `scale`.
         predicted: the second half of the network's outputs is softplus⁻¹(s).
-        noise: the initial s when it is learnt.
+        noise: the initial s when it is learned.
         center: per output, what the targets vary around.
         scale: per output, by how much.
         freedom: ν, the degrees of freedom, above 2 so that there is a variance, s²ν/(ν − 2).

@@ -25,8 +25,8 @@ def test_accuracy_at_chance_after_a_quarter_of_the_run() -> None:
     assert warning.startswith("after 2 of 8 epochs validation accuracy is 11.0%, no better than chance")
     assert alarms.check([row(3, 0.1)], 1000) == []
     assert Alarms(BBBLinear(2, 10), 10, 8).check([row(2, 0.15)], 1000) == []
-    (learnt,) = Alarms(BBBLinear(2, 10, priors={"learn_prior_sigma": True}), 10, 8).check([row(2, 0.11)], 1000)
-    assert "Soenderby" in learnt and "Soenderby" not in warning
+    (learned,) = Alarms(BBBLinear(2, 10, priors={"learn_prior_sigma": True}), 10, 8).check([row(2, 0.11)], 1000)
+    assert "Soenderby" in learned and "Soenderby" not in warning
 
 
 def test_two_validation_images_say_nothing_about_chance() -> None:

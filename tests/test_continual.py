@@ -78,7 +78,7 @@ def small_net(priors: dict[str, object] | None = None) -> ModuleWrapper:
 @pytest.mark.parametrize(
     "priors",
     [{}, {"learn_prior_sigma": True}, {"prior": distributions.Laplace(0.0, 1.0)}],
-    ids=["Gaussian", "learnt", "Laplace"],
+    ids=["Gaussian", "learned", "Laplace"],
 )
 def test_the_posterior_becomes_the_prior_of_every_weight(priors: dict[str, object]) -> None:
     """Whatever the prior was before, the KL is 0 then, and afterwards that of two normals."""

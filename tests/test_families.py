@@ -659,8 +659,8 @@ def test_what_the_k_tied_posterior_has_silenced_stays_silent() -> None:
 
 
 def test_the_prior_of_factors_comes_with_the_weights() -> None:
-    fixed, learnt = {"prior_sigma": 0.1}, {"learn_prior_sigma": True}
-    for saved, own in ((fixed, learnt), (learnt, fixed), (fixed, {"prior_sigma": 0.3})):
+    fixed, learned = {"prior_sigma": 0.1}, {"learn_prior_sigma": True}
+    for saved, own in ((fixed, learned), (learned, fixed), (fixed, {"prior_sigma": 0.3})):
         source, layer = (BBBLinear(3, 2, posterior="rank1", priors=priors) for priors in (saved, own))
         changes = saved.keys() != own.keys()
         with pytest.warns(UserWarning, match="the prior of the loaded weights") if changes else nullcontext():
@@ -671,7 +671,7 @@ def test_the_prior_of_factors_comes_with_the_weights() -> None:
         assert layer.state_dict().keys() == source.state_dict().keys()
     cauchy = BBBLinear(3, 2, posterior={"family": "rank1", "factors": "cauchy"})
     with pytest.raises(ValueError, match=r"Cauchy factors need a fixed prior_sigma"):
-        cauchy.load_state_dict(BBBLinear(3, 2, posterior="rank1", priors=learnt).state_dict())
+        cauchy.load_state_dict(BBBLinear(3, 2, posterior="rank1", priors=learned).state_dict())
 
 
 @pytest.mark.parametrize("name", ["k_tied", "low_rank", "correlated"])

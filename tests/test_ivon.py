@@ -26,7 +26,7 @@ def test_linear_regression_ends_at_the_analytic_posterior(
     layer_type: str, beta: float, temperature: float, learned: bool
 ) -> None:
     """The best factorized normal has the mean A⁻¹(XᵀY/s² + μ_p/σ_p²) and the variances 1/A_ii, A = XᵀX/s² + I/σ_p²;
-    with β and T it minimizes E[nll] + β(−E[log p] − T·H)/N: A = XᵀX/s² + βI/σ_p², and variances βT/A_ii. A learnt
+    with β and T it minimizes E[nll] + β(−E[log p] − T·H)/N: A = XᵀX/s² + βI/σ_p², and variances βT/A_ii. A learned
     σ_p² is the mean of (mean − μ_p)² + variance of these.
 
     The outputs are 200 copies of one regression, each with noise of its own, and their mean is what is compared.

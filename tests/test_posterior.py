@@ -198,10 +198,10 @@ def test_a_learnt_prior_has_the_width_that_is_best(center: float | torch.Tensor)
         width = (posterior.variance(mean) + (mean - center).square()).mean().sqrt()
     fixed = {factor: GaussianPrior(center, float(factor * width)) for factor in (1.0, 0.99, 1.01)}
     kls = {factor: prior.kl(mean, posterior.std(mean)) for factor, prior in fixed.items()}
-    learnt = posterior.kl(mean)
-    torch.testing.assert_close(learnt, kls[1.0])
-    assert learnt < min(kls[0.99], kls[1.01])
-    slopes = [torch.autograd.grad(kl, [mean, posterior.rho]) for kl in (learnt, kls[1.0])]
+    learned = posterior.kl(mean)
+    torch.testing.assert_close(learned, kls[1.0])
+    assert learned < min(kls[0.99], kls[1.01])
+    slopes = [torch.autograd.grad(kl, [mean, posterior.rho]) for kl in (learned, kls[1.0])]
     torch.testing.assert_close(*slopes)
     std = posterior.std(mean)
     for one, other in zip(posterior.prior.pull(mean, std), fixed[1.0].pull(mean, std), strict=True):
@@ -320,20 +320,20 @@ def test_priors_of_one_kind_are_summed_together_and_others_apart() -> None:
 
 def test_states_of_before_priors_were_modules_load_with_the_kl_that_they_had() -> None:
     entries = torch.load(ROOT / "tests" / "data" / "layers_version_1.pt", weights_only=True)
-    assert set(entries) == {"gaussian", "learnt", "laplace", "mixture", "alpha", "centered"}
+    assert set(entries) == {"gaussian", "learned", "laplace", "mixture", "alpha", "centered"}
     for kind, entry in entries.items():
-        learnt = {"priors": {"learn_prior_sigma": kind == "learnt"}}
-        layer = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learnt))
+        learned = {"priors": {"learn_prior_sigma": kind == "learned"}}
+        layer = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learned))
         before = dict(entry["state"])
         layer.load_state_dict(entry["state"])
         assert entry["state"].keys() == before.keys()  # the caller's dict is left as it was
         torch.manual_seed(0)
         kl = layer.kl().item()
-        if kind == "learnt":  # by gradient then, so not quite the best deviations
+        if kind == "learned":  # by gradient then, so not quite the best deviations
             assert 0.9 * entry["kl"] < kl < entry["kl"]
         else:
             assert kl == pytest.approx(entry["kl"], rel=1e-6)
-        again = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learnt))
+        again = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learned))
         again.load_state_dict(layer.state_dict())
         torch.manual_seed(0)
         assert again.kl().item() == pytest.approx(kl, rel=1e-6)

@@ -111,9 +111,9 @@ def fit_jointly(
 
 
 def fitted_to_coreset(net: nn.Module, coreset: Split, epochs: int, **settings: Any) -> nn.Module:
-    """A copy of a network that has learnt a coreset as well, for prediction alone (Nguyen et al. 2018, algorithm 2).
+    """A copy of a network that has learned a coreset as well, for prediction alone (Nguyen et al. 2018, algorithm 2).
 
-    The network itself goes on to the next task without it: had it learnt the coreset, it would count it twice at the
+    The network itself goes on to the next task without it: had it learned the coreset, it would count it twice at the
     next prediction.
 
     Args:

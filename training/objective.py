@@ -96,7 +96,7 @@ def expected_nll(outputs: list[Tensor], targets: Tensor, likelihood: TaskLikelih
 def tempered_kl(kl: Tensor, net: nn.Module, temperature: float) -> Tensor:
     """−E_q[log p(w)] − T·H(q) = KL(q‖p) + (1 − T)·H(q), which takes the place of the KL in the loss.
 
-    It is exact for every posterior and every fixed prior. A prior that follows the posterior, learnt or that of the
+    It is exact for every posterior and every fixed prior. A prior that follows the posterior, learned or that of the
     alpha posterior, has a cross-entropy of ½ log(μ² + σ²) per weight, so that μ and σ scaled by c add (1 − T) log c,
     which has no least value.
 

@@ -62,7 +62,7 @@ class LowRankPosterior(GaussianPosterior):
         return GaussianPosterior(mean, priors) if mean.dim() < 2 else cls(mean, priors, **options)
 
     def deviations(self) -> list[nn.Parameter]:
-        """ρ: the directions are learnt as means are."""
+        """ρ: the directions are learned as means are."""
         return [self.rho]
 
     def std(self, mean: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .posterior import Noise, Option, Posterior, at_least_one
 
 
 class PointFactor(Posterior):
-    """Vectors [components, features] that are learnt, and known: those of BatchEnsemble (Wen et al. 2020).
+    """Vectors [components, features] that are learned, and known: those of BatchEnsemble (Wen et al. 2020).
 
     Args:
         signs: where the vectors start, ±1.
@@ -77,7 +77,7 @@ class GaussianFactor(PointFactor):
 
     @property
     def prior_follows(self) -> bool:
-        """Whether the prior's standard deviation is learnt."""
+        """Whether the prior's standard deviation is learned."""
         return self.prior.follows
 
     def deviations(self) -> list[nn.Parameter]:
@@ -133,7 +133,7 @@ class CauchyFactor(GaussianFactor):
 
     def _set_prior(self, std: Tensor | None) -> None:
         if std is None:
-            raise ValueError("Cauchy factors need a fixed prior_sigma, and the loaded weights have learnt theirs")
+            raise ValueError("Cauchy factors need a fixed prior_sigma, and the loaded weights have learned theirs")
         super()._set_prior(std)
 
     def draw(self, index: Tensor, noise: Noise) -> Tensor:
@@ -240,7 +240,7 @@ class Rank1Posterior(Posterior):
 
     @property
     def prior_follows(self) -> bool:
-        """Whether the prior's standard deviation is learnt."""
+        """Whether the prior's standard deviation is learned."""
         return self.outputs.prior_follows
 
     def deviations(self) -> list[nn.Parameter]:

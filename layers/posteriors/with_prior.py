@@ -57,7 +57,7 @@ class PosteriorWithPrior(Posterior):
 
     @property
     def prior_follows(self) -> bool:
-        """Whether the prior's standard deviation is learnt."""
+        """Whether the prior's standard deviation is learned."""
         return self.prior.follows
 
     def center_prior(self, mean: Tensor) -> None:
@@ -127,7 +127,7 @@ def _upgrade_version_1(state_dict: dict[str, Any], prefix: str) -> None:
     """Rewrite a state of before priors were modules.
 
     Its `_extra_state` was a tensor: [mean, std] of a Gaussian prior, the mean NaN where `prior_mu` held a tensor, or
-    the bytes of another prior's JSON. A learnt deviation was `log_prior_sigma`.
+    the bytes of another prior's JSON. A learned deviation was `log_prior_sigma`.
     """
     state = state_dict.pop(f"{prefix}_extra_state", None)
     if state is None:
