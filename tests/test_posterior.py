@@ -320,16 +320,16 @@ def test_priors_of_one_kind_are_summed_together_and_others_apart() -> None:
 
 def test_states_of_before_priors_were_modules_load_with_the_kl_that_they_had() -> None:
     entries = torch.load(ROOT / "tests" / "data" / "layers_version_1.pt", weights_only=True)
-    assert set(entries) == {"gaussian", "learned", "laplace", "mixture", "alpha", "centered"}
+    assert set(entries) == {"gaussian", "learnt", "laplace", "mixture", "alpha", "centered"}
     for kind, entry in entries.items():
-        learned = {"priors": {"learn_prior_sigma": kind == "learned"}}
+        learned = {"priors": {"learn_prior_sigma": kind == "learnt"}}
         layer = BBBLinear(3, 2, **({"alpha_shape": (1, 1)} if kind == "alpha" else learned))
         before = dict(entry["state"])
         layer.load_state_dict(entry["state"])
         assert entry["state"].keys() == before.keys()  # the caller's dict is left as it was
         torch.manual_seed(0)
         kl = layer.kl().item()
-        if kind == "learned":  # by gradient then, so not quite the best deviations
+        if kind == "learnt":  # by gradient then, so not quite the best deviations
             assert 0.9 * entry["kl"] < kl < entry["kl"]
         else:
             assert kl == pytest.approx(entry["kl"], rel=1e-6)
