@@ -296,7 +296,7 @@ def _plot(path: Path, results: dict[str, Any], title: str) -> Path:
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """The problem and its settings, checked."""
     parser = OneLineParser("python -m examples.continual", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
+    add, positive = parser.add_argument, argument(number(0, exclusive=True))
     add("problem", choices=PROBLEMS)
     add(
         "--dataset", choices=("MNIST5k", "MNIST"), default="MNIST5k", help="5,000 embedded digits, or all (%(default)s)"
@@ -309,19 +309,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--twin_epochs", type=argument(whole(1)), default=10, help="of the twin, per task (%(default)s)")
     add("--coreset_epochs", type=argument(whole(1)), default=60, help="over the coresets (%(default)s)")
     add("--batch_size", type=argument(whole(1)), default=256, help="images per step (%(default)s)")
-    add("--lr", type=argument(number(0, exclusive=True)), default=2e-3, help="at the start of a task (%(default)s)")
-    add(
-        "--lr_spread_factor",
-        type=argument(number(0, exclusive=True)),
-        default=10.0,
-        help="that of ρ, a multiple (%(default)s)",
-    )
-    add(
-        "--prior_sigma",
-        type=argument(number(0, exclusive=True)),
-        default=1.0,
-        help="σ of the prior before task 1 (%(default)s)",
-    )
+    add("--lr", type=positive, default=2e-3, help="at the start of a task (%(default)s)")
+    add("--lr_spread_factor", type=positive, default=10.0, help="learning rate of ρ, a multiple of --lr (%(default)s)")
+    add("--prior_sigma", type=positive, default=1.0, help="σ of the prior before task 1 (%(default)s)")
     add("--rho", type=argument(number(-80)), default=-6.0, help="where ρ starts, σ = softplus(ρ) (%(default)s)")
     add("--num_samples", type=argument(whole(1)), default=10, help="draws per prediction (%(default)s)")
     add("--seeds", type=argument(whole(0)), nargs="+", default=[0], help="one run each (0)")

@@ -166,6 +166,7 @@ ELSEWHERE: Metrics = {
 }
 METRICS: Metrics = {**CLEAN, **ELSEWHERE}
 PLOTTED = ("nll", "ece", "auroc", "corrupted_nll")
+PRICES = {"prediction": "passes of the twin", "training": "trainings of a twin"}
 
 
 def networks(point: Point, block: Block, places: ExperimentFiles) -> Iterator[list[Experiment]]:
@@ -271,7 +272,7 @@ def measure(
             rows[point.label]["prediction"] = ratios[point.label]["ratio"]
             rows[point.label]["training"] = point.members * trainings[point.trained]
     epochs = Experiment(block, points[0].method, 0).settings()["n_epochs"]
-    return {"corrupted_images": corrupted, "epochs": epochs, "points": rows}
+    return {"series": series, "corrupted_images": corrupted, "epochs": epochs, "points": rows}
 
 
 def summary(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -325,7 +326,7 @@ def _step(experiment: Experiment, places: ExperimentFiles, folder: str) -> Calla
 
 def render(record: Mapping[str, Any], series: str = "short") -> str:
     """The blocks of a series as Markdown tables: prices and known images, other images, and comparisons."""
-    blocks = {name: block for name, block in record.items() if block.get("series", "short") == series}
+    blocks = _of_series(record, series)
     lines = [(name, label, row) for name, block in blocks.items() for label, row in block["points"].items()]
     clean, elsewhere = (
         {name: metric for name, metric in metrics.items() if any(name in row for _, _, row in lines)}
@@ -372,49 +373,44 @@ def _comparison(row: Mapping[str, Any]) -> list[str]:
     return [f"{100 * row['accuracy_gain']:+.2f} points", p_values, f"{row['nll_gain']:.4f}", interval]
 
 
-@figure_style()
+def _of_series(record: Mapping[str, Any], series: str) -> dict[str, Any]:
+    return {name: block for name, block in record.items() if block["series"] == series}
+
+
 def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
-    """Four measures against the two prices, on log axes."""
-    figure = Figure(figsize=(14, 7), layout="constrained")
-    grid = figure.subplots(2, 4, sharex="row", sharey="col")
-    marks = {point.label: point for point in SERIES[block.get("series", "short")]}
-    for axes, price in zip(grid, ("prediction", "training"), strict=True):
-        for ax, metric in zip(axes, PLOTTED, strict=True):
-            for label, row in block["points"].items():
-                point = marks[label]
-                ax.plot(row[price], row[metric], point.marker, color=point.color, markersize=8, label=label)
-            ax.set(xscale="log", title=METRICS[metric][0])
-            ax.set_xlabel("passes of the twin" if price == "prediction" else "trainings of a twin")
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_formatter("")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
-    figure.suptitle(f"{name}: quality against the price of a prediction (above) and of training (below)")
-    return save_figure(figure, path)
+    """Four measures of a block against the two prices, on log axes."""
+    title = f"{name}: quality against the price of a prediction (above) and of training (below)"
+    return _plot([("", block, price) for price in PRICES], title, path)
+
+
+def plot_overview(record: Mapping[str, Any], series: str, path: Path) -> Path:
+    """Four measures of all blocks of a series against the price of a prediction."""
+    blocks = _of_series(record, series)
+    labels = {name: name.removesuffix(f"-{series}").replace("-", ", ") for name in blocks}
+    return _plot([(labels[name], block, "prediction") for name, block in blocks.items()], "", path)
 
 
 @figure_style()
-def plot_overview(record: Mapping[str, Any], series: str, path: Path) -> Path:
-    """Four measures of all blocks of a series against the passes of a prediction; bars are ± the standard deviation."""
-    blocks = {name: block for name, block in record.items() if block.get("series", "short") == series}
-    figure = Figure(figsize=(14, 1 + 3 * len(blocks)), layout="constrained")
-    grid = figure.subplots(len(blocks), 4, squeeze=False, sharex=True)
-    handles: dict[str, Any] = {}
-    for axes, (name, block) in zip(grid, blocks.items(), strict=True):
+def _plot(rows: Sequence[tuple[str, Mapping[str, Any], str]], title: str, path: Path) -> Path:
+    """One row of panels per label, block and price; bars are ± the standard deviation over networks."""
+    figure = Figure(figsize=(14, 1 + 3 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(PLOTTED), squeeze=False, sharex="row")
+    marks: dict[str, Any] = {}
+    for axes, (label, block, price) in zip(grid, rows, strict=True):
+        axes[0].set_ylabel(label)
         for ax, metric in zip(axes, PLOTTED, strict=True):
-            for point in SERIES[series]:
+            for point in SERIES[block["series"]]:
                 if point.label in block["points"]:
                     row = block["points"][point.label]
-                    error = row.get("deviations", {}).get(metric, 0.0)
-                    handles[point.label] = ax.errorbar(
-                        row["prediction"], row[metric], error, fmt=point.marker, color=point.color, markersize=8
+                    error = row.get("deviations", {}).get(metric)
+                    marks[point.label] = ax.errorbar(
+                        row[price], row[metric], error, fmt=point.marker, color=point.color, markersize=8
                     )
-            ax.set(xscale="log", title=METRICS[metric][0])
+            ax.set(xscale="log", title=METRICS[metric][0], xlabel=PRICES[price])
             ax.xaxis.set_major_formatter("{x:g}")
-        axes[0].set_ylabel(name.removesuffix(f"-{series}").replace("-", ", "))
-    for ax in grid[-1]:
-        ax.set_xlabel("passes of the twin")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+            ax.xaxis.set_minor_formatter("")
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=6)
+    figure.suptitle(title)
     return save_figure(figure, path)
 
 
@@ -441,8 +437,7 @@ def main() -> None:
             network = f"{block.dataset}-{block.net_type}"
             if SERIES[args.series][0].method in block.seeds and args.only in network:
                 name = network if args.series == "short" else f"{network}-{args.series}"
-                block_record = measure(block, places, args.images, args.rounds, args.series)
-                record[name] = block_record | {"series": args.series}
+                record[name] = measure(block, places, args.images, args.rounds, args.series)
                 write_json(RECORD, record)
                 print(plot(name, record[name], FIGURES / f"frontier_{name.replace('-', '_')}.png"))
         if args.series == "searched":

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from torchvision import models
 
 from layers import ModuleWrapper, to_bayesian
-from models import NETWORKS
+from models import NETWORKS, build
 
 Factory = Callable[[int, int], nn.Module]
 
@@ -69,7 +68,7 @@ def resnet18(outputs: int, inputs: int) -> nn.Module:
     """
     if inputs != 3:
         raise ValueError("expected images of 3 channels")
-    net = models.resnet18(num_classes=outputs)
+    net = build("resnet18", False, outputs, inputs, image_size=(64, 64))  # the size from which the layers are its own
     return ModuleWrapper(to_bayesian(net, layer_type="bbb", inplace=True))
 
 

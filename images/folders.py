@@ -7,6 +7,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -31,7 +32,7 @@ from images.splits import Split
 from models import Size
 from support import UserError
 
-MEMORY = Path("/proc/meminfo")
+MEMORY = Path("/proc/meminfo")  # where Linux says what is available; tests put a file of their own in its place
 VALIDATION = ("val", "valid", "validation")  # names of the folder of validation images
 
 
@@ -246,12 +247,13 @@ def free_memory() -> float:
     Linux says what is available, the pages of files that it keeps included. Elsewhere it is what nothing uses; 4 GiB
     where the system does not tell.
     """
-    try:
+    return _available_memory() / max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets
+
+
+def _available_memory() -> float:
+    with suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-        available = 1024.0 * int(lines["MemAvailable"].removesuffix("kB"))
-    except (OSError, ValueError, KeyError):
-        try:
-            available = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (ValueError, OSError, AttributeError):
-            available = 4 * 2**30
-    return available / max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets
+        return 1024.0 * int(lines["MemAvailable"].removesuffix("kB"))
+    with suppress(ValueError, OSError, AttributeError):
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return 4.0 * 2**30

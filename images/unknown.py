@@ -84,10 +84,11 @@ def load_unknown(
         notes += (f"{loaded.name}: converted to {'grey' if channels == 1 else 'RGB'}, which the networks take",)
         images = to_channels(images, channels)
     copies = {pixels for batch in known for pixels in _pixels(batch)}
-    fresh = {pixels: index for index, pixels in reversed([*enumerate(_pixels(images))]) if pixels not in copies}
+    contents = [*_pixels(images)]
+    fresh = {pixels: index for index, pixels in reversed([*enumerate(contents)]) if pixels not in copies}
     if not fresh:
         raise UserError(f"{loaded.name} has no image that is not among the known ones: give another unknown set")
-    known_ones = sum(pixels in copies for pixels in _pixels(images))
+    known_ones = sum(pixels in copies for pixels in contents)
     for count, reason in (
         (known_ones, "are exact copies of known ones"),
         (len(images) - known_ones - len(fresh), "are exactly like another one of the set"),

@@ -37,19 +37,9 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser("python -m inference.calibrate", description=__doc__, allow_abbrev=False)
     add, share = parser.add_argument, argument(number(0, 1, exclusive=True))
     add("weights_path", type=Path, metavar="model.pt", help="a checkpoint of main_bayesian.py or main_frequentist.py")
-    add(
-        "--risk",
-        type=share,
-        default=0.01,
-        help="largest fraction of the accepted predictions that may be wrong (%(default)s)",
-    )
+    add("--risk", type=share, default=0.01, help="fraction of the accepted predictions that may be wrong (%(default)s)")
     add("--score", choices=SCORES, default="total entropy", help="the uncertainty that has a threshold (%(default)s)")
-    add(
-        "--alpha",
-        type=share,
-        default=0.1,
-        help="fraction of images whose set of classes may miss the right class (%(default)s)",
-    )
+    add("--alpha", type=share, default=0.1, help="fraction of images whose set may miss the right class (%(default)s)")
     add("--num_samples", type=argument(whole(1)), default=25, help="posterior samples per prediction (%(default)s)")
     add("--seed", type=argument(whole(0)), default=0, help="of the samples (%(default)s)")
     add("--net_type", help="package.module:factory, if the network is your own")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from images import Split, chunk_size
 from inference.classifier import Classifier
 from inference.distributions import Noise, WeightDistribution
+from inference.prediction import batched_outputs
 from likelihoods import get_likelihood
 from support import UserError
 
@@ -111,8 +112,7 @@ def laplace(classifier: Classifier, training: Split, precision: float | None = N
     try:
         net.eval()
         for pixels, _ in training.batches(chunk_size(training.image_size)):
-            outputs = net(classifier.normalize(pixels))
-            outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+            outputs = batched_outputs(net, classifier.normalize(pixels), len(pixels))
             phi = inputs.pop().double()
             if phi.dim() != 2:
                 raise UserError(

@@ -93,15 +93,13 @@ class GaussianPrior(Prior):
 
     def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor | None = 1.0) -> None:
         super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
+        for name, value, bound in (("mean", mean, -math.inf), ("std", std, 0.0)):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value)
-                is_valid = value.is_meta or bool(
-                    (value.isfinite() & (value > (0 if name == "std" else -math.inf))).all()
-                )
+                is_valid = value.is_meta or bool((value.isfinite() & (value > bound)).all())
             else:
                 setattr(self, name, value if value is None else float(value))
-                is_valid = value is None or (math.isfinite(value) and (name == "mean" or value > 0))
+                is_valid = value is None or (math.isfinite(value) and value > bound)
             if not is_valid:
                 raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
 
@@ -271,9 +269,8 @@ def patch_prior(layer: Any, inputs: Tensor, strength: float, ridge: float = 1e-3
         raise ValueError(f"a patch prior is for a linear layer or a convolution without groups, not for {layer}")
     size = math.prod(layer.weight.shape[1:])
     second = torch.zeros(size, size, dtype=torch.float64, device=inputs.device)
-    single = torch.eye(size, dtype=inputs.dtype, device=inputs.device).view(
-        size, *layer.weight.shape[1:]
-    )  # a filter per patch element
+    identity = torch.eye(size, dtype=inputs.dtype, device=inputs.device)
+    single = identity.view(size, *layer.weight.shape[1:])  # one filter per patch element
     for batch in inputs.detach().split(256):
         patches = layer.operation(batch, single, None).movedim(layer.feature_axis, 0).flatten(1)
         second += (patches @ patches.mT).double()
