@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     exit_on_interrupt()
 
-from images import CORRUPTIONS, UNKNOWN
+from images import CORRUPTIONS, FOR_CHOOSING, KINDS, UNKNOWN
 from inference import (
     METHODS,
     SHIFTS,
@@ -78,13 +78,18 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps …")
     add("--rotate", dest="rotation", action="store_true", help="also accuracy and uncertainty under rotation to 180°")
     add("--noise", action="store_true", help="also accuracy and uncertainty under noise on the pixels")
-    kinds = ", ".join(CORRUPTIONS)
-    add("--shift", nargs="*", metavar="KIND", help=f"also accuracy, NLL, ECE and entropy under corruption: {kinds}")
+    kinds, others = ", ".join(CORRUPTIONS), ", ".join(FOR_CHOOSING)
+    add(
+        "--shift",
+        nargs="*",
+        metavar="KIND",
+        help=f"also accuracy, NLL, ECE and entropy under corruption: {kinds}; or, if named, {others}",
+    )
     add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
     args = parser.parse_args(flags)
     for kind in args.shift or ():
-        if kind not in CORRUPTIONS:
-            parser.error(f"--shift: unknown corruption {kind!r}: did you mean {nearest(kind, CORRUPTIONS)!r}?")
+        if kind not in KINDS:
+            parser.error(f"--shift: unknown corruption {kind!r}: did you mean {nearest(kind, KINDS)!r}?")
     return args
 
 

@@ -1,14 +1,16 @@
-"""Networks of the experiments alone: twins with dropout or with a Bayesian last layer, and a small ResNet-18."""
+"""Networks of the experiments alone: with dropout, with a Bayesian last layer, against noise; a small ResNet-18."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from layers import ModuleWrapper, to_bayesian
+from layers import CorrelatedGaussianPrior, ModuleWrapper, to_bayesian, weight_posteriors
 from models import NETWORKS, build
 
+SMOOTH_STD = 0.33
 Factory = Callable[[int, int], nn.Module]
 
 
@@ -55,6 +57,37 @@ def with_bayesian_last_layer(net_type: str) -> Factory:
         return ModuleWrapper(to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True))
 
     return network
+
+
+class Noise(nn.Module):
+    """In training, normal noise of a standard deviation that is uniform from 0 to `most` and the image's own."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of the images' shape; in evaluation the images themselves."""
+        if not self.training:
+            return images
+        std = self.most * torch.rand(len(images), *(1 for _ in images.shape[1:]), device=images.device)
+        return images + std * torch.randn_like(images)
+
+
+def lenet_noisy(outputs: int, inputs: int) -> nn.Module:
+    """The twin, trained with noise on its normalized images."""
+    return nn.Sequential(Noise(1.0), NETWORKS["lenet"][1](outputs, inputs))
+
+
+def lenet_smooth(outputs: int, inputs: int) -> nn.Module:
+    """LeNet with a prior of smooth first kernels (Fortuin et al. 2022): σ² exp(−d²/2) between positions d apart."""
+    net = NETWORKS["lenet"][0](outputs, inputs, priors={"prior_sigma": SMOOTH_STD})
+    _, _, posterior = next(weight_posteriors(net))
+    with torch.device("cpu"):
+        places = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
+        covariance = torch.exp(-0.5 * torch.cdist(places, places).square()) + 1e-3 * torch.eye(25)
+        posterior.set_prior(CorrelatedGaussianPrior(SMOOTH_STD**2 * covariance))
+    return net
 
 
 def resnet18(outputs: int, inputs: int) -> nn.Module:

@@ -106,8 +106,22 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
             f"mean field, T = 0.003, patch prior of {strength}, short", True,
             {**SHORT_MEAN_FIELD, "patch_prior": float(strength)},
         )
-        for strength in (30, 100)
+        for strength in (10, 30, 100, 300)
     },
+    "short_learned": Method(
+        "mean field, β = 0.1, learned prior, short", True,
+        {**SHORT_BAYESIAN, "layer_type": "bbb", "beta_type": 0.1, "priors": {"learn_prior_sigma": True}},
+    ),
+    "short_narrow": Method(
+        "mean field, T = 0.003, prior σ of 0.1, short", True, {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}}
+    ),
+    "short_smooth": Method(
+        "mean field, T = 0.003, smooth prior, short", True, SHORT_MEAN_FIELD, network="{}_smooth"
+    ),
+    "short_warmer": Method(
+        "mean field, T = 0.03, short", True, {**SHORT_MEAN_FIELD, "temperature": 0.03}
+    ),
+    "short_noisy": Method("twin, trained with noise, short", False, SHORT_TWIN, network="{}_noisy"),
     "short_rank1": Method("rank-1, short", True, {**RANK1, "posterior": {"family": "rank1"}}),
     "short_rank1_4": Method("rank-1 of 4, short", True, {**RANK1, "posterior": {"family": "rank1", "components": 4}}),
     "short_batch_ensemble": Method(
@@ -133,6 +147,15 @@ METHODS: dict[str, Method] = {
     "bbb_ensemble": Method("ensemble of 3 bbb, β = 0.03", True, networks_of="bbb_0.03", members=3),
     "lrt_ensemble": Method("ensemble of 3 lrt, β = 0.003", True, networks_of="lrt_0.003", members=3),
     "alpha": Method("alpha bbb, β = 0.03", True, {"alpha_shape": (1, 1), "layer_type": "bbb", "beta_type": 0.03}),
+    **{
+        f"patch_{strength:.0e}".replace("e+0", "e"): Method(
+            f"Gaussian bbb, β = 0.03, patch prior of {strength:,}",
+            True,
+            {"layer_type": "bbb", "beta_type": 0.03, "patch_prior": float(strength)},
+        )
+        for strength in (10_000, 100_000, 1_000_000)
+    },
+    "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
     "twin_searched": Method("frequentist, searched", False, searched=True),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
@@ -155,7 +178,8 @@ class Block:
         common: settings of every method.
         bayesian: settings of every Bayesian method.
         frequentist: settings of every frequentist method.
-        searched_on: the data set whose search gives the settings of methods that are searched; None for its own.
+        searched_on: the data set and the network whose search gives the settings of methods that are searched; None
+            for its own.
     """
 
     dataset: str
@@ -164,11 +188,14 @@ class Block:
     common: Values
     bayesian: Values = field(default_factory=dict)
     frequentist: Values = field(default_factory=dict)
-    searched_on: str | None = None
+    searched_on: tuple[str, str] | None = None
 
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
+AGAINST_NOISE = {  # tried on CIFAR-10 alone
+    "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_smooth", "short_warmer", "short_noisy",
+}  # fmt: skip
 BLOCKS = (
     Block(
         "MNIST",
@@ -176,11 +203,12 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
-            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
-            "twin_searched": 3, "searched": 3,
+            "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
+            "patch_1e6": 1, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
+            **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
-        searched_on="CIFAR10",
+        searched_on=("CIFAR10", "lenet"),
     ),
     Block(
         "CIFAR10",
@@ -196,16 +224,21 @@ BLOCKS = (
     Block(
         "CIFAR10",
         "alexnet",
-        {"frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1},
+        {
+            "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1,
+            "searched": 1,
+        },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
+        searched_on=("CIFAR10", "lenet"),
     ),
     Block(
         "CIFAR10",
         "3conv3fc",
-        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1},
+        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "searched": 1},
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
+        searched_on=("CIFAR10", "lenet"),
     ),
     Block(
         "MNIST",
@@ -219,7 +252,7 @@ BLOCKS = (
         "lenet",
         {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
-        searched_on="CIFAR10",
+        searched_on=("CIFAR10", "lenet"),
     ),
 )  # fmt: skip
 
@@ -262,8 +295,8 @@ class Experiment:
         network = block.net_type
         if method.network:
             network = f"experiments.networks:{method.network.format(block.net_type)}"
-        dataset = block.searched_on or block.dataset
-        found = recipe(dataset, block.net_type, method.bayesian) if method.searched else {}
+        searched = block.searched_on or (block.dataset, block.net_type)
+        found = recipe(*searched, method.bayesian) if method.searched else {}
         return {**block.common, **family, **found, **method.settings, "net_type": network, "seed": self.seed}
 
 

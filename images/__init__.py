@@ -1,6 +1,6 @@
 """Image data sets: where they come from, how they are split, read, normalized and augmented."""
 
-from images.corruptions import CORRUPTIONS, SEVERITIES, corrupt, gaussian_noise, rotate
+from images.corruptions import CORRUPTIONS, FOR_CHOOSING, KINDS, SEVERITIES, corrupt, gaussian_noise, rotate
 from images.data import ImageData, data_name, load_data
 from images.files import ImageFiles, image_paths, read_images, to_pixels
 from images.sources import SOURCES, Contents, Source
@@ -11,6 +11,8 @@ from images.unknown import UNKNOWN, UnknownSet, load_unknown
 __all__ = [
     "CHUNK",
     "CORRUPTIONS",
+    "FOR_CHOOSING",
+    "KINDS",
     "SEVERITIES",
     "SOURCES",
     "UNKNOWN",

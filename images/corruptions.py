@@ -53,6 +53,26 @@ def impulse_noise(images: Tensor, fraction: float, generator: Generator) -> Tens
     return images.masked_fill(chance < fraction / 2, 0).masked_fill(chance > 1 - fraction / 2, 255)
 
 
+def speckle_noise(images: Tensor, std: float, generator: Generator) -> Tensor:
+    """Normal noise of a standard deviation that is a fraction of every pixel's value."""
+    return _to_bytes(_to_floats(images) * (1 + std * torch.randn(images.shape, generator=generator)))
+
+
+def gaussian_blur(images: Tensor, std: float, generator: Generator) -> Tensor:
+    """A Gaussian kernel, cut off at four standard deviations."""
+    return _to_bytes(functional.gaussian_blur(_to_floats(images), 2 * math.ceil(4 * std) + 1, std))
+
+
+def saturate(images: Tensor, line: tuple[float, float], generator: Generator) -> Tensor:
+    """The saturation s of HSV becomes factor · s + shift, at the same hue and value; what is grey stays grey."""
+    factor, shift = line
+    pixels = _to_floats(images)
+    value = pixels.amax(1, keepdim=True)
+    chroma = value - pixels.amin(1, keepdim=True)
+    wanted = (factor * chroma + shift * value).clamp(min=0).minimum(value)
+    return _to_bytes(torch.where(chroma > 0, value - (value - pixels) * wanted / chroma, pixels))
+
+
 def defocus_blur(images: Tensor, disk: tuple[float, float], generator: Generator) -> Tensor:
     """Each pixel is a disk; the disk has a radius in pixels, and a Gaussian of 3×3 pixels smooths its edge.
 
@@ -237,6 +257,12 @@ CORRUPTIONS = {
     "translation": Corruption(translation, (1, 2, 3, 4, 5)),
     "scale": Corruption(scale, (0.9, 0.8, 0.7, 0.6, 0.5)),
 }
+FOR_CHOOSING = {  # settings, on validation images, so that a test under those above is one of what was never tried
+    "speckle_noise": Corruption(speckle_noise, (0.06, 0.10, 0.12, 0.16, 0.20)),
+    "gaussian_blur": Corruption(gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "saturate": Corruption(saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
+}
+KINDS = CORRUPTIONS | FOR_CHOOSING
 SEVERITIES = range(6)  # 0 for the images as they are
 
 
@@ -245,7 +271,7 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
 
     Args:
         images: uint8 [n, channels, height, width], of 1 or 3 channels.
-        kind: a key of `CORRUPTIONS`.
+        kind: a key of `CORRUPTIONS` or of `FOR_CHOOSING`.
         severity: 1 to 5, or 0 for the images as they are.
         seed: of what is random about it. The severities share their random numbers: the same noise grows.
 
@@ -257,14 +283,13 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
         raise ValueError(f"expected uint8 images [n, 1 or 3, height, width], got {images.dtype} {list(images.shape)}")
     if not isinstance(severity, int) or severity not in SEVERITIES:
         raise ValueError(f"severity must be an integer from 0 to 5, got {severity}")
-    if kind not in CORRUPTIONS:
+    if kind not in KINDS:
         raise UserError(
-            f"unknown corruption '{kind}': did you mean {nearest(kind, CORRUPTIONS)!r}? Known are "
-            f"{', '.join(CORRUPTIONS)}"
+            f"unknown corruption '{kind}': did you mean {nearest(kind, KINDS)!r}? Known are {', '.join(KINDS)}"
         )
     if not severity or not len(images):
         return images
-    corruption = CORRUPTIONS[kind]
+    corruption = KINDS[kind]
     return corruption.apply(images, corruption.constants[severity - 1], torch.Generator().manual_seed(seed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import itertools
 import math
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from images import CORRUPTIONS, corrupt
+from images import CORRUPTIONS, FOR_CHOOSING, KINDS, corrupt
 from inference import plots
 from support import UserError
 
-PER_VALUE = ("gaussian_noise", "shot_noise", "impulse_noise", "jpeg")  # JPEG converts colors, and loses some of them
+NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+PER_VALUE = (*NOISES, "jpeg")  # JPEG converts colors, and loses some of them
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +42,15 @@ def distance(images: Tensor, kind: str, severity: int) -> float:
     return (corrupt(images, kind, severity).double() - images.double()).square().mean().item()
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_is_a_pure_function_that_grows_with_the_severity(photographs: Tensor, kind: str) -> None:
     before = photographs.clone()
     state = torch.get_rng_state()
     distances = [distance(photographs, kind, severity) for severity in range(6)]
     assert torch.equal(photographs, before) and torch.equal(torch.get_rng_state(), state)
     assert distances[0] == 0 < distances[1]
-    if kind == "elastic":  # its affine part, the larger one, shrinks as its ripples grow: so are the published figures
-        assert distances[5] > 0
+    if kind in ("elastic", "saturate"):  # published figures: the larger, affine part of the first shrinks as its
+        assert distances[5] > 0  # ripples grow, and the second goes from little color to much
     else:
         assert all(higher >= 0.99 * lower for lower, higher in itertools.pairwise(distances)), distances
         assert distances[5] > 1.5 * distances[1]
@@ -56,12 +58,15 @@ def test_it_is_a_pure_function_that_grows_with_the_severity(photographs: Tensor,
         corrupted = corrupt(images, kind, 4, seed=7)
         assert corrupted.dtype == torch.uint8 and corrupted.shape == images.shape
         assert torch.equal(corrupted, corrupt(images, kind, 4, seed=7))
-        deterministic = kind in ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg", "scale")
+        deterministic = kind in (
+            "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg", "scale", "gaussian_blur",
+            "saturate",
+        )  # fmt: skip
         assert torch.equal(corrupted, corrupt(images, kind, 4, seed=8)) == deterministic
     assert corrupt(photographs[:0], kind, 3).shape == (0, 3, 32, 32)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CORRUPTIONS if kind not in PER_VALUE])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PER_VALUE])
 def test_a_grey_image_is_a_color_image_of_equal_channels(photographs: Tensor, kind: str) -> None:
     grey = photographs[:, :1]
     corrupted = corrupt(grey.expand(-1, 3, -1, -1).contiguous(), kind, 5, seed=2)
@@ -87,8 +92,33 @@ def test_noise_has_the_moments_that_its_constants_say(severity: int) -> None:
     assert set(impulses.unique().tolist()) == {0, 102, 255}
 
 
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_kinds_for_choosing_do_what_their_constants_say(severity: int) -> None:
+    std, width, (factor, shift) = (FOR_CHOOSING[kind].constants[severity - 1] for kind in FOR_CHOOSING)
+    speckles = corrupt(flat(102), "speckle_noise", severity).double() - 102
+    variance = (102 * std) ** 2
+    assert abs(speckles.mean().item()) < 4 * math.sqrt(variance / speckles.numel())
+    expected = pytest.approx(variance + 1 / 12, rel=5 * math.sqrt(2 / speckles.numel()))
+    assert speckles.var().item() == expected
+
+    point = flat(0, 1)
+    point[:, :, 16, 16] = 255
+    weights = torch.exp(-((torch.arange(32.0) - 16) ** 2) / (2 * width**2))
+    weights /= weights.sum()
+    spread = corrupt(point, "gaussian_blur", severity)[0, 0].double()
+    torch.testing.assert_close(spread, 255 * torch.outer(weights, weights).double(), rtol=0, atol=0.6)
+
+    hues = torch.rand(64, 3, generator=torch.Generator().manual_seed(0))
+    pixels = (255 * hues).round().to(torch.uint8)
+    saturated = corrupt(pixels.view(64, 3, 1, 1), "saturate", severity).view(64, 3)
+    for before, after in zip(pixels.tolist(), saturated.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in before))
+        wanted = colorsys.hsv_to_rgb(hue, min(max(factor * saturation + shift, 0), 1), value)
+        assert after == pytest.approx([255 * level for level in wanted], abs=0.51)
+
+
 def test_blurs_keep_what_is_flat_and_move_light_by_the_kernels_that_they_name() -> None:
-    for kind in ("defocus_blur", "motion_blur", "zoom_blur"):
+    for kind in ("defocus_blur", "motion_blur", "zoom_blur", "gaussian_blur"):
         assert torch.equal(corrupt(flat(77), kind, 5), flat(77))
     point = flat(0, 200)
     point[:, :, 16, 16] = 255

@@ -19,12 +19,12 @@ from PIL import Image
 from torch import nn
 from torchvision import datasets
 
-from experiments import ablations, frontier, moments, recipes, report, running, search
+from experiments import ablations, frontier, moments, recipes, report, robustness, running, search
 from experiments.__main__ import main as experiments_command
 from experiments.networks import resnet18, with_bayesian_last_layer, with_dropout, with_filter_dropout
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
-from images import load_data, normalize
+from images import FOR_CHOOSING, corrupt, load_data, normalize
 from inference import Classifier, Predictor, summarize
 from layers import BayesianLayer, GaussianPrior, deterministic_layers
 from likelihoods import accuracy, nll
@@ -235,10 +235,43 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
     assert Image.open(tmp_path / "frontier.png").size == (1680, 840)
 
 
+def test_what_helps_under_corruption_is_measured_on_validation_images_alone(
+    places: ExperimentFiles, results: dict[str, Any]
+) -> None:
+    names = ["short_twin", "lrt_1", "mc_dropout"]
+    chosen = robustness.candidates(BARS, places, names)
+    rows = robustness.measure(chosen, places, 1000)
+    assert list(rows) == names
+    for name, row in rows.items():
+        assert row["images"] == 20 and set(row["harmful"]) <= set(FOR_CHOOSING)
+        if name != "mc_dropout":
+            expected = results[f"bars-lenet-{name}-0"]["best_validations"][0]
+            assert row["clean"]["accuracy"] == pytest.approx(expected["valid_accuracy"], abs=0.051), name
+    classifier = Classifier.load(places.run(chosen[0]).best)
+    valid = load_data(places.dataset(chosen[0]), places.data_dir, 0.1, 0).valid
+    shifted = [
+        nll(classifier.predict(corrupt(valid.images, kind, severity)).probs, valid.labels)  # type: ignore[arg-type]
+        for kind in FOR_CHOOSING
+        for severity in range(1, 6)
+    ]
+    assert rows["short_twin"]["corrupted"]["nll"] == pytest.approx(sum(shifted) / 15, rel=1e-4)
+    page = robustness.render({"bars-lenet": rows})
+    assert all(f"| bars-lenet | {METHODS[name].title} |" in page for name in names)
+
+
+@pytest.mark.parametrize("name", ["ensemble_of_9", "bbb_1"])
+def test_a_network_that_is_not_planned_or_not_trained_is_named(
+    name: str, places: ExperimentFiles, results: dict[str, Any]
+) -> None:
+    block = replace(BARS, seeds={**SEEDS, "bbb_1": 1})
+    with pytest.raises(UserError, match=name):
+        robustness.candidates(block, places, [name])
+
+
 def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     places: ExperimentFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = replace(BARS, seeds={"twin_searched": 2, "searched": 2}, searched_on="CIFAR10")
+    block = replace(BARS, seeds={"twin_searched": 2, "searched": 2}, searched_on=("CIFAR10", "lenet"))
     run_missing([Experiment(block, method, seed) for method in block.seeds for seed in range(2)], places)
     monkeypatch.setitem(frontier.SERIES, "searched", [TWIN, MOMENTS])
     measured = frontier.measure(block, places, corrupted=4, rounds=2, series="searched")
