@@ -140,12 +140,13 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
     """Learn the tasks one after the other, by the Bayesian network and by its twin."""
     nets, twins = bayesian_learners(problem, args), learners(problem, nn.Linear)
     steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "seed": seed}
+    ours = {**steps, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta}
     rows: dict[str, Accuracies] = {name: [] for name in SEQUENCES}
     coresets: list[Split] = []
     for count, (net, twin, (task, _)) in enumerate(zip(nets, twins, problem.tasks, strict=True), start=1):
         coreset, rest = CORESETS[args.choose](task, args.coreset, seed)
         coresets.append(coreset)
-        fit_task(net, rest, args.epochs, lr_spread_factor=args.lr_spread_factor, **steps)
+        fit_task(net, rest, args.epochs, **ours)
         posterior_as_prior(net)
         fit_task(twin, task, args.twin_epochs, **steps)
         rows[BAYESIAN].append(accuracies(nets, problem, count, args))
@@ -158,7 +159,9 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
 
 def with_coresets(nets: Sequence[nn.Module], coresets: Sequence[Split], args: argparse.Namespace) -> list[nn.Module]:
     """The networks for prediction: one head learns the coresets of all tasks so far, a head per task its own."""
-    steps: dict[str, Any] = {"epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
+    steps: dict[str, Any] = {
+        "epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta,
+    }  # fmt: skip
     if nets[0] is nets[-1]:
         return [fitted_to_coreset(nets[0], join_tasks(coresets), **steps)] * len(coresets)
     return [fitted_to_coreset(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
@@ -184,7 +187,9 @@ def evaluate(net: nn.Module, test: Split, args: argparse.Namespace) -> dict[str,
 def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """The scores of a network that has the data in parts, one after the other, and of one that has them at once."""
     parts, test = [part for part, _ in problem.tasks], problem.tasks[0][1]
-    steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor}
+    steps: dict[str, Any] = {
+        "batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta,
+    }  # fmt: skip
     results = {}
     for name, tasks in (("in parts", parts), ("at once", [join_tasks(parts)])):
         net = bayesian_learners(problem, args)[0]
@@ -312,6 +317,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--lr", type=positive, default=2e-3, help="at the start of a task (%(default)s)")
     add("--lr_spread_factor", type=positive, default=10.0, help="learning rate of ρ, a multiple of --lr (%(default)s)")
     add("--prior_sigma", type=positive, default=1.0, help="σ of the prior before task 1 (%(default)s)")
+    add("--beta", type=positive, default=1.0, help="the KL's weight; below 1, less is forgotten (%(default)s)")
     add("--rho", type=argument(number(-80)), default=-6.0, help="where ρ starts, σ = softplus(ρ) (%(default)s)")
     add("--num_samples", type=argument(whole(1)), default=10, help="draws per prediction (%(default)s)")
     add("--seeds", type=argument(whole(0)), nargs="+", default=[0], help="one run each (0)")

@@ -1,7 +1,8 @@
 """Quality against price: how good the networks of the plan are, on known, unknown and corrupted images, and their cost.
 
-Two series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`), and "searched",
-complete runs by the settings that a search found (`run --only searched`). The price of a prediction is in passes of
+Three series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
+complete runs by the settings that a search found (`run --only searched`); and "default", complete runs by the
+configurations. Points whose networks are not at hand keep the figures that they have in the record. The price of a prediction is in passes of
 the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
 give means and standard deviations, and are compared with their rival of the same price on the same images.
 """
@@ -128,18 +129,28 @@ SHORT = (
     Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
     Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D"),
 )
-SEARCHED = (
-    Point("twin", "twin_searched", draws, 1, ORANGE, "o"),
-    Point("dropout", "dropout_searched", draws, 1, PINK, "o", rival="twin"),
-    Point("MC dropout, 25", "dropout_searched", dropout, 1, PINK, "s", rival="twin"),
-    Point("Laplace, last layer", "laplace_searched", draws, 1, PINK, "v", rival="twin"),
-    Point("mean field, 25", "searched", draws, 1, BLUE, "3", rival="twin"),
-    Point("mean field, moments", "searched", moments, 1, BLUE, "o", rival="twin"),
-    Point("3 twins", "twin_searched", draws, 3, ORANGE, "D"),
-    Point("3 posteriors, 25", "searched", draws, 3, BLUE, "s", rival="3 twins"),
-    Point("3 posteriors, moments", "searched", moments, 3, BLUE, "D", rival="3 twins"),
-)
-SERIES = {"short": SHORT, "searched": SEARCHED}
+
+
+def _complete(twin: str, with_dropout: str, laplace: str, mean_field: str, patch_prior: str) -> tuple[Point, ...]:
+    """The points of complete runs of these methods, each with its rival of the same price of training."""
+    return (
+        Point("twin", twin, draws, 1, ORANGE, "o"),
+        Point("dropout", with_dropout, draws, 1, PINK, "o", rival="twin"),
+        Point("MC dropout, 25", with_dropout, dropout, 1, PINK, "s", rival="twin"),
+        Point("Laplace, last layer", laplace, draws, 1, PINK, "v", rival="twin"),
+        Point("mean field, 25", mean_field, draws, 1, BLUE, "3", rival="twin"),
+        Point("mean field, moments", mean_field, moments, 1, BLUE, "o", rival="twin"),
+        Point("patch prior, moments", patch_prior, moments, 1, BLUE, "P", rival="twin"),
+        Point("3 twins", twin, draws, 3, ORANGE, "D"),
+        Point("3 posteriors, 25", mean_field, draws, 3, BLUE, "s", rival="3 twins"),
+        Point("3 posteriors, moments", mean_field, moments, 3, BLUE, "D", rival="3 twins"),
+    )
+
+
+SEARCHED = _complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched")
+DEFAULT = _complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5")
+COMPLETE = ("default", "searched")  # the series of the results page
+SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
 Losses = dict[int, tuple[Tensor, Tensor]]  # by seed, `image_losses`
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
@@ -324,8 +335,8 @@ def _step(experiment: Experiment, places: ExperimentFiles, folder: str) -> Calla
     return lambda: loop.step(state, setup, forward, inputs, labels)
 
 
-def render(record: Mapping[str, Any], series: str = "short") -> str:
-    """The blocks of a series as Markdown tables: prices and known images, other images, and comparisons."""
+def render(record: Mapping[str, Any], *series: str) -> str:
+    """The blocks of some series as Markdown tables: prices and known images, other images, and comparisons."""
     blocks = _of_series(record, series)
     lines = [(name, label, row) for name, block in blocks.items() for label, row in block["points"].items()]
     clean, elsewhere = (
@@ -342,7 +353,7 @@ def render(record: Mapping[str, Any], series: str = "short") -> str:
             [[name, label, *_cells(row, elsewhere)] for name, label, row in lines],
         ),
     ]
-    rivals = {point.label: point.rival for point in SERIES[series]}
+    rivals = {point.label: point.rival for name in series for point in SERIES[name]}
     compared = [
         [name, f"{label} against {rivals[label]}", *_comparison(row["against"])]
         for name, label, row in lines
@@ -373,8 +384,25 @@ def _comparison(row: Mapping[str, Any]) -> list[str]:
     return [f"{100 * row['accuracy_gain']:+.2f} points", p_values, f"{row['nll_gain']:.4f}", interval]
 
 
-def _of_series(record: Mapping[str, Any], series: str) -> dict[str, Any]:
-    return {name: block for name, block in record.items() if block["series"] == series}
+def _of_series(record: Mapping[str, Any], series: Sequence[str]) -> dict[str, Any]:
+    """Their blocks, in the order of the plan."""
+    order = [f"{block.dataset}-{block.net_type}" for block in BLOCKS]
+    names = [name for name, block in record.items() if block["series"] in series]
+    return {name: record[name] for name in sorted(names, key=lambda name: order.index(_network(name, record[name])))}
+
+
+def _network(name: str, block: Mapping[str, Any]) -> str:
+    return name.removesuffix(f"-{block['series']}")
+
+
+def merged(earlier: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A block of the record, with the points of an earlier one of the same images that have not been measured anew."""
+    conditions = ("series", "corrupted_images", "epochs")
+    if any(earlier.get(name) != measured[name] for name in conditions):
+        return dict(measured)
+    points = {**earlier["points"], **measured["points"]}
+    labels = [point.label for point in SERIES[measured["series"]]]
+    return {**measured, "points": {label: points[label] for label in labels if label in points}}
 
 
 def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
@@ -383,10 +411,10 @@ def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:
     return _plot([("", block, price) for price in PRICES], title, path)
 
 
-def plot_overview(record: Mapping[str, Any], series: str, path: Path) -> Path:
-    """Four measures of all blocks of a series against the price of a prediction."""
-    blocks = _of_series(record, series)
-    labels = {name: name.removesuffix(f"-{series}").replace("-", ", ") for name in blocks}
+def plot_overview(record: Mapping[str, Any], path: Path) -> Path:
+    """Four measures of all complete runs against the price of a prediction."""
+    blocks = _of_series(record, COMPLETE)
+    labels = {name: _network(name, block).replace("-", ", ") for name, block in blocks.items()}
     return _plot([(labels[name], block, "prediction") for name, block in blocks.items()], "", path)
 
 
@@ -437,11 +465,12 @@ def main() -> None:
             network = f"{block.dataset}-{block.net_type}"
             if SERIES[args.series][0].method in block.seeds and args.only in network:
                 name = network if args.series == "short" else f"{network}-{args.series}"
-                record[name] = measure(block, places, args.images, args.rounds, args.series)
+                measured = measure(block, places, args.images, args.rounds, args.series)
+                record[name] = merged(record.get(name, {}), measured)
                 write_json(RECORD, record)
                 print(plot(name, record[name], FIGURES / f"frontier_{name.replace('-', '_')}.png"))
-        if args.series == "searched":
-            print(plot_overview(record, args.series, FIGURES / "overview.png"))
+        if args.series in COMPLETE:
+            print(plot_overview(record, FIGURES / "overview.png"))
         print(render(record, args.series))
 
 

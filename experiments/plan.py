@@ -159,8 +159,9 @@ METHODS: dict[str, Method] = {
     "twin_searched": Method("frequentist, searched", False, searched=True),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
-    "laplace_searched": Method("Laplace of the last layer", False, networks_of="twin_searched", laplace=True),
+    "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
     "searched": Method("Gaussian, searched", True, searched=True),
+    "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched=True),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),

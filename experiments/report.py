@@ -267,8 +267,8 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
     tables = {
         "results": table([row for row in rows if row.method not in (*AT_ONE, *SHORT)]),
         "at one": at_one_table(rows),
-        "frontier": frontier.render(prices),
-        "second edition": frontier.render(prices, "searched"),
+        "frontier": frontier.render(prices, "short"),
+        "second edition": frontier.render(prices, *frontier.COMPLETE),
         "searches": searches_table(),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),

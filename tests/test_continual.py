@@ -229,6 +229,20 @@ def test_a_stream_in_parts_predicts_as_all_data_at_once() -> None:
     assert learn(*parts[:2]) > 1.1 * at_once
 
 
+def test_with_beta_every_image_counts_as_many() -> None:
+    """β = ¼ on a task is β = 1 on four copies of it, by a posterior that is too narrow for its noise to be seen."""
+    ((task, _),) = digits(1)
+    few = task.subset(torch.arange(40))
+    start = linear(lambda *size: BBBLinear(*size, priors={"prior_sigma": 0.1, "posterior_rho_initial": (-16.0, 0.0)}))
+    fitted = []
+    for beta, copies in ((0.25, 1), (1.0, 4), (1.0, 1)):
+        net = copy.deepcopy(start)
+        fit_task(net, join_tasks([few] * copies), 30, batch_size=160, lr=1e-2, lr_spread_factor=1e-9, beta=beta)
+        fitted.append(torch.cat([parameter.detach().flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(fitted[0], fitted[1], rtol=0, atol=1e-4)
+    assert (fitted[0] - fitted[2]).abs().max() > 1e-2
+
+
 def test_heads_share_a_body_and_only_those_that_have_learnt_are_in_the_kl() -> None:
     (task, _), (other, _) = digits(2)
     body = BBBLinear(64, 8)

@@ -230,7 +230,9 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
     assert points["twin"]["prediction"] == points["twin"]["training"] == 1 < points["SWAG, 25"]["prediction"]
     for row in points.values():
         assert math.isfinite(row["corrupted_nll"]) and 0 <= row["auroc"] <= 1
-    assert frontier.render({"bars": measured}).count("| bars | twin |") == 2  # a table of known images, one of others
+    assert (
+        frontier.render({"MNIST-lenet": measured}, "short").count("| MNIST-lenet | twin |") == 2
+    )  # a table of known images, one of others
     frontier.plot("bars", measured, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").size == (1680, 840)
 
@@ -284,11 +286,20 @@ def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     assert gain["accuracy_gain"] == pytest.approx(ours["accuracy"] - twin["accuracy"], abs=1e-6)
     assert gain["nll_gain_low"] <= gain["nll_gain"] <= gain["nll_gain_high"] and len(gain["mcnemar_p"]) == 2
     other = {"series": "short", "points": {}}
-    page = frontier.render({"bars": measured, "other": other}, "searched")
-    assert page.count("| bars | mean field, moments |") == 2 and "mean field, moments against twin" in page
+    default = {**measured, "series": "default"}
+    record = {"CIFAR10-lenet": other, "CIFAR10-lenet-searched": measured, "MNIST-lenet-default": default}
+    page = frontier.render(record, *frontier.COMPLETE)
+    rows = [f"| {name} | mean field, moments |" for name in ("MNIST-lenet-default", "CIFAR10-lenet-searched")]
+    assert page.count(rows[1]) == 2 and -1 < page.index(rows[0]) < page.index(rows[1])  # in the order of the plan
+    assert "mean field, moments against twin" in page
     assert f"{twin['nll']:.4f} ± {twin['deviations']['nll']:.4f}" in page
-    frontier.plot_overview({"bars-searched": measured, "other": other}, "searched", tmp_path / "overview.png")
+    frontier.plot_overview(record, tmp_path / "overview.png")
     assert Image.open(tmp_path / "overview.png").width == 1680
+
+    earlier = {**measured, "points": {MOMENTS.label: "old", TWIN.label: "old"}}
+    alone = {**measured, "points": {TWIN.label: "new"}}
+    assert frontier.merged(earlier, alone)["points"] == {TWIN.label: "new", MOMENTS.label: "old"}
+    assert frontier.merged({**earlier, "epochs": 99}, alone) == alone  # of another training
 
 
 def test_probabilities_are_scaled_by_what_fits_the_other_half() -> None:
