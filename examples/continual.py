@@ -3,8 +3,8 @@
 Four problems: "permuted" has ten tasks, each the ten digits under its own permutation of the pixels, and one head;
 "split" has five tasks of two digits each, and a head per task; "incremental" has the same tasks and one head for all
 ten digits; "streaming" has one task, in 20 parts that come one after the other. Beside the Bayesian network, its twin
-is trained in sequence, where it forgets, and on all tasks at once, which bounds what a sequence can reach. Adds the
-accuracies of every task after every task to a JSON record, and draws them.
+is trained in sequence, where it forgets, also with coresets, and on all tasks at once, which bounds what a sequence can
+reach. Adds the accuracies of every task after every task to a JSON record, and draws them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from support import (
     BLUE,
     GREEN,
     ORANGE,
+    PINK,
     OneLineParser,
     UserError,
     argument,
@@ -47,13 +48,14 @@ from training import fit_jointly, fit_task, fitted_to_coreset, join_tasks, k_cen
 
 SIDE = 28  # pixels, as in the papers
 CORESETS = {"random": random_coreset, "k-center": k_center_coreset}
-BAYESIAN, WITH_CORESETS, TWIN, JOINT = (
+BAYESIAN, WITH_CORESETS, TWIN, TWIN_WITH_CORESETS, JOINT = (
     "Bayesian, in sequence",
     "with coresets",
     "twin, in sequence",
+    "twin, with coresets",
     "twin, all at once",
 )
-SEQUENCES = {BAYESIAN: BLUE, WITH_CORESETS: GREEN, TWIN: ORANGE}
+SEQUENCES = {BAYESIAN: BLUE, WITH_CORESETS: GREEN, TWIN: ORANGE, TWIN_WITH_CORESETS: PINK}
 
 Accuracies = list[list[float]]  # a row per learned task: those of this and all earlier tasks
 
@@ -152,6 +154,7 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
         rows[BAYESIAN].append(accuracies(nets, problem, count, args))
         rows[WITH_CORESETS].append(accuracies(with_coresets(nets, coresets, args), problem, count, args))
         rows[TWIN].append(accuracies(twins, problem, count, args))
+        rows[TWIN_WITH_CORESETS].append(accuracies(with_coresets(twins, coresets, args), problem, count, args))
         means = ", ".join(f"{name} {_mean(accuracies[-1]):.2%}" for name, accuracies in rows.items())
         print(f"seed {seed}, task {count} of {len(problem.tasks)}: {means}", flush=True)
     return rows

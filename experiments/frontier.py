@@ -2,9 +2,10 @@
 
 Three series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
 complete runs by the settings that a search found (`run --only searched`); and "default", complete runs by the
-configurations. Points whose networks are not at hand keep the figures that they have in the record. The price of a prediction is in passes of
-the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
-give means and standard deviations, and are compared with their rival of the same price on the same images.
+configurations. Points whose networks are not at hand keep the figures that they have in the record. The price of a
+prediction is in passes of the twin, that of training in trainings of one twin, both timed in turn within this process.
+Networks of several seeds give means and standard deviations, and are compared with their rival of the same price on the
+same images.
 """
 
 from __future__ import annotations

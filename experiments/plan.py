@@ -162,6 +162,18 @@ METHODS: dict[str, Method] = {
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
     "searched": Method("Gaussian, searched", True, searched=True),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched=True),
+    "rank1_searched": Method(
+        "rank-1, β = 1, searched",
+        True,
+        {
+            "posterior": {"family": "rank1"},
+            "layer_type": "lrt",
+            "temperature": 1.0,
+            "weight_decay": 2.4e-3,  # the twin's
+            "priors": {"prior_sigma": 0.1},
+        },
+        searched=True,
+    ),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -236,7 +248,7 @@ BLOCKS = (
     Block(
         "CIFAR10",
         "3conv3fc",
-        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "searched": 1},
+        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "searched": 1, "rank1_searched": 1},
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
         searched_on=("CIFAR10", "lenet"),

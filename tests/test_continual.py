@@ -445,7 +445,7 @@ def test_the_example_runs_as_the_page_writes_it(tmp_path: Path, monkeypatch: pyt
     assert set(record) == {f"{name} MNIST5k" for name in continual.PROBLEMS}
     for name, seed in (("permuted", "0"), ("split", "1"), ("incremental", "0")):
         results = record[f"{name} MNIST5k"]["results"][seed]
-        assert [[len(row) for row in results[kind]] for kind in continual.SEQUENCES] == 3 * [[1, 2]]
+        assert [[len(row) for row in results[kind]] for kind in continual.SEQUENCES] == 4 * [[1, 2]]
         assert 0 < sum(results[continual.JOINT]) <= 2
     streams = record["streaming MNIST5k"]["results"]["0"]
     assert math.isfinite(streams["in parts"]["nll"]) and math.isfinite(streams["at once"]["nll"])
