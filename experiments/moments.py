@@ -27,6 +27,7 @@ from support import OneLineParser, argument, report_user_errors, tune_cpu, whole
 RECORD = Path(__file__).parent / "moments.json"
 REFERENCE, RIVALS = 400, (25, 50, 100)
 FIT_IMAGES, FIT_DRAWS = 64, 50
+TRAINING = ("layer_type", "beta_type", "temperature", "optimizer", "n_epochs", "lr_start", "seed")
 SCORES = ("total entropy", "mutual information")
 
 
@@ -76,9 +77,10 @@ def measure(path: Path, unknown_dir: Path, count: int, data_dir: str, net_type: 
     known_rows, known_predictives = compare(classifier, known, predictors)
     unknown_rows, unknown_predictives = compare(classifier, unknown, predictors)
     settings = saved.content["settings"]
+    tempered = f", T = {settings['temperature']:g}" if settings["temperature"] != 1 else ""
     return {
-        "network": f"{settings['net_type'].rpartition(':')[2]} on {data.name}",
-        "training": {name: settings[name] for name in ("layer_type", "beta_type", "n_epochs", "lr_start", "seed")},
+        "network": f"{settings['net_type'].rpartition(':')[2]} on {data.name}{tempered}",
+        "training": {name: settings[name] for name in TRAINING},
         "unknown": unknown_dir.name,
         "images": count,
         "total_variation": {"known": known_rows, "unknown": unknown_rows},

@@ -160,7 +160,12 @@ METHODS: dict[str, Method] = {
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
+    "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched=True),
     "searched": Method("Gaussian, searched", True, searched=True),
+    "searched_wider": Method(
+        "Gaussian, searched, prior σ of 0.21", True, {"priors": {"prior_sigma": 0.21}}, searched=True
+    ),
+    "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched=True),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched=True),
     "rank1_searched": Method(
         "rank-1, β = 1, searched",
@@ -239,7 +244,7 @@ BLOCKS = (
         "alexnet",
         {
             "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1,
-            "searched": 1,
+            "twin_lighter": 1, "searched": 1, "searched_colder": 1,
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -248,7 +253,10 @@ BLOCKS = (
     Block(
         "CIFAR10",
         "3conv3fc",
-        {"frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "searched": 1, "rank1_searched": 1},
+        {
+            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "twin_lighter": 1, "searched": 1,
+            "searched_colder": 1, "rank1_searched": 1,
+        },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
         searched_on=("CIFAR10", "lenet"),
@@ -263,7 +271,7 @@ BLOCKS = (
     Block(
         "CIFAR100",
         "lenet",
-        {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
+        {"frequentist": 1, "bbb_0.01": 1, "twin_lighter": 3, "searched_wider": 3, **SEARCHED_SEEDS},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
         searched_on=("CIFAR10", "lenet"),
     ),

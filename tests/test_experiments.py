@@ -21,12 +21,19 @@ from torchvision import datasets
 
 from experiments import ablations, frontier, moments, recipes, report, robustness, running, search
 from experiments.__main__ import main as experiments_command
-from experiments.networks import resnet18, with_bayesian_last_layer, with_dropout, with_filter_dropout
+from experiments.networks import (
+    Noise,
+    lenet_smooth,
+    resnet18,
+    with_bayesian_last_layer,
+    with_dropout,
+    with_filter_dropout,
+)
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import FOR_CHOOSING, corrupt, load_data, normalize
 from inference import Classifier, Predictor, summarize
-from layers import BayesianLayer, GaussianPrior, deterministic_layers
+from layers import BayesianLayer, CorrelatedGaussianPrior, GaussianPrior, deterministic_layers, weight_posteriors
 from likelihoods import accuracy, nll
 from models import build, load_network
 from support import UserError, locked, write_text
@@ -165,6 +172,23 @@ def test_only_the_last_layer_is_bayesian() -> None:
     net = with_bayesian_last_layer("lenet")(10, 1)
     names = [line.split()[0] for line in deterministic_layers(net)]
     assert names == ["0.conv1", "0.conv2", "0.fc1", "0.fc2"]
+
+
+def test_noise_is_of_a_strength_of_its_own_for_every_image_and_stops_in_evaluation() -> None:
+    torch.manual_seed(0)
+    images, noise = torch.randn(2000, 1, 16, 16), Noise(0.5)
+    std = (noise(images) - images).flatten(1).std(1)
+    assert std.min() < 0.01 and 0.45 < std.max() < 0.6
+    assert std.square().mean().item() == pytest.approx(0.5**2 / 3, rel=0.07)  # of a uniform standard deviation
+    assert noise.eval()(images) is images
+
+
+def test_neighbors_in_the_first_kernels_are_alike_under_a_smooth_prior() -> None:
+    first, *others = (gaussian.prior for _, _, gaussian in weight_posteriors(lenet_smooth(10, 3)))
+    assert isinstance(first, CorrelatedGaussianPrior) and {type(prior) for prior in others} == {GaussianPrior}
+    covariance = first.covariance / 0.33**2  # of positions 0 and 1 in a row, and of 0 and the one below 1
+    assert covariance[0, 1].item() == pytest.approx(math.exp(-0.5)) == covariance[0, 5].item()
+    assert covariance[0, 6].item() == pytest.approx(math.exp(-1)) and covariance[3, 3].item() == pytest.approx(1.001)
 
 
 def test_the_small_resnet_is_bayesian_but_for_its_batch_norm() -> None:
