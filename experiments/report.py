@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks.measure import table as markdown
-from experiments import frontier
+from experiments import frontier, robustness
 from experiments.ablations import AS_PLANNED
 from experiments.plan import AT_ONE, METHODS, SHORT, TEMPERATURES
 from experiments.recipes import FOLDER, read_trials
@@ -269,6 +269,7 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "at one": at_one_table(rows),
         "frontier": frontier.render(prices, "short"),
         "second edition": frontier.render(prices, *frontier.COMPLETE),
+        "robustness": robustness.render(json.loads(robustness.RECORD.read_text(encoding="utf-8"))),
         "searches": searches_table(),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),

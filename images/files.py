@@ -53,7 +53,7 @@ def to_pixels(picture: Image.Image, channels: int, size: Size = IMAGE_SIZE, cent
         ValueError: the pixels are floats, which could be NaN, or integers that 16 unsigned bits cannot hold.
     """
     mode = "L" if channels == 1 else "RGB"
-    picture = _to_eight_bits(_upright(picture))
+    picture = _to_eight_bits(upright(picture))
     picture = picture if picture.mode == mode else picture.convert(mode)
     height, width = size
     if center_crop:
@@ -64,7 +64,7 @@ def to_pixels(picture: Image.Image, channels: int, size: Size = IMAGE_SIZE, cent
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
     """The image, turned as its EXIF orientation says."""
     picture.load()
     if not picture.info:  # to look for an orientation takes a tenth of the time of a small image
@@ -80,7 +80,7 @@ def upright_size(picture: Image.Image) -> Size:
     """Height and width of an image, turned as its EXIF orientation says; no more than its header is read."""
     try:
         turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    except Exception:  # as for `_upright`
+    except Exception:  # as for `upright`
         turned = False
     return picture.size if turned else picture.size[::-1]
 

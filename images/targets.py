@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from images.files import LeftOut, is_folder, is_inside, list_images, open_image, upright_size
+from images.files import LeftOut, is_folder, is_inside, list_images, open_image, upright, upright_size
 from images.folders import (
     SplitFiles,
     drop_unreadable,
@@ -189,7 +189,8 @@ def _read_mask(image: str, path: str, size: Size, center_crop: bool) -> Tensor:
     """uint8 [height, width], the class of each pixel."""
     with open_image(image) as picture:
         expected = upright_size(picture)  # as `to_pixels` has it
-    with open_image(path) as mask:
+    with open_image(path) as picture:
+        mask = upright(picture)
         mode, actual = mask.mode, mask.size[::-1]
         values = Image.fromarray(np.array(mask, dtype=np.uint8)) if mode in ("1", "L", "P") else mask  # P: the indices
     if mode not in ("1", "L", "P"):

@@ -100,6 +100,8 @@ def test_a_mask_is_upright_as_its_image_is_read(shapes: Path) -> None:
     mask.transpose(Image.Transpose.ROTATE_90).save(shapes / "test" / "masks" / path.name)
     with pytest.raises(UserError, match=r"0003.png is of 32×20 pixels, its image of 20×32"):
         load_data(str(shapes), "data", 0.25, 0, task="segmentation")
+    mask.transpose(Image.Transpose.ROTATE_90).save(shapes / "test" / "masks" / path.name, exif=exif)  # its own
+    assert torch.equal(load_data(str(shapes), "data", 0.25, 0, task="segmentation").test.labels[3], read.labels[3])
 
 
 def test_augmentation_moves_a_mask_with_its_image(
