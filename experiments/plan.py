@@ -115,6 +115,13 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
     "short_narrow": Method(
         "mean field, T = 0.003, prior σ of 0.1, short", True, {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}}
     ),
+    **{
+        f"short_narrow_patch_{strength}": Method(
+            f"mean field, T = 0.003, prior σ of 0.1, patch prior of {strength}, short", True,
+            {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}, "patch_prior": float(strength)},
+        )
+        for strength in (10, 30, 100)
+    },
     "short_smooth": Method(
         "mean field, T = 0.003, smooth prior, short", True, SHORT_MEAN_FIELD, network="{}_smooth"
     ),
@@ -212,7 +219,8 @@ class Block:
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
-    "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_smooth", "short_warmer", "short_noisy",
+    "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
+    "short_narrow_patch_30", "short_narrow_patch_100", "short_smooth", "short_warmer", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from benchmarks.measure import table as markdown
 from experiments import frontier, robustness
 from experiments.ablations import AS_PLANNED
-from experiments.plan import AT_ONE, METHODS, SHORT, TEMPERATURES
+from experiments.plan import AT_ONE, BLOCKS, METHODS, SHORT, TEMPERATURES
 from experiments.recipes import FOLDER, read_trials
 from support import (
     BLUE,
@@ -84,10 +84,15 @@ def read(folder: Path) -> list[Row]:
         groups.setdefault((result["dataset"], result["net_type"], result["method"]), []).append(result)
     if not groups:
         raise UserError(f"there are no results in {folder}: make them with `python -m experiments run`")
-    nets = list(TITLES)
+    nets, datasets = list(TITLES), list(dict.fromkeys(block.dataset for block in BLOCKS))
     rows = [Row(*key, tuple(sorted(group, key=lambda result: result["seed"]))) for key, group in groups.items()]
     order = list(METHODS)
-    return sorted(rows, key=lambda row: (row.dataset != "MNIST", nets.index(row.net_type), order.index(row.method)))
+
+    def place(row: Row) -> tuple[int, int, int]:
+        known = datasets.index(row.dataset) if row.dataset in datasets else len(datasets)
+        return known, nets.index(row.net_type), order.index(row.method)
+
+    return sorted(rows, key=place)
 
 
 def _read_result(path: Path) -> Result:
