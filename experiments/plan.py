@@ -242,7 +242,7 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, **SEARCHED_SEEDS,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3, **SEARCHED_SEEDS,
             **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},

@@ -296,7 +296,11 @@ def write(rows: Sequence[Row]) -> None:
 
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
 COLORS = {"bbb": BLUE, "lrt": GREEN}
-FAMILIES = {"frequentist": ORANGE, "dropout": PINK, "mc_dropout": PINK, "ensemble": GREEN}
+FAMILIES = {
+    **dict.fromkeys(("frequentist", "twin_searched", "twin_lighter"), ORANGE),
+    **dict.fromkeys(("dropout", "mc_dropout", "dropout_searched", "mc_dropout_searched"), PINK),
+    "ensemble": GREEN,
+}
 
 
 @figure_style()
