@@ -120,7 +120,7 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
             f"mean field, T = 0.003, prior σ of 0.1, patch prior of {strength}, short", True,
             {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}, "patch_prior": float(strength)},
         )
-        for strength in (10, 30, 100)
+        for strength in (10, 30)
     },
     "short_smooth": Method(
         "mean field, T = 0.003, smooth prior, short", True, SHORT_MEAN_FIELD, network="{}_smooth"
@@ -220,7 +220,7 @@ SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
-    "short_narrow_patch_30", "short_narrow_patch_100", "short_smooth", "short_warmer", "short_noisy",
+    "short_narrow_patch_30", "short_smooth", "short_warmer", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(
