@@ -279,13 +279,13 @@ def under_corruptions(
     seed: int = 0,
     decisions: Decisions | None = None,
 ) -> dict[str, list[dict[str, float]]]:
-    """For each kind of `images.CORRUPTIONS`, the rows of `under_shift` at the severities 0 to 5.
+    """For each kind of corruption, the rows of `under_shift` at the severities 0 to 5.
 
     Args:
         predict: as for `under_shift`.
         images: uint8 [n, channels, height, width].
         labels: [n].
-        kinds: of corruption.
+        kinds: of corruption, as for `images.corrupt`.
         seed: of the corruptions.
         decisions: as for `under_shift`.
     """
@@ -365,7 +365,7 @@ def evaluate(
         method: 'draws', or 'moments' for a single pass without draws.
         batch_size: images per mini-batch of the report's `batches`.
         shifts: which of `SHIFTS` 2,000 known images undergo, drawn by the seed.
-        corruptions: which of `images.CORRUPTIONS` they undergo.
+        corruptions: which kinds of corruption they undergo, as for `images.corrupt`.
         world: the processes that predict together.
 
     Returns:

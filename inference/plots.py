@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -146,17 +146,20 @@ def plot_sheet(
 
 
 @figure_style()
-def plot_corruptions(path: Path, image: Tensor, seed: int = 0) -> Path:
-    """An image under every kind of corruption, a strip per kind: as it is, then at each severity.
+def plot_corruptions(path: Path, image: Tensor, kinds: Collection[str] = tuple(CORRUPTIONS), seed: int = 0) -> Path:
+    """An image under kinds of corruption, a strip per kind: as it is, then at each severity.
 
     Args:
         path: of the PNG file.
         image: uint8 [channels, height, width].
+        kinds: as for `images.corrupt`.
         seed: as for `images.corrupt`.
     """
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    panels = figure.subplots(-(-len(CORRUPTIONS) // 3), 3)
-    for ax, kind in zip(panels.flat, CORRUPTIONS, strict=False):
+    columns = min(3, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(14 * columns / 3, rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for ax, kind in zip(panels.flat, kinds, strict=False):
         shown = [F.pad(corrupt(image[None], kind, severity, seed)[0], [1] * 4, value=255) for severity in SEVERITIES]
         strip = np.concatenate([each.permute(1, 2, 0).squeeze(-1).numpy() for each in shown], 1)
         ax.imshow(strip, cmap="grey", vmin=0, vmax=255)
@@ -262,7 +265,8 @@ def plot_evaluation(
         ),
     ]
     if "corruptions" in report:
-        paths.append(plot_corruptions(folder / "corruptions.png", images.known[0], report["seed"]))
+        kinds = next(iter(report["corruptions"].values()))
+        paths.append(plot_corruptions(folder / "corruptions.png", images.known[0], kinds, report["seed"]))
         paths += [
             plot_under_corruptions(folder / f"corruptions_{quantity}.png", report["corruptions"], quantity)
             for quantity in QUANTITIES

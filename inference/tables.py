@@ -55,7 +55,8 @@ def _print_summary(report: Mapping[str, Any]) -> None:
             _print_decisions(family, network["decisions"])
         if "shift" in network:
             _print_shift(family, network["shift"], report["corruptions"][family])
-    print(f"\npredicted in {report['prediction_seconds']:.1f} s with {report['samples']} samples")
+    how = "by moments" if report["prediction"] == "moments" else f"with {report['samples']} samples"
+    print(f"\npredicted in {report['prediction_seconds']:.1f} s {how}")
 
 
 def _print_decisions(family: str, decisions: Mapping[str, Any]) -> None:

@@ -241,3 +241,5 @@ def test_the_picture_shows_every_kind_at_every_severity(photographs: Tensor, tmp
     height, width = picture.shape[0] // 5, picture.shape[1] // 3
     strips = [picture[r * height : (r + 1) * height, c * width : (c + 1) * width] for r in range(5) for c in range(3)]
     assert min(strip[height // 2 :, :, :3].std() for strip in strips) > 0.05  # each has images, below its title
+    two = matplotlib.image.imread(plots.plot_corruptions(tmp_path / "two.png", photographs[0], ["fog", "saturate"]))
+    assert two.shape[:2] == (height, 2 * width) and (two[..., 0] != two[..., 2]).mean() > 0.3  # in color, those alone

@@ -57,7 +57,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     answer = script(
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", letters,
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
-        "--save_dir", out, "--rotate", "--noise", "--shift", "fog", "scale",
+        "--save_dir", out, "--rotate", "--noise", "--shift", "fog", "speckle_noise",
         "--unknown", "notMNIST", tmp_path / "others", "--also", f"again={weights}", fresh=True,
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
@@ -84,7 +84,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         for novelty in (report["networks"][network]["novelty"][name] for name in sets):
             assert len(novelty) == 9 and f"{novelty['total entropy']['auroc']:.4f}" in answer
         for kind, rows in report["corruptions"][network].items():
-            assert kind in ("fog", "scale") and len(rows) == 6
+            assert kind in ("fog", "speckle_noise") and len(rows) == 6
             assert f"{rows[0]['nll']:.3f} → {rows[5]['nll']:.3f}" in answer
     named = [
         "scores_bayesian",
@@ -103,7 +103,11 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
 
 
 def test_a_number_of_batches_and_any_other_unknown_set(
-    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     draw_pictures(tmp_path / "others", 15, seed=9)
     arguments = (
@@ -119,6 +123,9 @@ def test_a_number_of_batches_and_any_other_unknown_set(
     uncertainty_estimation.main([str(argument) for argument in arguments])
     second = json.loads(beside.read_text())
     assert first["networks"] == second["networks"]  # the same seed, the same figures
+    assert answer.stdout.count(" s with 2 samples\n") == capsys.readouterr().out.count(" s with 2 samples\n") == 1
+    uncertainty_estimation.main([str(argument) for argument in (*arguments, "--prediction", "moments")])
+    assert " s by moments\n" in capsys.readouterr().out
 
 
 def test_two_processes_share_the_images_and_tell_the_same(trained: Path, pictures: Path, tmp_path: Path) -> None:
