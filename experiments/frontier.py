@@ -2,10 +2,10 @@
 
 Three series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
 complete runs by the settings that a search found (`run --only searched`); and "default", complete runs by the
-configurations. Points whose networks are not at hand keep the figures that they have in the record. The price of a
-prediction is in passes of the twin, that of training in trainings of one twin, both timed in turn within this process.
-Networks of several seeds give means and standard deviations, and are compared with their rival of the same price on the
-same images.
+configurations. Points whose networks are no longer at hand keep the figures that they have in the record. The price of
+a prediction is in passes of the twin, that of training in trainings of one twin, both timed in turn within this
+process. Networks of several seeds give means and standard deviations, and are compared with their rival of the same
+price on the same images.
 """
 
 from __future__ import annotations
@@ -397,13 +397,16 @@ def _network(name: str, block: Mapping[str, Any]) -> str:
 
 
 def merged(earlier: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """A block of the record, with the points of an earlier one of the same images that have not been measured anew."""
+    """A block of the record, with the points that an earlier one of the same images has of more networks."""
     conditions = ("series", "corrupted_images", "epochs")
     if any(earlier.get(name) != measured[name] for name in conditions):
         return dict(measured)
-    points = {**earlier["points"], **measured["points"]}
-    labels = [point.label for point in SERIES[measured["series"]]]
-    return {**measured, "points": {label: points[label] for label in labels if label in points}}
+    points = {}
+    for label in (point.label for point in SERIES[measured["series"]]):
+        rows = [block["points"][label] for block in (measured, earlier) if label in block["points"]]
+        if rows:
+            points[label] = max(rows, key=lambda row: row["networks"])  # the new one, of as many
+    return {**measured, "points": points}
 
 
 def plot(name: str, block: Mapping[str, Any], path: Path) -> Path:

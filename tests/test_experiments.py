@@ -320,9 +320,11 @@ def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     frontier.plot_overview(record, tmp_path / "overview.png")
     assert Image.open(tmp_path / "overview.png").width == 1680
 
-    earlier = {**measured, "points": {MOMENTS.label: "old", TWIN.label: "old"}}
-    alone = {**measured, "points": {TWIN.label: "new"}}
-    assert frontier.merged(earlier, alone)["points"] == {TWIN.label: "new", MOMENTS.label: "old"}
+    one, two, two_anew = ({"networks": count, "nll": nll} for count, nll in ((1, 0.1), (2, 0.2), (2, 0.3)))
+    earlier = {**measured, "points": {MOMENTS.label: two, TWIN.label: two}}
+    alone = {**measured, "points": {TWIN.label: two_anew}}
+    assert frontier.merged(earlier, alone)["points"] == {TWIN.label: two_anew, MOMENTS.label: two}
+    assert frontier.merged(earlier, {**measured, "points": {TWIN.label: one}})["points"][TWIN.label] == two
     assert frontier.merged({**earlier, "epochs": 99}, alone) == alone  # of another training
 
 
