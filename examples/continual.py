@@ -138,11 +138,16 @@ def bayesian_learners(problem: Problem, args: argparse.Namespace) -> list[nn.Mod
     return learners(problem, lambda inputs, outputs: BBBLinear(inputs, outputs, layer_type="lrt", priors=priors))
 
 
+def steps_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How a posterior is fitted, to a task or to coresets."""
+    return {"lr": args.lr, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta}
+
+
 def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str, Accuracies]:
     """Learn the tasks one after the other, by the Bayesian network and by its twin."""
     nets, twins = bayesian_learners(problem, args), learners(problem, nn.Linear)
     steps: dict[str, Any] = {"batch_size": args.batch_size, "lr": args.lr, "seed": seed}
-    ours = {**steps, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta}
+    ours = steps | steps_of(args)
     rows: dict[str, Accuracies] = {name: [] for name in SEQUENCES}
     coresets: list[Split] = []
     for count, (net, twin, (task, _)) in enumerate(zip(nets, twins, problem.tasks, strict=True), start=1):
@@ -162,9 +167,7 @@ def in_sequence(problem: Problem, args: argparse.Namespace, seed: int) -> dict[s
 
 def with_coresets(nets: Sequence[nn.Module], coresets: Sequence[Split], args: argparse.Namespace) -> list[nn.Module]:
     """The networks for prediction: one head learns the coresets of all tasks so far, a head per task its own."""
-    steps: dict[str, Any] = {
-        "epochs": args.coreset_epochs, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta,
-    }  # fmt: skip
+    steps = {"epochs": args.coreset_epochs, **steps_of(args)}
     if nets[0] is nets[-1]:
         return [fitted_to_coreset(nets[0], join_tasks(coresets), **steps)] * len(coresets)
     return [fitted_to_coreset(net, coreset, **steps) for net, coreset in zip(nets, coresets, strict=False)]
@@ -190,14 +193,12 @@ def evaluate(net: nn.Module, test: Split, args: argparse.Namespace) -> dict[str,
 def in_parts(problem: Problem, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """The scores of a network that has the data in parts, one after the other, and of one that has them at once."""
     parts, test = [part for part, _ in problem.tasks], problem.tasks[0][1]
-    steps: dict[str, Any] = {
-        "batch_size": args.batch_size, "lr": args.lr, "lr_spread_factor": args.lr_spread_factor, "beta": args.beta,
-    }  # fmt: skip
+    steps = {"batch_size": args.batch_size, "seed": seed, **steps_of(args)}
     results = {}
     for name, tasks in (("in parts", parts), ("at once", [join_tasks(parts)])):
         net = bayesian_learners(problem, args)[0]
         for task in tasks:
-            fit_task(net, task, args.epochs, seed=seed, **steps)
+            fit_task(net, task, args.epochs, **steps)
             posterior_as_prior(net)
         results[name] = evaluate(net, test, args)
         print(f"seed {seed}, {name}: {', '.join(f'{key} {value:.4f}' for key, value in results[name].items())}")

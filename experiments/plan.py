@@ -169,9 +169,6 @@ METHODS: dict[str, Method] = {
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
     "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched=True),
     "searched": Method("Gaussian, searched", True, searched=True),
-    "searched_wider": Method(
-        "Gaussian, searched, prior σ of 0.21", True, {"priors": {"prior_sigma": 0.21}}, searched=True
-    ),
     "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched=True),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched=True),
     "rank1_searched": Method(
@@ -279,7 +276,7 @@ BLOCKS = (
     Block(
         "CIFAR100",
         "lenet",
-        {"frequentist": 1, "bbb_0.01": 1, "twin_lighter": 3, "searched_wider": 3, **SEARCHED_SEEDS},
+        {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
         searched_on=("CIFAR10", "lenet"),
     ),
