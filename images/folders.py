@@ -32,7 +32,7 @@ from images.splits import Split
 from models import Size
 from support import UserError
 
-MEMORY = Path("/proc/meminfo")  # where Linux says what is available; tests put a file of their own in its place
+MEMORY = Path("/proc/meminfo")  # where Linux says what is available
 VALIDATION = ("val", "valid", "validation")  # names of the folder of validation images
 
 

@@ -254,9 +254,8 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
     assert points["twin"]["prediction"] == points["twin"]["training"] == 1 < points["SWAG, 25"]["prediction"]
     for row in points.values():
         assert math.isfinite(row["corrupted_nll"]) and 0 <= row["auroc"] <= 1
-    assert (
-        frontier.render({"MNIST-lenet": measured}, "short").count("| MNIST-lenet | twin |") == 2
-    )  # a table of known images, one of others
+    page = frontier.render({"MNIST-lenet": measured}, "short")
+    assert page.count("| MNIST-lenet | twin |") == 2  # a table of known images, one of others
     frontier.plot("bars", measured, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").size == (1680, 840)
 
@@ -320,10 +319,10 @@ def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     frontier.plot_overview(record, tmp_path / "overview.png")
     assert Image.open(tmp_path / "overview.png").width == 1680
 
-    one, two, two_anew = ({"networks": count, "nll": nll} for count, nll in ((1, 0.1), (2, 0.2), (2, 0.3)))
+    one, two, two_again = ({"networks": count, "nll": nll} for count, nll in ((1, 0.1), (2, 0.2), (2, 0.3)))
     earlier = {**measured, "points": {MOMENTS.label: two, TWIN.label: two}}
-    alone = {**measured, "points": {TWIN.label: two_anew}}
-    assert frontier.merged(earlier, alone)["points"] == {TWIN.label: two_anew, MOMENTS.label: two}
+    alone = {**measured, "points": {TWIN.label: two_again}}
+    assert frontier.merged(earlier, alone)["points"] == {TWIN.label: two_again, MOMENTS.label: two}
     assert frontier.merged(earlier, {**measured, "points": {TWIN.label: one}})["points"][TWIN.label] == two
     assert frontier.merged({**earlier, "epochs": 99}, alone) == alone  # of another training
 

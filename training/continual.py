@@ -63,8 +63,9 @@ def fit_task(
     Raises:
         UserError: the task has no image.
     """
-    settings: dict[str, Any] = {"lr": lr, "lr_spread_factor": lr_spread_factor, "beta": beta, "seed": seed}
-    fit_jointly([net], [task], epochs, batch_size=batch_size, **settings)
+    fit_jointly(
+        [net], [task], epochs, batch_size=batch_size, lr=lr, lr_spread_factor=lr_spread_factor, beta=beta, seed=seed
+    )
 
 
 def fit_jointly(
