@@ -2,8 +2,8 @@
 
 run     run the missing experiments one after the other. Start this command once per free core: each process takes
         experiments that no other process is running. Ctrl-C saves; the same command continues.
-search  search for the settings of both families of every network and data set of the plan, by validation; start it once
-        per free core, as run. It needs `pip install optuna`.
+search  search for the settings that the plan wants of every network and data set, by validation; start it once per free
+        core, as run. It needs `pip install optuna`.
 ablate  train on the embedded digits with the planned settings and one setting changed at a time; validation only
 list    list the experiments of the plan, and whether they have results
 report  write experiments/results/*.json into the tables of docs/results.md and experiments/README.md, and draw the
@@ -25,7 +25,7 @@ from experiments import report, tables
 from experiments.ablations import run_ablations
 from experiments.plan import Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
-from support import OneLineParser, UserError, report_user_errors
+from support import OneLineParser, UserError, argument, report_user_errors, whole
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def main() -> None:
         metavar="TEXT",
         help="run, search, list: only names that contain one of these texts",
     )
+    add("--trials", type=argument(whole(1)), default=12, help="search: per network, data set and family (%(default)s)")
     ExperimentFiles.add_flags(parser)
     with report_user_errors():
         args = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
                 from experiments import search
             except ImportError as error:
                 raise UserError(f"{error}: install it with `pip install optuna`") from error
-            search.run_searches(search.chosen_blocks(args.only), files)
+            search.run_searches(search.chosen_blocks(args.only), files, trials=args.trials)
         else:
             chosen = [each for each in experiments() if any(text in each.name for text in args.only)]
             if not chosen:

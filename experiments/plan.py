@@ -28,7 +28,8 @@ class Method:
         networks_of: the method whose trained networks are used; None if this method trains its own.
         members: number of networks, with seeds 0, 1, …, whose predictions are averaged.
         dropout_at_work: dropout stays on in prediction, and every pass is one sample (MC dropout).
-        searched: the settings are those that `python -m experiments search` found for the block.
+        searched: the family, frequentist, dropout or bayesian, whose settings it has, as `python -m experiments search`
+            found them; None if it has none of them.
         collects: SWAG collects the networks of the second half of the run's epochs, and predicts.
         laplace: the last layer is drawn from its Laplace approximation.
     """
@@ -40,7 +41,7 @@ class Method:
     networks_of: str | None = None
     members: int = 1
     dropout_at_work: bool = False
-    searched: bool = False
+    searched: str | None = None
     collects: bool = False
     laplace: bool = False
 
@@ -163,14 +164,14 @@ METHODS: dict[str, Method] = {
         for strength in (10_000, 100_000, 1_000_000)
     },
     "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
-    "twin_searched": Method("frequentist, searched", False, searched=True),
-    "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched=True),
+    "twin_searched": Method("frequentist, searched", False, searched="frequentist"),
+    "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
-    "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched=True),
-    "searched": Method("Gaussian, searched", True, searched=True),
-    "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched=True),
-    "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched=True),
+    "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched="frequentist"),
+    "searched": Method("Gaussian, searched", True, searched="bayesian"),
+    "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched="bayesian"),
+    "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
     "rank1_searched": Method(
         "rank-1, β = 1, searched",
         True,
@@ -181,7 +182,7 @@ METHODS: dict[str, Method] = {
             "weight_decay": 2.4e-3,  # the twin's
             "priors": {"prior_sigma": 0.1},
         },
-        searched=True,
+        searched="bayesian",
     ),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
@@ -202,6 +203,7 @@ class Block:
         frequentist: settings of every frequentist method.
         searched_on: the data set and the network whose search gives the settings of methods that are searched; None
             for its own.
+        searched_by: settings of the runs of its search that differ from those of the block.
     """
 
     dataset: str
@@ -211,6 +213,7 @@ class Block:
     bayesian: Values = field(default_factory=dict)
     frequentist: Values = field(default_factory=dict)
     searched_on: tuple[str, str] | None = None
+    searched_by: Values = field(default_factory=dict)
 
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
@@ -231,7 +234,7 @@ BLOCKS = (
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
-        searched_on=("CIFAR10", "lenet"),
+        searched_by={"n_epochs": 10},
     ),
     Block(
         "CIFAR10",
@@ -243,6 +246,7 @@ BLOCKS = (
             **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
+        searched_by={"n_epochs": 20},
     ),
     Block(
         "CIFAR10",
@@ -253,7 +257,7 @@ BLOCKS = (
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
-        searched_on=("CIFAR10", "lenet"),
+        searched_by={"n_epochs": 7, "amp": True},
     ),
     Block(
         "CIFAR10",
@@ -264,7 +268,7 @@ BLOCKS = (
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
-        searched_on=("CIFAR10", "lenet"),
+        searched_by={"n_epochs": 4, "amp": True},
     ),
     Block(
         "MNIST",
@@ -279,8 +283,14 @@ BLOCKS = (
         {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
         searched_on=("CIFAR10", "lenet"),
+        searched_by={"n_epochs": 20},
     ),
 )  # fmt: skip
+
+
+def network(block: Block, method: Method) -> str:
+    """The `net_type` of a method's runs on a block."""
+    return f"experiments.networks:{method.network.format(block.net_type)}" if method.network else block.net_type
 
 
 @dataclass(frozen=True)
@@ -318,12 +328,10 @@ class Experiment:
         """
         block, method = self.block, self.method
         family = block.bayesian if method.bayesian else block.frequentist
-        network = block.net_type
-        if method.network:
-            network = f"experiments.networks:{method.network.format(block.net_type)}"
         searched = block.searched_on or (block.dataset, block.net_type)
-        found = recipe(*searched, method.bayesian) if method.searched else {}
-        return {**block.common, **family, **found, **method.settings, "net_type": network, "seed": self.seed}
+        found = recipe(*searched, method.searched) if method.searched else {}
+        run = {"net_type": network(block, method), "seed": self.seed}
+        return {**block.common, **family, **found, **method.settings, **run}
 
 
 def experiments() -> Iterator[Experiment]:

@@ -14,9 +14,9 @@ SCHEDULE = {"lr_schedule": "cosine"}  # of every trial
 Trial = dict[str, Any]  # params, settings, validation NLLs per seed and epoch, and value, None if it was pruned
 
 
-def record_path(dataset: str, net_type: str, bayesian: bool, folder: Path = FOLDER) -> Path:
-    """The file of the trials of a data set, network and family."""
-    return folder / f"{dataset}-{net_type}-{'bayesian' if bayesian else 'frequentist'}.json"
+def record_path(dataset: str, net_type: str, family: str, folder: Path = FOLDER) -> Path:
+    """The file of the trials of a data set, network and family: frequentist, dropout or bayesian."""
+    return folder / f"{dataset}-{net_type}-{family}.json"
 
 
 def read_trials(path: Path) -> list[Trial]:
@@ -40,13 +40,13 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
     return min((trial for trial in trials if trial["value"] is not None), key=lambda t: t["value"], default=None)
 
 
-def recipe(dataset: str, net_type: str, bayesian: bool) -> dict[str, Any]:
+def recipe(dataset: str, net_type: str, family: str) -> dict[str, Any]:
     """The settings that were best on validation.
 
     Raises:
         UserError: there has been no search.
     """
-    best = best_trial(read_trials(record_path(dataset, net_type, bayesian)))
+    best = best_trial(read_trials(record_path(dataset, net_type, family)))
     if best is None:
         name = f"{dataset}-{net_type}"
         raise UserError(f"there is no search for {name}: run `python -m experiments search --only {name}`")

@@ -452,9 +452,10 @@ def test_moments_are_compared_with_draws_and_the_page_shows_it(
 
 
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: ExperimentFiles, tmp_path: Path) -> None:
-    block = replace(BARS, common={**BARS.common, "n_epochs": 1})
-    for bayesian in (False, True):
-        whole, rest = (recipes.record_path("bars", "lenet", bayesian, tmp_path / name) for name in ("whole", "rest"))
+    seeds = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 1)
+    block = replace(BARS, seeds=seeds, searched_by={"n_epochs": 1})
+    for family in ("frequentist", "dropout", "bayesian"):
+        whole, rest = (recipes.record_path("bars", "lenet", family, tmp_path / name) for name in ("whole", "rest"))
         if not whole.exists():
             search.run_searches([block], places, tmp_path / "whole", trials=3)
         trials = recipes.read_trials(whole)
@@ -468,6 +469,7 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: Exp
         rest.parent.mkdir(exist_ok=True)
         rest.write_text(json.dumps(trials[:2]))
     search.run_searches([block], places, tmp_path / "rest", trials=3)
+    assert len(list((tmp_path / "whole").iterdir())) == 3
     for path in (tmp_path / "whole").iterdir():
         assert json.loads(path.read_text()) == json.loads((tmp_path / "rest" / path.name).read_text())
 
@@ -480,8 +482,8 @@ def test_a_trial_that_diverges_is_pruned_and_a_full_disk_ends_the_search(
 
     monkeypatch.setattr(search, "train", fail)
     block, path = (
-        replace(BARS, common={**BARS.common, "n_epochs": 1}),
-        recipes.record_path("bars", "lenet", False, tmp_path),
+        replace(BARS, seeds={"twin_searched": 1}, searched_by={"n_epochs": 1}),
+        recipes.record_path("bars", "lenet", "frequentist", tmp_path),
     )
     error: UserError = DivergedError("the loss is not finite")
     search.run_searches([block], places, tmp_path, trials=1)
