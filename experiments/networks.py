@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from layers import CorrelatedGaussianPrior, ModuleWrapper, to_bayesian, weight_posteriors
+from layers import BBBLinear, CorrelatedGaussianPrior, GaussianPrior, ModuleWrapper, to_bayesian, weight_posteriors
+from layers.estimators import output_moments
 from models import NETWORKS, build
 
-SMOOTH_STD = 0.33
+PRIOR_STD = 0.33
 Factory = Callable[[int, int], nn.Module]
 
 
@@ -59,6 +60,36 @@ def with_bayesian_last_layer(net_type: str) -> Factory:
     return network
 
 
+class BoundedLinear(BBBLinear):
+    """A last layer that in training gives its logits' means m, and log Σ_k (exp(m_k + v_k/2) − exp(m_k)) as one more.
+
+    Their cross-entropy is log Σ_k exp(m_k + v_k/2) − m_y, at least E[−log softmax(z)_y] for z ~ N(m, diag v) by
+    Jensen's inequality: the bound that variational Bayesian last layers are trained by, without draws (Harrison et al.
+    2024).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, classes + 1] in training, a draw [n, classes] otherwise, of features [n, features]."""
+        if not self.training:
+            return super().forward(input)
+        mean, variance = output_moments(self, input)
+        return torch.cat([mean, (mean + (variance / 2).expm1().log()).logsumexp(1, keepdim=True)], 1)
+
+
+def with_bounded_last_layer(net_type: str) -> Factory:
+    """A factory of the twin with a posterior over its last layer, which is trained by a bound, without draws."""
+
+    def network(outputs: int, inputs: int) -> nn.Module:
+        net = to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True)
+        name, head = next((name, layer) for name, layer in net.named_modules() if isinstance(layer, BBBLinear))
+        bounded = BoundedLinear(head.in_features, head.out_features)
+        bounded.load_state_dict(head.state_dict())
+        net.set_submodule(name, bounded)
+        return ModuleWrapper(net)
+
+    return network
+
+
 class Noise(nn.Module):
     """In training, normal noise of a standard deviation that is uniform from 0 to `most` and the image's own."""
 
@@ -81,12 +112,21 @@ def lenet_noisy(outputs: int, inputs: int) -> nn.Module:
 
 def lenet_smooth(outputs: int, inputs: int) -> nn.Module:
     """LeNet with a prior of smooth first kernels (Fortuin et al. 2022): σ² exp(−d²/2) between positions d apart."""
-    net = NETWORKS["lenet"][0](outputs, inputs, priors={"prior_sigma": SMOOTH_STD})
+    net = NETWORKS["lenet"][0](outputs, inputs, priors={"prior_sigma": PRIOR_STD})
     _, _, posterior = next(weight_posteriors(net))
     with torch.device("cpu"):
         places = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
         covariance = torch.exp(-0.5 * torch.cdist(places, places).square()) + 1e-3 * torch.eye(25)
-        posterior.set_prior(CorrelatedGaussianPrior(SMOOTH_STD**2 * covariance))
+        posterior.set_prior(CorrelatedGaussianPrior(PRIOR_STD**2 * covariance))
+    return net
+
+
+def lenet_fan_in(outputs: int, inputs: int) -> nn.Module:
+    """LeNet with priors that are the narrower, the larger a weight's fan-in: σ_p² = 1/fan-in."""
+    net = NETWORKS["lenet"][0](outputs, inputs, priors={"prior_sigma": PRIOR_STD})
+    for _, mean, posterior in weight_posteriors(net):
+        if mean.dim() > 1:
+            posterior.set_prior(GaussianPrior(0.0, mean[0].numel() ** -0.5))
     return net
 
 
@@ -109,3 +149,4 @@ lenet_dropout = with_dropout("lenet", 0.05)
 alexnet_dropout = with_dropout("alexnet", 0.1)
 lenet_filter_dropout = with_filter_dropout("lenet", 0.05)
 lenet_last_layer = with_bayesian_last_layer("lenet")
+lenet_bounded = with_bounded_last_layer("lenet")

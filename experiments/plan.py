@@ -98,6 +98,9 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
         "variational last layer, short", True, {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4},
         network="{}_last_layer",
     ),
+    "short_bounded": Method(
+        "last layer by its bound, short", True, {**SHORT_BAYESIAN, "weight_decay": 2e-4}, network="{}_bounded"
+    ),
     "short_mean_field": Method("mean field, T = 0.003, short", True, SHORT_MEAN_FIELD),
     "short_mean_field_ensemble": Method(
         "3 posteriors, T = 0.003, short", True, networks_of="short_mean_field", members=3
@@ -125,6 +128,9 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
     },
     "short_smooth": Method(
         "mean field, T = 0.003, smooth prior, short", True, SHORT_MEAN_FIELD, network="{}_smooth"
+    ),
+    "short_fan_in": Method(
+        "mean field, T = 0.003, prior σ by fan-in, short", True, SHORT_MEAN_FIELD, network="{}_fan_in"
     ),
     "short_warmer": Method(
         "mean field, T = 0.03, short", True, {**SHORT_MEAN_FIELD, "temperature": 0.03}
@@ -220,7 +226,7 @@ SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
-    "short_narrow_patch_30", "short_smooth", "short_warmer", "short_noisy",
+    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(
@@ -234,6 +240,7 @@ BLOCKS = (
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
+        searched_on=("CIFAR10", "lenet"),
         searched_by={"n_epochs": 10},
     ),
     Block(
@@ -257,6 +264,7 @@ BLOCKS = (
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
+        searched_on=("CIFAR10", "lenet"),
         searched_by={"n_epochs": 7, "amp": True},
     ),
     Block(
@@ -268,6 +276,7 @@ BLOCKS = (
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
+        searched_on=("CIFAR10", "lenet"),
         searched_by={"n_epochs": 4, "amp": True},
     ),
     Block(

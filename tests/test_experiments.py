@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import draw_pictures, run_files
 from optuna.trial import FixedTrial
 from PIL import Image
@@ -22,7 +23,10 @@ from torchvision import datasets
 from experiments import ablations, frontier, moments, recipes, report, robustness, running, search
 from experiments.__main__ import main as experiments_command
 from experiments.networks import (
+    BoundedLinear,
     Noise,
+    lenet_bounded,
+    lenet_fan_in,
     lenet_smooth,
     resnet18,
     with_bayesian_last_layer,
@@ -34,6 +38,7 @@ from experiments.running import ExperimentFiles, run_missing
 from images import FOR_CHOOSING, corrupt, load_data, normalize
 from inference import Classifier, Predictor, summarize
 from layers import BayesianLayer, CorrelatedGaussianPrior, GaussianPrior, deterministic_layers, weight_posteriors
+from layers.estimators import output_moments
 from likelihoods import accuracy, nll
 from models import build, load_network
 from support import UserError, locked, write_text
@@ -189,6 +194,14 @@ def test_neighbors_in_the_first_kernels_are_alike_under_a_smooth_prior() -> None
     covariance = first.covariance / 0.33**2  # of positions 0 and 1 in a row, and of 0 and the one below 1
     assert covariance[0, 1].item() == pytest.approx(math.exp(-0.5)) == covariance[0, 5].item()
     assert covariance[0, 6].item() == pytest.approx(math.exp(-1)) and covariance[3, 3].item() == pytest.approx(1.001)
+
+
+def test_a_prior_by_fan_in_keeps_the_variance_of_its_inputs() -> None:
+    """Var of Σ w_i x_i, of independent weights and inputs of second moment 1, is 1."""
+    for _, mean, posterior in weight_posteriors(lenet_fan_in(10, 3)):
+        assert isinstance(posterior.prior, GaussianPrior) and isinstance(posterior.prior.std, float)
+        if mean.dim() > 1:
+            assert mean[0].numel() * posterior.prior.std**2 == pytest.approx(1)
 
 
 def test_the_small_resnet_is_bayesian_but_for_its_batch_norm() -> None:
@@ -428,6 +441,24 @@ def test_every_ablation_is_of_settings_that_are_taken_and_has_run() -> None:
 
 def running_results() -> Path:
     return Path(running.__file__).parent / "results"
+
+
+def test_a_bounded_last_layer_is_trained_by_a_bound_of_its_expected_nll() -> None:
+    net = lenet_bounded(3, 1)
+    head = net.get_submodule("0.fc3")
+    assert isinstance(head, BoundedLinear)
+    with torch.no_grad():
+        head.posterior["weight"].rho.fill_(-0.5)  # wide, so that the bound is far from the mean's NLL
+    features, labels = torch.rand(6, 84), torch.tensor([0, 1, 2, 0, 1, 2])
+    bound = F.cross_entropy(head(features), labels, reduction="none")
+    mean, variance = output_moments(head, features)
+    torch.testing.assert_close(bound, (mean + variance / 2).logsumexp(1) - mean.gather(1, labels[:, None])[:, 0])
+    draws = mean + variance.sqrt() * torch.randn(20_000, 6, 3)
+    expected = -draws.log_softmax(-1).mean(0).gather(1, labels[:, None])[:, 0]
+    of_mean = F.cross_entropy(mean, labels, reduction="none")
+    assert (bound > expected).all() and bool((expected > of_mean).float().mean() > 0.5)
+    logits, kl = net.eval()(torch.rand(4, 1, 32, 32))
+    assert logits.shape == (4, 3) and kl > 0  # as many as the classes where it predicts
 
 
 def test_every_method_has_a_title_of_its_own() -> None:
