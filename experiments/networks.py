@@ -80,11 +80,9 @@ def with_bounded_last_layer(net_type: str) -> Factory:
     """A factory of the twin with a posterior over its last layer, which is trained by a bound, without draws."""
 
     def network(outputs: int, inputs: int) -> nn.Module:
-        net = to_bayesian(NETWORKS[net_type][1](outputs, inputs), layers="last", inplace=True)
-        name, head = next((name, layer) for name, layer in net.named_modules() if isinstance(layer, BBBLinear))
-        bounded = BoundedLinear(head.in_features, head.out_features)
-        bounded.load_state_dict(head.state_dict())
-        net.set_submodule(name, bounded)
+        net = NETWORKS[net_type][1](outputs, inputs)
+        *_, (name, head) = ((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear))
+        net.set_submodule(name, BoundedLinear(head.in_features, head.out_features))
         return ModuleWrapper(net)
 
     return network
