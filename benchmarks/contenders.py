@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ACTIVATIONS, NETWORKS, build
+from training import IVON
 
 CLASSES, CHANNELS = 10, 3
-TWIN = "frequentist twin"
+TWIN, BY_IVON = "frequentist twin", "bbb, IVON"
+TRAIN_SIZE = 54_000
 Build = Callable[[str, str, int], nn.Module]  # net_type, activation_type, channels
 Kl = Callable[[nn.Module], Tensor]
 
@@ -80,6 +82,7 @@ CONTENDERS: dict[str, Callable[[], tuple[Build, Kl | None]]] = {
     TWIN: partial(_this_project, False),
     "lrt": partial(_this_project, True, layer_type="lrt"),
     "bbb": partial(_this_project, True, layer_type="bbb"),
+    BY_IVON: partial(_this_project, True, layer_type="bbb"),
     "flipout": partial(_this_project, True, layer_type="flipout"),
     "lrt, alpha": partial(_this_project, True, layer_type="lrt", alpha_shape=(1, 1)),
     "bbb, alpha": partial(_this_project, True, layer_type="bbb", alpha_shape=(1, 1)),
@@ -103,6 +106,8 @@ def training_step(
 ) -> Callable[[], None]:
     """A function that takes one training step: forward, KL, backward and fused Adam, always on the same random batch.
 
+    IVON takes the place of both the KL and Adam where the name says so.
+
     Args:
         name: a key of `CONTENDERS`.
         net_type: a key of `NETWORKS`.
@@ -118,7 +123,12 @@ def training_step(
     make, kl = CONTENDERS[name]()
     torch.manual_seed(0)
     net = make(net_type, activation, channels).to(memory_format=layout).train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    by_ivon = name == BY_IVON
+    optimizer: torch.optim.Optimizer
+    if by_ivon:
+        optimizer = IVON(net, 0.1, TRAIN_SIZE, beta=0.1)
+    else:
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     forward = torch.compile(net, options={"fallback_random": True}) if compiled else net
     images, labels = torch.randn(batch, channels, 32, 32).to(memory_format=layout), torch.randint(CLASSES, (batch,))
 
@@ -127,8 +137,8 @@ def training_step(
         output = forward(images)
         logits, penalty = output if isinstance(output, tuple) else (output, None if kl is None else kl(net))
         loss = F.cross_entropy(logits, labels)
-        if penalty is not None:
-            loss = loss + penalty.sum() * (0.1 / 54_000)
+        if penalty is not None and not by_ivon:
+            loss = loss + penalty.sum() * (0.1 / TRAIN_SIZE)
         loss.backward()
         optimizer.step()
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contenders import TWIN, training_step
+from benchmarks.contenders import BY_IVON, TWIN, training_step
 from benchmarks.measure import conditions, ratios_to_baseline, table, time_interleaved
 from models import NETWORKS
 from support import tune_cpu
 
 LAYOUTS = ("contiguous_format", "channels_last")
-PROFILED = (TWIN, "lrt", "bbb")
+PROFILED = (TWIN, "lrt", "bbb", BY_IVON)
 # Operations as the profiler names them, by part of a step; the operations that they call count to the same part.
 PARTS = {
     "convolutions and matrix products": (
@@ -27,7 +27,9 @@ PARTS = {
     "μ + sε and its gradient": ("_Noisy", "_NoisyBackward"),
     "μ + σε and its gradient": ("aten::addcmul", "AddcmulBackward0"),
     "x², σ² and their gradients": ("aten::square", "PowBackward0"),
-    "adding up gradients, Adam": ("torch::autograd::AccumulateGrad", "aten::add_", "aten::add", "aten::_fused_adam_"),
+    "adding up gradients, the optimizer": (
+        "torch::autograd::AccumulateGrad", "aten::add_", "aten::add", "aten::_fused_adam_", "Optimizer.step#IVON.step",
+    ),
 }  # fmt: skip
 REST = "activations, pooling, dispatch, the rest"
 
@@ -85,6 +87,10 @@ def render(result: dict[str, Any]) -> str:
             twin = sum(measured["milliseconds"][TWIN].values())
             cells += [f"{measured['milliseconds'][name][part] / twin:.1%}" for name in PROFILED]
         rows.append(cells)
+    rows.append(["the whole step"] + [
+        f"{sum(measured['milliseconds'][name].values()) / sum(measured['milliseconds'][TWIN].values()):.2f}"
+        for measured in nets.values() for name in PROFILED
+    ])  # fmt: skip
     rows.append(["step in channels_last / default layout"] + [
         f"{measured['channels_last'][name]:.2f}" for measured in nets.values() for name in PROFILED
     ])  # fmt: skip

@@ -79,6 +79,8 @@ AT_ONE: dict[str, Method] = {  # β = 1 and its controls
     ),
 }
 
+BY_PATCHES: Values = {"first_filters": "patches"}  # as the configurations have it, and the runs before it had not
+
 SHORT_TWIN: Values = {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}
 SHORT_BAYESIAN: Values = {**AT_ONE_TRAINING, **SGD, "beta_type": 1.0, "lr_spread_factor": 0.2}
 SHORT_MEAN_FIELD: Values = {
@@ -126,6 +128,11 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
         )
         for strength in (10, 30)
     },
+    "short_twin_by_patches": Method("twin, filters from patches, short", False, {**SHORT_TWIN, **BY_PATCHES}),
+    "short_narrow_by_patches": Method(
+        "mean field, T = 0.003, prior σ of 0.1, filters from patches, short", True,
+        {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}, **BY_PATCHES},
+    ),
     "short_smooth": Method(
         "mean field, T = 0.003, smooth prior, short", True, SHORT_MEAN_FIELD, network="{}_smooth"
     ),
@@ -169,6 +176,10 @@ METHODS: dict[str, Method] = {
         )
         for strength in (10_000, 100_000, 1_000_000)
     },
+    "frequentist_by_patches": Method("frequentist, filters from patches", False, BY_PATCHES),
+    "bbb_0.03_by_patches": Method(
+        "Gaussian bbb, β = 0.03, filters from patches", True, {"layer_type": "bbb", "beta_type": 0.03, **BY_PATCHES}
+    ),
     "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
     "twin_searched": Method("frequentist, searched", False, searched="frequentist"),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
@@ -226,7 +237,7 @@ SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
-    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer", "short_noisy",
+    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer", "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(
@@ -236,7 +247,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
-            "patch_1e6": 1, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
+            "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},

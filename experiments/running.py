@@ -105,8 +105,11 @@ class ExperimentFiles:
 
 
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
-    """The configuration of the family with these settings changed, checked."""
-    flags = [f"--{name}={value}" for name, value in changes.items()]
+    """The configuration of the family with these settings changed, checked; the first filters start at random.
+
+    Those of most results did, and `first_filters` may be one of the changes.
+    """
+    flags = [f"--{name}={value}" for name, value in {"first_filters": "random", **changes}.items()]
     if bayesian:
         return from_config(BayesianSettings, config_bayesian, flags)
     return from_config(Settings, config_frequentist, flags)

@@ -17,6 +17,7 @@ from .BBBSequence import BBBGRU, BBBLSTM, BBBMultiheadAttention
 from .convert import deterministic_layers, posterior_as_prior, start_at_means, to_bayesian, to_deterministic
 from .misc import FlattenLayer, ModuleWrapper
 from .parameters import SampledParameter, sample_parameters
+from .patches import patch_prior, start_as_patches
 from .posteriors import (
     FAMILIES,
     AlphaPosterior,
@@ -34,7 +35,6 @@ from .priors import (
     GaussianPrior,
     Prior,
     Priors,
-    patch_prior,
     scale_mixture,
 )
 
@@ -54,7 +54,6 @@ __all__ = [
     "BBBMultiheadAttention",
     "BayesianLayer",
     "CorrelatedGaussianPrior",
-    "patch_prior",
     "DistributionPrior",
     "Family",
     "FlattenLayer",
@@ -73,11 +72,13 @@ __all__ = [
     "entropy",
     "kl_divergence",
     "parameter_groups",
+    "patch_prior",
     "posterior_as_prior",
     "sample_parameters",
     "sampling",
     "scale_mixture",
     "share_draws",
+    "start_as_patches",
     "start_at_means",
     "to_bayesian",
     "to_deterministic",

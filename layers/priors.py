@@ -243,42 +243,6 @@ class CorrelatedGaussianPrior(Prior):
         return f"kernel_size={tuple(self.mean.shape)}"
 
 
-def patch_prior(layer: Any, inputs: Tensor, strength: float, ridge: float = 1e-3) -> CorrelatedGaussianPrior:
-    """The empirical-covariance prior N(0, (C + ridge·I)/strength) of a first layer (Izmailov et al. 2021, section 6).
-
-    C is the second moment of what a filter sees, the patches of the inputs, over its mean eigenvalue. Directions that
-    no training image has, such as those of pixel noise, so have almost no weight under the prior and add little to the
-    outputs when they come; under an independent prior the data leave such weights as random as they were.
-
-    Args:
-        layer: a Bayesian linear layer or convolution without groups; the prior is for its weight.
-        inputs: [n, ...], what the layer sees in training.
-        strength: the larger, the nearer to 0 the prior holds the weights.
-        ridge: the variance, over the mean eigenvalue of C, of a direction that no input has.
-
-    Returns:
-        For `layer.posterior["weight"].prior`.
-
-    Raises:
-        ValueError: another layer, or `strength` or `ridge` is not above 0.
-    """
-    if not (strength > 0 and ridge > 0):
-        raise ValueError(f"strength and ridge must be above 0, got {strength} and {ridge}")
-    is_known = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and hasattr(layer, "operation")
-    if not is_known or getattr(layer, "groups", 1) != 1:
-        raise ValueError(f"a patch prior is for a linear layer or a convolution without groups, not for {layer}")
-    size = math.prod(layer.weight.shape[1:])
-    second = torch.zeros(size, size, dtype=torch.float64, device=inputs.device)
-    identity = torch.eye(size, dtype=inputs.dtype, device=inputs.device)
-    single = identity.view(size, *layer.weight.shape[1:])  # one filter per patch element
-    for batch in inputs.detach().split(256):
-        patches = layer.operation(batch, single, None).movedim(layer.feature_axis, 0).flatten(1)
-        second += (patches @ patches.mT).double()
-    second /= second.diagonal().mean()
-    covariance = (second + ridge * torch.eye(size, dtype=second.dtype, device=second.device)) / strength
-    return CorrelatedGaussianPrior(covariance.to(layer.weight), layer.weight.shape[1:])
-
-
 class DistributionPrior(Prior):
     """Any distribution of `torch.distributions` over the real numbers.
 

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import bayesian_settings, run_files
 from torch import distributions, nn
 
-from images import load_data, normalize
 from layers import (
     BBBConv1d,
     BBBConv2d,
-    BBBConvTranspose2d,
     BBBLinear,
     CorrelatedGaussianPrior,
     GaussianPosterior,
     GaussianPrior,
-    ModuleWrapper,
     Prior,
     parameter_groups,
-    patch_prior,
 )
-from models import load_network
-from support import UserError
-from training import IVON, run
+from training import IVON
 
 
 def covariance(size: int) -> torch.Tensor:
@@ -139,62 +128,3 @@ def test_what_a_prior_of_your_own_learns_has_the_rate_of_the_means() -> None:
 def test_a_tensor_that_is_no_deviation_is_refused(std: list[float]) -> None:
     with pytest.raises(ValueError, match="a Gaussian prior needs a finite mean and a std above 0, got std="):
         GaussianPrior(0.0, torch.tensor(std))
-
-
-def test_a_patch_prior_takes_inputs_of_another_precision() -> None:
-    images, layer = torch.rand(20, 1, 6, 6), BBBConv2d(1, 2, 3)
-    one, other = (patch_prior(layer, inputs, 1.0) for inputs in (images, images.double()))
-    torch.testing.assert_close(one.covariance, other.covariance)
-
-
-def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:
-    images = torch.rand(300, 2, 6, 7, generator=torch.Generator().manual_seed(0))
-    patches = F.unfold(images.double(), 3, padding=1, stride=2).movedim(1, -1).flatten(0, 1)
-    second = patches.mT @ patches
-    expected = (second / second.diagonal().mean() + 0.01 * torch.eye(18)) / 20
-    layer = BBBConv2d(2, 4, 3, padding=1, stride=2)
-    prior = patch_prior(layer, images, strength=20, ridge=0.01)
-    torch.testing.assert_close(prior.covariance.double(), expected, rtol=1e-4, atol=1e-6)
-    layer.posterior["weight"].set_prior(prior)  # type: ignore[operator]
-    assert layer.posterior["weight"].prior.shape == (2, 3, 3)  # type: ignore[union-attr]
-    features = images.flatten(1)
-    second = features.double().mT @ features.double()
-    expected = second / second.diagonal().mean() + 1e-3 * torch.eye(84)
-    linear = patch_prior(BBBLinear(84, 3), features, strength=1)
-    torch.testing.assert_close(linear.covariance.double(), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_what_has_no_patch_prior_is_refused() -> None:
-    images = torch.rand(2, 4, 6, 6)
-    for layer in (BBBConv2d(4, 4, 3, groups=2), BBBConvTranspose2d(4, 4, 3)):
-        with pytest.raises(ValueError, match="for a linear layer or a convolution without groups, not for BBB"):
-            patch_prior(layer, images, 1)
-    for strength, ridge in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match="must be above 0"):
-            patch_prior(BBBConv2d(4, 4, 3), images, strength, ridge)
-    alpha = BBBConv2d(4, 4, 3, posterior="alpha").posterior["weight"]
-    with pytest.raises(ValueError, match="the alpha posterior has a prior of its own"):
-        alpha.set_prior(patch_prior(BBBConv2d(4, 4, 3), images, 1))  # type: ignore[operator]
-
-
-def test_a_run_under_a_patch_prior_saves_it_with_the_weights(pictures: Path, tmp_path: Path) -> None:
-    settings = bayesian_settings(pictures, tmp_path, patch_prior=5.0, n_epochs=2)
-    run(settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        net, description, _ = load_network(run_files(settings).best)
-    data = load_data(settings.dataset, "data", settings.valid_size, settings.seed)
-    pixels, _ = next(data.train.batches(len(data.train)))
-    expected = patch_prior(net.conv1, normalize(pixels, description.mean, description.std), 5)
-    prior = net.conv1.posterior["weight"].prior
-    torch.testing.assert_close(prior.covariance, expected.covariance)
-    assert isinstance(net.conv2.posterior["weight"].prior, GaussianPrior)
-    with pytest.raises(UserError, match="patch_prior cannot be used with this network: the alpha posterior"):
-        run(replace(settings, alpha_shape=(1, 1), checkpoint_dir=str(tmp_path / "alpha")))
-    network = "test_priors:head_alone"
-    with pytest.raises(UserError, match="first Bayesian layer sees the images: leave it out"):
-        run(replace(settings, net_type=network, checkpoint_dir=str(tmp_path / "head")))
-
-
-def head_alone(outputs: int, inputs: int) -> nn.Module:
-    return ModuleWrapper(nn.AvgPool2d(8), nn.Flatten(), BBBLinear(16 * inputs, outputs))

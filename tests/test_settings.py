@@ -40,6 +40,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         "prior_at_means": True, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-4, "warmup_epochs": 2.0,
         "curvature_decay": 0.9, "temperature": 0.5, "image_size": (48, 64), "center_crop": True, "channels": 3,
         "random_crop": 0.25, "bayesian_layers": "fc*", "freeze": True, "task": "multilabel", "likelihood": "bernoulli",
+        "first_filters": "random",
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)

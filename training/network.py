@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from layers import (
     parameter_groups,
     patch_prior,
     posterior_as_prior,
+    start_as_patches,
     start_at_means,
     weight_posteriors,
 )
@@ -34,6 +36,7 @@ from training.optimizers import JointOptimizer
 from training.settings import BayesianSettings, Settings
 
 PATCH_IMAGES = 2048
+_WITH_PATCHES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def architecture(settings: Settings) -> dict[str, Any]:
@@ -267,6 +270,36 @@ def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, descri
 
 
 @torch.no_grad()
+def start_first_layer(net: nn.Module, data: ImageData) -> None:
+    """Start the first layer by the patches of the training images, see `layers.start_as_patches`, if it sees them.
+
+    Args:
+        net: Bayesian or not, on the CPU, with random weights.
+        data: of which the first 2,048 training images are taken, fewer of large ones.
+    """
+    first = next((layer for layer in net.modules() if isinstance(layer, _WITH_PATCHES)), None)
+    if first is None or not isinstance(first.weight, nn.Parameter):
+        return
+    images = _first_images(data)
+    if _sees(net, first, images):
+        with suppress(ValueError):  # a convolution in groups
+            start_as_patches(first, images)
+
+
+def _first_images(data: ImageData) -> Tensor:
+    pixels, _ = next(data.train.batches(min(PATCH_IMAGES, chunk_size(data.image_size))))
+    return normalize(pixels, data.mean, data.std)
+
+
+def _sees(net: nn.Module, layer: nn.Module, images: Tensor) -> bool:
+    """Whether the images themselves are what the layer gets."""
+    seen: list[Tensor] = []
+    with layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])):
+        net.eval()(images[:2])
+    return bool(seen) and torch.equal(seen[0], images[:2])
+
+
+@torch.no_grad()
 def give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
     """Give the first Bayesian layer the prior of the training images' patches: see `layers.patch_prior`.
 
@@ -281,12 +314,8 @@ def give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
     first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
     if first is None:
         raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
-    pixels, _ = next(data.train.batches(min(PATCH_IMAGES, chunk_size(data.image_size))))
-    images = normalize(pixels, data.mean, data.std)
-    seen: list[Tensor] = []
-    with first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])):
-        net.eval()(images[:2])
-    if not seen or not torch.equal(seen[0], images[:2]):
+    images = _first_images(data)
+    if not _sees(net, first, images):
         raise UserError("patch_prior is for a network whose first Bayesian layer sees the images: leave it out")
     try:
         prior = patch_prior(first, images, strength)

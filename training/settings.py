@@ -144,6 +144,11 @@ class Settings:
     )
     activation_type: str = _setting("relu or softplus", one_of(*ACTIVATIONS))
     n_epochs: int = _setting("passes over the training split", whole(1), Role.MAY_CHANGE_ON_RESUME)
+    first_filters: str = _setting(
+        "how the weights of a first layer that sees the images start: patches (random, with the covariance of the "
+        "training images' patches, so that they answer little to pixel noise) or random (as torch starts every layer)",
+        one_of("patches", "random"),
+    )
     lr_start: float = _setting(
         "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)
     )
@@ -242,6 +247,11 @@ class Settings:
         """Those of the likelihood, or 'balanced'."""
         return self.task_options.get("class_weights")
 
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether nothing that the user gives is what training starts from."""
+        return self.weights is None
+
     def check_shift(self, image_size: Size) -> None:
         """Refuse a random shift that moves images of this size out of sight.
 
@@ -327,6 +337,12 @@ class BayesianSettings(Settings):
     record_mean_var: bool = _setting("record means and variances of layer outputs during training", flag)
     recording_freq_per_epoch: int = _setting("records per epoch, evenly spaced", whole(1))
     record_layers: list[str] | None = _setting("names of the layers to record; None for all", either(None, _names))
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether nothing that the user gives is what training starts from."""
+        given = (self.init_from, self.prior_from, Priors.parse(self.priors).posterior_mu_initial)
+        return super().starts_at_random and given == (None, None, None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

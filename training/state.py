@@ -23,6 +23,7 @@ from training.network import (
     describe,
     give_patch_prior,
     normalized_as_for,
+    start_first_layer,
 )
 from training.reports import Row
 from training.restoring import check_optimizer_state, check_progress
@@ -36,6 +37,7 @@ EARLIER = {  # of runs of before
     "prior_from": None,
     "posterior": "gaussian",
     "patch_prior": 0.0,
+    "first_filters": "random",
     "image_size": None,
     "center_crop": False,
     "channels": "auto",
@@ -208,6 +210,8 @@ def initial_state(setup: Setup) -> State:
         UserError: as `build_network`, `give_patch_prior` and `build_optimizer`.
     """
     net = build_network(setup.settings, setup.description)
+    if setup.settings.first_filters == "patches" and setup.settings.starts_at_random:
+        start_first_layer(net, setup.data)
     if setup.bayesian and setup.bayesian.patch_prior:
         give_patch_prior(net, setup.data, setup.bayesian.patch_prior)
     net.to(setup.device)

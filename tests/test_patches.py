@@ -1,0 +1,134 @@
+"""The patches that a first layer sees: their second moments, the prior and the start that follow from them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import bayesian_settings, frequentist_settings, run_files
+from torch import Tensor, nn
+
+from images import load_data, normalize
+from layers import (
+    BBBConv2d,
+    BBBConvTranspose2d,
+    BBBLinear,
+    GaussianPrior,
+    ModuleWrapper,
+    patch_prior,
+    start_as_patches,
+)
+from models import load_network
+from support import UserError
+from training import run
+from training.state import initial_state, prepare
+
+
+def test_a_patch_prior_takes_inputs_of_another_precision() -> None:
+    images, layer = torch.rand(20, 1, 6, 6), BBBConv2d(1, 2, 3)
+    one, other = (patch_prior(layer, inputs, 1.0) for inputs in (images, images.double()))
+    torch.testing.assert_close(one.covariance, other.covariance)
+
+
+def test_a_patch_prior_has_the_second_moment_of_what_the_filters_see() -> None:
+    images = torch.rand(300, 2, 6, 7, generator=torch.Generator().manual_seed(0))
+    patches = F.unfold(images.double(), 3, padding=1, stride=2).movedim(1, -1).flatten(0, 1)
+    second = patches.mT @ patches
+    expected = (second / second.diagonal().mean() + 0.01 * torch.eye(18)) / 20
+    layer = BBBConv2d(2, 4, 3, padding=1, stride=2)
+    prior = patch_prior(layer, images, strength=20, ridge=0.01)
+    torch.testing.assert_close(prior.covariance.double(), expected, rtol=1e-4, atol=1e-6)
+    layer.posterior["weight"].set_prior(prior)  # type: ignore[operator]
+    assert layer.posterior["weight"].prior.shape == (2, 3, 3)  # type: ignore[union-attr]
+    features = images.flatten(1)
+    second = features.double().mT @ features.double()
+    expected = second / second.diagonal().mean() + 1e-3 * torch.eye(84)
+    linear = patch_prior(BBBLinear(84, 3), features, strength=1)
+    torch.testing.assert_close(linear.covariance.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_patch_prior_is_refused() -> None:
+    images = torch.rand(2, 4, 6, 6)
+    for layer in (BBBConv2d(4, 4, 3, groups=2), BBBConvTranspose2d(4, 4, 3)):
+        with pytest.raises(ValueError, match="a linear layer or a convolution without groups, not of BBB"):
+            patch_prior(layer, images, 1)
+    for strength, ridge in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="must be above 0"):
+            patch_prior(BBBConv2d(4, 4, 3), images, strength, ridge)
+    alpha = BBBConv2d(4, 4, 3, posterior="alpha").posterior["weight"]
+    with pytest.raises(ValueError, match="the alpha posterior has a prior of its own"):
+        alpha.set_prior(patch_prior(BBBConv2d(4, 4, 3), images, 1))  # type: ignore[operator]
+
+
+def test_a_run_under_a_patch_prior_saves_it_with_the_weights(pictures: Path, tmp_path: Path) -> None:
+    settings = bayesian_settings(pictures, tmp_path, patch_prior=5.0, n_epochs=2)
+    run(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net, description, _ = load_network(run_files(settings).best)
+    data = load_data(settings.dataset, "data", settings.valid_size, settings.seed)
+    pixels, _ = next(data.train.batches(len(data.train)))
+    expected = patch_prior(net.conv1, normalize(pixels, description.mean, description.std), 5)
+    prior = net.conv1.posterior["weight"].prior
+    torch.testing.assert_close(prior.covariance, expected.covariance)
+    assert isinstance(net.conv2.posterior["weight"].prior, GaussianPrior)
+    with pytest.raises(UserError, match="patch_prior cannot be used with this network: the alpha posterior"):
+        run(replace(settings, alpha_shape=(1, 1), checkpoint_dir=str(tmp_path / "alpha")))
+    network = "test_patches:head_alone"
+    with pytest.raises(UserError, match="first Bayesian layer sees the images: leave it out"):
+        run(replace(settings, net_type=network, checkpoint_dir=str(tmp_path / "head")))
+
+
+@torch.no_grad()
+def test_a_start_by_patches_has_their_second_moments_and_keeps_the_outputs_mean_square() -> None:
+    """Of independent weights of variance v, E[w wᵀ] becomes a²v C, and the mean of (w·x)² stays v tr C."""
+    inputs = torch.randn(500, 5) * torch.tensor([3.0, 1.0, 1.0, 0.1, 0.0])
+    inputs[:, 1] += inputs[:, 0]
+    layer = nn.Linear(5, 200_000)
+    before = F.linear(inputs, layer.weight).square().mean()
+    start_as_patches(layer, inputs)
+    torch.testing.assert_close(F.linear(inputs, layer.weight).square().mean(), before, rtol=0.01, atol=0)
+    expected, of_weights = inputs.mT @ inputs, layer.weight.mT @ layer.weight
+    torch.testing.assert_close(of_weights / of_weights.trace(), expected / expected.trace(), rtol=0, atol=2e-3)
+    assert layer.weight[:, 4].abs().max() < 1e-6  # of what is always 0
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_a_twin_starts_as_its_bayesian_network_does(padding_mode: str) -> None:
+    images = torch.rand(20, 2, 8, 8)
+    how: dict[str, Any] = {"stride": 2, "padding": 1, "padding_mode": padding_mode}
+    bayesian, twin = BBBConv2d(2, 4, 3, **how), nn.Conv2d(2, 4, 3, **how)
+    twin.load_state_dict({"weight": bayesian.weight, "bias": bayesian.bias})
+    for layer in (bayesian, twin):
+        start_as_patches(layer, images)
+    torch.testing.assert_close(twin.weight, bayesian.weight)
+
+
+def test_a_run_starts_its_first_layer_by_patches_unless_something_else_is_given(pictures: Path, tmp_path: Path) -> None:
+    def first_weight(settings: Any) -> Tensor:
+        setup = prepare(settings)
+        net = initial_state(setup).net
+        return next(net.parameters()).detach()
+
+    for settings in (bayesian_settings(pictures, tmp_path), frequentist_settings(pictures, tmp_path)):
+        at_random = first_weight(replace(settings, first_filters="random"))
+        data = load_data(settings.dataset, "data", settings.valid_size, settings.seed)
+        pixels, _ = next(data.train.batches(len(data.train)))
+        layer = nn.Conv2d(1, 6, 5)
+        with torch.no_grad():
+            layer.weight.copy_(at_random)
+        start_as_patches(layer, normalize(pixels, data.mean, data.std))
+        torch.testing.assert_close(first_weight(settings), layer.weight.detach())
+    settings = bayesian_settings(pictures, tmp_path, priors={"posterior_mu_initial": (0.0, 0.1)})
+    assert torch.equal(first_weight(settings), first_weight(replace(settings, first_filters="random")))
+    head = replace(settings, priors={}, net_type="test_patches:head_alone")  # whose first layer sees averages
+    assert torch.equal(first_weight(head), first_weight(replace(head, first_filters="random")))
+
+
+def head_alone(outputs: int, inputs: int) -> nn.Module:
+    return ModuleWrapper(nn.AvgPool2d(8), nn.Flatten(), BBBLinear(16 * inputs, outputs))
