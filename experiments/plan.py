@@ -237,7 +237,8 @@ SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
-    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer", "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
+    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer",
+    "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(
@@ -247,7 +248,8 @@ BLOCKS = (
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
-            "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
+            "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3,
+            "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
