@@ -117,6 +117,7 @@ SHORT = (
     Point("SWAG, 25", "short_swag", draws, 1, PINK, "^"),
     Point("Laplace, last layer", "short_laplace", draws, 1, PINK, "v"),
     Point("variational last layer", "short_last_layer", draws, 1, GREEN, "v"),
+    Point("last layer by its bound", "short_bounded", draws, 1, GREEN, "^"),
     Point("rank-1, 3", "short_rank1", partial(draws, count=3), 1, GREEN, "o"),
     Point("rank-1, 25", "short_rank1", draws, 1, GREEN, "p"),
     Point("rank-1 of 4, 4", "short_rank1_4", partial(draws, count=4), 1, GREEN, "s"),
@@ -149,7 +150,14 @@ def _complete(twin: str, with_dropout: str, laplace: str, mean_field: str, patch
 
 
 SEARCHED = _complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched")
-DEFAULT = _complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5")
+DEFAULT = (
+    *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
+    Point("twin, filters from patches", "frequentist_by_patches", draws, 1, ORANGE, "P", rival="twin"),
+    Point(
+        "mean field, filters from patches, moments", "bbb_0.03_by_patches", moments, 1, BLUE, "*",
+        rival="twin, filters from patches",
+    ),
+)  # fmt: skip
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
