@@ -188,6 +188,8 @@ METHODS: dict[str, Method] = {
     "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched="frequentist"),
     "searched": Method("Gaussian, searched", True, searched="bayesian"),
     "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched="bayesian"),
+    "twin_by_patches": Method("frequentist, searched, filters from patches", False, BY_PATCHES, searched="frequentist"),
+    "searched_by_patches": Method("Gaussian, searched, filters from patches", True, BY_PATCHES, searched="bayesian"),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
     "rank1_searched": Method(
         "rank-1, β = 1, searched",
@@ -262,7 +264,8 @@ BLOCKS = (
         {
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
-            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3, **SEARCHED_SEEDS,
+            "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3,
+            "twin_by_patches": 3, "searched_by_patches": 3, **SEARCHED_SEEDS,
             **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
