@@ -149,15 +149,25 @@ def _complete(twin: str, with_dropout: str, laplace: str, mean_field: str, patch
     )
 
 
-SEARCHED = _complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched")
+def _by_patches(twin: str, mean_field: str) -> tuple[Point, ...]:
+    """The same of runs whose first filters start from patches."""
+    of = "filters from patches"
+    return (
+        Point(f"twin, {of}", twin, draws, 1, GREEN, "o", rival="twin"),
+        Point(f"mean field, {of}, moments", mean_field, moments, 1, GREEN, "P", rival=f"twin, {of}"),
+        Point(f"3 twins, {of}", twin, draws, 3, GREEN, "D", rival="3 twins"),
+        Point(f"3 posteriors, {of}, moments", mean_field, moments, 3, GREEN, "X", rival=f"3 twins, {of}"),
+    )
+
+
+SEARCHED = (
+    *_complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched"),
+    *_by_patches("twin_by_patches", "searched_by_patches"),
+)
 DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
-    Point("twin, filters from patches", "frequentist_by_patches", draws, 1, ORANGE, "P", rival="twin"),
-    Point(
-        "mean field, filters from patches, moments", "bbb_0.03_by_patches", moments, 1, BLUE, "*",
-        rival="twin, filters from patches",
-    ),
-)  # fmt: skip
+    *_by_patches("frequentist_by_patches", "bbb_0.03_by_patches"),
+)
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
