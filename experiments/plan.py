@@ -180,6 +180,11 @@ METHODS: dict[str, Method] = {
     "bbb_0.03_by_patches": Method(
         "Gaussian bbb, β = 0.03, filters from patches", True, {"layer_type": "bbb", "beta_type": 0.03, **BY_PATCHES}
     ),
+    "by_patches_1e4": Method(
+        "Gaussian bbb, β = 0.03, filters from patches, patch prior of 10,000",
+        True,
+        {"layer_type": "bbb", "beta_type": 0.03, "patch_prior": 10_000.0, **BY_PATCHES},
+    ),
     "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
     "twin_searched": Method("frequentist, searched", False, searched="frequentist"),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
@@ -250,7 +255,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 3, "mc_dropout": 3, "ensemble": 1, "bbb_1": 3, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
-            "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3,
+            "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3, "by_patches_1e4": 3,
             "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
@@ -265,7 +270,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
             "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3,
-            "twin_by_patches": 3, "searched_by_patches": 3, **SEARCHED_SEEDS,
+            "twin_by_patches": 1, "searched_by_patches": 1, **SEARCHED_SEEDS,
             **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},

@@ -32,7 +32,7 @@ def patch_moments(layer: Any, inputs: Tensor) -> Tensor:
     second = torch.zeros(size, size, dtype=torch.float64, device=inputs.device)
     identity = torch.eye(size, dtype=inputs.dtype, device=inputs.device)
     single = identity.view(size, *layer.weight.shape[1:])  # one filter per patch element
-    for batch in inputs.detach().split(256):
+    for batch in inputs.detach().split(32):
         patches = _outputs(layer, batch, single).movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
         second += (patches @ patches.mT).double()
     return second / second.diagonal().mean()
