@@ -30,7 +30,8 @@ priors = {
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialization by fan-in
     "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
 }
-patch_prior = 0  # strength, such as 30, of a first-layer prior by the covariance of image patches, against pixel noise
+patch_prior = "auto"  # strength of a first-layer prior by the covariance of image patches, against pixel noise, or 0;
+# auto: for grey images N/(180 β), for color images 0, where 30 with beta_type 1 is a start
 bayesian_layers = "all"  # the layers that have a posterior: all, last, or a pattern such as "layer4.*"
 freeze = False  # keep the other layers as they start
 init_from = None  # a frequentist checkpoint whose weights become the initial posterior means

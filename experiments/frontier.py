@@ -166,7 +166,7 @@ SEARCHED = (
 )
 DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
-    *_by_patches("frequentist_by_patches", "bbb_0.03_by_patches"),
+    *_by_patches("frequentist_by_patches", "by_patches_1e4"),  # what the configurations have
 )
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT}

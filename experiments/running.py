@@ -105,11 +105,12 @@ class ExperimentFiles:
 
 
 def configured(changes: Mapping[str, Any], bayesian: bool) -> Settings:
-    """The configuration of the family with these settings changed, checked; the first filters start at random.
+    """The configuration of the family with these settings changed, checked.
 
-    Those of most results did, and `first_filters` may be one of the changes.
+    As in the first results, the first filters start at random and have no patch prior, unless the changes say so.
     """
-    flags = [f"--{name}={value}" for name, value in {"first_filters": "random", **changes}.items()]
+    of_before = {"first_filters": "random", **({"patch_prior": 0} if bayesian else {})}
+    flags = [f"--{name}={value}" for name, value in {**of_before, **changes}.items()]
     if bayesian:
         return from_config(BayesianSettings, config_bayesian, flags)
     return from_config(Settings, config_frequentist, flags)

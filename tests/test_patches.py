@@ -18,10 +18,13 @@ from layers import (
     BBBConv2d,
     BBBConvTranspose2d,
     BBBLinear,
+    CorrelatedGaussianPrior,
     GaussianPrior,
     ModuleWrapper,
+    Prior,
     patch_prior,
     start_as_patches,
+    weight_posteriors,
 )
 from models import load_network
 from support import UserError
@@ -128,6 +131,32 @@ def test_a_run_starts_its_first_layer_by_patches_unless_something_else_is_given(
     assert torch.equal(first_weight(settings), first_weight(replace(settings, first_filters="random")))
     head = replace(settings, priors={}, net_type="test_patches:head_alone")  # whose first layer sees averages
     assert torch.equal(first_weight(head), first_weight(replace(head, first_filters="random")))
+
+
+def test_grey_images_have_a_patch_prior_unless_something_else_is_given(pictures: Path, tmp_path: Path) -> None:
+    """Its pull on the weights, β s/N times their distance in units of (C + εI), is 1/180 whatever β and N are."""
+
+    def first_prior(**changes: Any) -> Prior | None:
+        setup = prepare(bayesian_settings(pictures, tmp_path, **changes))
+        return getattr(next(weight_posteriors(initial_state(setup).net))[2], "prior", None)  # alpha has none
+
+    strength = 160 / (180 * 0.5)  # of 200 images a fifth is for validation
+    prior, expected = first_prior(beta_type=0.5, valid_size=0.2), first_prior(patch_prior=strength, valid_size=0.2)
+    assert isinstance(prior, CorrelatedGaussianPrior) and isinstance(expected, CorrelatedGaussianPrior)
+    torch.testing.assert_close(prior.covariance, expected.covariance)
+    otherwise: list[dict[str, Any]] = [
+        {"patch_prior": 0},
+        {"channels": 3},
+        {"beta_type": 0},
+        {"priors": {"prior_sigma": 0.3}},
+        {"priors": {"learn_prior_sigma": True}},
+        {"priors": {"posterior_mu_initial": (0.0, 0.1)}},
+        {"alpha_shape": (1, 1)},
+        {"posterior": "rank1"},
+        {"net_type": "test_patches:head_alone"},
+    ]
+    for changes in otherwise:
+        assert not isinstance(first_prior(**changes), CorrelatedGaussianPrior), changes
 
 
 def head_alone(outputs: int, inputs: int) -> nn.Module:

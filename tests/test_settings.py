@@ -44,7 +44,13 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     settings = from_config(BayesianSettings, config_bayesian, words)
-    assert vars(settings) == {**flags, "prior_from": None, "weights": None, "patch_prior": 0}  # which others exclude
+    assert vars(settings) == {
+        **flags,
+        "prior_from": None,
+        "weights": None,
+        "patch_prior": "auto",
+    }  # others exclude them
+    assert from_config(BayesianSettings, config_bayesian, ["--patch_prior", "30"]).patch_prior == 30
     for name in ("prior_from", "weights"):
         assert getattr(from_config(BayesianSettings, config_bayesian, [f"--{name}", "some.pt"]), name) == "some.pt"
     default = from_config(BayesianSettings, config_bayesian)

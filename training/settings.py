@@ -301,11 +301,12 @@ class BayesianSettings(Settings):
         "None for the prior in priors",
         either(None, text),
     )
-    patch_prior: float = _setting(
+    patch_prior: float | str = _setting(
         "strength s of the prior N(0, (C + 0.001 I)/s) of the first layer's weights, C the second moment of the "
         "training images' patches, which makes the network more robust to pixel noise (such as 30); 0: the prior in "
-        "priors",
-        number(0),
+        "priors; auto: N/(180 beta_type) for classes of grey images, in a network from scratch whose priors are as "
+        "they were",
+        either("auto", number(0)),
     )
     beta_type: str | float = _setting(
         "weight β of the KL: a number (1: the variational posterior; below 1: a cold one), or a schedule of mean "
@@ -348,7 +349,7 @@ class BayesianSettings(Settings):
         super().__post_init__()
         if self.prior_from is not None:
             self._check_against_prior_from()
-        if self.patch_prior and (self.prior_from is not None or self.prior_at_means):
+        if self.patch_prior not in (0, "auto") and (self.prior_from is not None or self.prior_at_means):
             name = "prior_at_means" if self.prior_at_means else "prior_from"
             raise UserError(f"patch_prior and {name} both say what the first layer's prior is: leave out one of them")
         for name in ("moped", "prior_at_means"):

@@ -212,8 +212,8 @@ def initial_state(setup: Setup) -> State:
     net = build_network(setup.settings, setup.description)
     if setup.settings.first_filters == "patches" and setup.settings.starts_at_random:
         start_first_layer(net, setup.data)
-    if setup.bayesian and setup.bayesian.patch_prior:
-        give_patch_prior(net, setup.data, setup.bayesian.patch_prior)
+    if setup.bayesian:
+        give_patch_prior(net, setup.data, setup.bayesian)
     net.to(setup.device)
     optimizer = build_optimizer(net, setup.settings, len(setup.data.train))
     scheduler = build_scheduler(optimizer, setup.settings, setup.batches)
