@@ -30,6 +30,7 @@ class Method:
         dropout_at_work: dropout stays on in prediction, and every pass is one sample (MC dropout).
         searched: the family, frequentist, dropout or bayesian, whose settings it has, as `python -m experiments search`
             found them; None if it has none of them.
+        searched_on: the data set and the network of that search, if not those of the block.
         collects: SWAG collects the networks of the second half of the run's epochs, and predicts.
         laplace: the last layer is drawn from its Laplace approximation.
     """
@@ -42,6 +43,7 @@ class Method:
     members: int = 1
     dropout_at_work: bool = False
     searched: str | None = None
+    searched_on: tuple[str, str] | None = None
     collects: bool = False
     laplace: bool = False
 
@@ -187,6 +189,10 @@ METHODS: dict[str, Method] = {
     ),
     "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
     "twin_searched": Method("frequentist, searched", False, searched="frequentist"),
+    "twin_of_cifar10": Method(
+        "frequentist, settings of CIFAR-10", False, searched="frequentist", searched_on=("CIFAR10", "lenet")
+    ),
+    "of_cifar10": Method("Gaussian, settings of CIFAR-10", True, searched="bayesian", searched_on=("CIFAR10", "lenet")),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
@@ -256,11 +262,10 @@ BLOCKS = (
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
             "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3, "by_patches_1e4": 3,
-            "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
+            "twin_of_cifar10": 3, "of_cifar10": 3, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
-        searched_on=("CIFAR10", "lenet"),
         searched_by={"n_epochs": 10},
     ),
     Block(
@@ -358,7 +363,7 @@ class Experiment:
         """
         block, method = self.block, self.method
         family = block.bayesian if method.bayesian else block.frequentist
-        searched = block.searched_on or (block.dataset, block.net_type)
+        searched = method.searched_on or block.searched_on or (block.dataset, block.net_type)
         found = recipe(*searched, method.searched) if method.searched else {}
         run = {"net_type": network(block, method), "seed": self.seed}
         return {**block.common, **family, **found, **method.settings, **run}
