@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from benchmarks.measure import ratios_to_baseline, table, time_interleaved
@@ -151,12 +152,11 @@ def _complete(twin: str, with_dropout: str, laplace: str, mean_field: str, patch
 
 def _by_patches(twin: str, mean_field: str) -> tuple[Point, ...]:
     """The same of runs whose first filters start from patches."""
-    of = "filters from patches"
     return (
-        Point(f"twin, {of}", twin, draws, 1, GREEN, "o", rival="twin"),
-        Point(f"mean field, {of}, moments", mean_field, moments, 1, GREEN, "P", rival=f"twin, {of}"),
-        Point(f"3 twins, {of}", twin, draws, 3, GREEN, "D", rival="3 twins"),
-        Point(f"3 posteriors, {of}, moments", mean_field, moments, 3, GREEN, "X", rival=f"3 twins, {of}"),
+        Point("twin by patches", twin, draws, 1, GREEN, "o", rival="twin"),
+        Point("mean field by patches, moments", mean_field, moments, 1, GREEN, "P", rival="twin by patches"),
+        Point("3 twins by patches", twin, draws, 3, GREEN, "D", rival="3 twins"),
+        Point("3 posteriors by patches, moments", mean_field, moments, 3, GREEN, "X", rival="3 twins by patches"),
     )
 
 
@@ -457,9 +457,10 @@ def _plot(rows: Sequence[tuple[str, Mapping[str, Any], str]], title: str, path: 
                         row[price], row[metric], error, fmt=point.marker, color=point.color, markersize=8
                     )
             ax.set(xscale="log", title=METRICS[metric][0], xlabel=PRICES[price])
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.xaxis.set_minor_formatter("")
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=6)
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=5)
     figure.suptitle(title)
     return save_figure(figure, path)
 

@@ -297,7 +297,17 @@ def write(rows: Sequence[Row]) -> None:
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
 COLORS = {"bbb": BLUE, "lrt": GREEN}
 FAMILIES = {
-    **dict.fromkeys(("frequentist", "twin_searched", "twin_lighter"), ORANGE),
+    **dict.fromkeys(
+        (
+            "frequentist",
+            "twin_searched",
+            "twin_lighter",
+            "twin_of_cifar10",
+            "frequentist_by_patches",
+            "twin_by_patches",
+        ),
+        ORANGE,
+    ),
     **dict.fromkeys(("dropout", "mc_dropout", "dropout_searched", "mc_dropout_searched"), PINK),
     "ensemble": GREEN,
 }
