@@ -2,15 +2,14 @@
 
 A trial trains with two seeds, each with its own validation split; its value is the mean of their best validation NLLs.
 A trial whose first seed ends behind the best half of the complete trials is pruned: while the rates are still high, the
-NLLs of two optimizers say little about where they end. The test split is not
-touched.
+NLLs of two optimizers say little about where they end. The test split is not touched.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,23 +86,14 @@ def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path =
         UserError: data is missing.
     """
     for block in blocks:
-        for method in _searched(block):
-            path = record_path(block.dataset, block.net_type, str(method.searched), folder)
+        families = {method.searched: method for method in map(METHODS.__getitem__, block.seeds) if method.searched}
+        for family, method in families.items():
+            path = record_path(block.dataset, block.net_type, family, folder)
             try:
                 with locked(files.checkpoints / "search" / path.stem):
                     _search(block, method, files, path, trials)
             except LockedError:
                 print(f"{path.stem}: another process searches it", file=sys.stderr, flush=True)
-
-
-def _searched(block: Block) -> Iterator[Method]:
-    """A method per family that the plan wants the settings of."""
-    families: set[str] = set()
-    for name in block.seeds:
-        method = METHODS[name]
-        if method.searched and method.searched not in families:
-            families.add(method.searched)
-            yield method
 
 
 def _search(block: Block, method: Method, files: ExperimentFiles, path: Path, trials: int) -> None:

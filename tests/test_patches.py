@@ -28,7 +28,7 @@ from layers import (
 )
 from models import load_network
 from support import UserError
-from training import run
+from training import network, run
 from training.state import initial_state, prepare
 
 
@@ -131,6 +131,25 @@ def test_a_run_starts_its_first_layer_by_patches_unless_something_else_is_given(
     assert torch.equal(first_weight(settings), first_weight(replace(settings, first_filters="random")))
     head = replace(settings, priors={}, net_type="test_patches:head_alone")  # whose first layer sees averages
     assert torch.equal(first_weight(head), first_weight(replace(head, first_filters="random")))
+
+
+def test_of_images_in_the_order_of_their_classes_those_of_all_classes_are_taken(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a folder with `val/`, whose training images are not drawn at random."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(network, "PATCH_IMAGES", 20)
+    monkeypatch.setattr(network, "start_as_patches", lambda layer, inputs: seen.append(inputs))
+    setup = prepare(bayesian_settings(pictures, tmp_path, patch_prior=0))
+    images, labels = setup.data.train.images, setup.data.train.labels
+    assert isinstance(images, Tensor)
+    in_order = labels.sort(stable=True)
+    for order, expected in ((torch.arange(len(labels)), torch.arange(20)), (in_order.indices, None)):
+        train = replace(setup.data.train, images=images[order], labels=labels[order])
+        data = replace(setup.data, train=train)
+        initial_state(replace(setup, data=data))
+        indices = torch.linspace(0, len(labels) - 1, 20).long() if expected is None else expected
+        torch.testing.assert_close(seen.pop(), normalize(train.images[indices], data.mean, data.std))  # type: ignore[index]
 
 
 def test_grey_images_have_a_patch_prior_unless_something_else_is_given(pictures: Path, tmp_path: Path) -> None:

@@ -276,19 +276,24 @@ def start_first_layer(net: nn.Module, data: ImageData) -> None:
 
     Args:
         net: Bayesian or not, on the CPU, with random weights.
-        data: of which the first 2,048 training images are taken, fewer of large ones.
+        data: the training images.
     """
     first = next((layer for layer in net.modules() if isinstance(layer, _WITH_PATCHES)), None)
     if first is None or not isinstance(first.weight, nn.Parameter):
         return
-    images = _first_images(data)
+    images = _some_images(data)
     if _sees(net, first, images):
         with suppress(ValueError):  # a convolution in groups
             start_as_patches(first, images)
 
 
-def _first_images(data: ImageData) -> Tensor:
-    pixels, _ = next(data.train.batches(min(PATCH_IMAGES, chunk_size(data.image_size))))
+def _some_images(data: ImageData) -> Tensor:
+    """The first 2,048 training images, fewer of large ones; where classes follow each other, as many among all."""
+    labels, most = data.train.labels, len(data.train)
+    count = min(PATCH_IMAGES, chunk_size(data.image_size), most)
+    in_order = labels.dim() == 1 and bool((labels.diff() >= 0).all())
+    order = torch.linspace(0, most - 1, count).long() if in_order else torch.arange(count)
+    pixels, _ = next(data.train.batches(count, order))
     return normalize(pixels, data.mean, data.std)
 
 
@@ -307,7 +312,7 @@ def give_patch_prior(net: nn.Module, data: ImageData, settings: BayesianSettings
 
     Args:
         net: a Bayesian network, on the CPU.
-        data: of which the first 2,048 training images are taken, fewer of large ones.
+        data: the training images.
         settings: of the run.
 
     Raises:
@@ -341,7 +346,7 @@ def _give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
     first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
     if first is None:
         raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
-    images = _first_images(data)
+    images = _some_images(data)
     if not _sees(net, first, images):
         raise UserError("patch_prior is for a network whose first Bayesian layer sees the images: leave it out")
     try:
