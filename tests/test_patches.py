@@ -141,15 +141,15 @@ def test_of_images_in_the_order_of_their_classes_those_of_all_classes_are_taken(
     monkeypatch.setattr(network, "PATCH_IMAGES", 20)
     monkeypatch.setattr(network, "start_as_patches", lambda layer, inputs: seen.append(inputs))
     setup = prepare(bayesian_settings(pictures, tmp_path, patch_prior=0))
-    images, labels = setup.data.train.images, setup.data.train.labels
-    assert isinstance(images, Tensor)
-    in_order = labels.sort(stable=True)
-    for order, expected in ((torch.arange(len(labels)), torch.arange(20)), (in_order.indices, None)):
-        train = replace(setup.data.train, images=images[order], labels=labels[order])
-        data = replace(setup.data, train=train)
+    train = setup.data.train
+    assert isinstance(train.images, Tensor)
+    mixed = torch.randperm(len(train))
+    evenly = torch.linspace(0, len(train) - 1, 20).long()
+    for order, expected in ((train.labels.argsort(stable=True), evenly), (mixed, torch.arange(20))):
+        images = train.images[order]
+        data = replace(setup.data, train=replace(train, images=images, labels=train.labels[order]))
         initial_state(replace(setup, data=data))
-        indices = torch.linspace(0, len(labels) - 1, 20).long() if expected is None else expected
-        torch.testing.assert_close(seen.pop(), normalize(train.images[indices], data.mean, data.std))  # type: ignore[index]
+        torch.testing.assert_close(seen.pop(), normalize(images[expected], data.mean, data.std))
 
 
 def test_grey_images_have_a_patch_prior_unless_something_else_is_given(pictures: Path, tmp_path: Path) -> None:
