@@ -127,6 +127,9 @@ def test_a_run_starts_its_first_layer_by_patches_unless_something_else_is_given(
             layer.weight.copy_(at_random)
         start_as_patches(layer, normalize(pixels, data.mean, data.std))
         torch.testing.assert_close(first_weight(settings), layer.weight.detach())
+    color = bayesian_settings(pictures, tmp_path, channels=3)
+    at_random, by_patches = (first_weight(replace(color, first_filters=name)) for name in ("random", "patches"))
+    assert torch.equal(first_weight(color), at_random) and not torch.equal(by_patches, at_random)
     settings = bayesian_settings(pictures, tmp_path, priors={"posterior_mu_initial": (0.0, 0.1)})
     assert torch.equal(first_weight(settings), first_weight(replace(settings, first_filters="random")))
     head = replace(settings, priors={}, net_type="test_patches:head_alone")  # whose first layer sees averages

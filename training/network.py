@@ -271,13 +271,18 @@ def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, descri
 
 
 @torch.no_grad()
-def start_first_layer(net: nn.Module, data: ImageData) -> None:
-    """Start the first layer by the patches of the training images, see `layers.start_as_patches`, if it sees them.
+def start_first_layer(net: nn.Module, data: ImageData, settings: Settings) -> None:
+    """Start a first layer that sees the images by their patches, see `layers.start_as_patches`, if the settings say so.
 
     Args:
-        net: Bayesian or not, on the CPU, with random weights.
+        net: Bayesian or not, on the CPU.
         data: the training images.
+        settings: of the run.
     """
+    if not settings.starts_at_random or settings.first_filters == "random":
+        return
+    if settings.first_filters == "auto" and not _are_grey_classes(data):
+        return
     first = next((layer for layer in net.modules() if isinstance(layer, _WITH_PATCHES)), None)
     if first is None or not isinstance(first.weight, nn.Parameter):
         return
@@ -285,6 +290,11 @@ def start_first_layer(net: nn.Module, data: ImageData) -> None:
     if _sees(net, first, images):
         with suppress(ValueError):  # a convolution in groups
             start_as_patches(first, images)
+
+
+def _are_grey_classes(data: ImageData) -> bool:
+    """Whether the data are those for which the first layer is seen to by default."""
+    return data.task == "classification" and data.channels == 1
 
 
 def _some_images(data: ImageData) -> Tensor:
@@ -336,8 +346,8 @@ def automatic_strength(data: ImageData, settings: BayesianSettings) -> float:
     given = Priors.parse(settings.priors)
     is_own = (given.prior_mu, given.prior_sigma, given.learn_prior_sigma, given.prior) != (0.0, 1.0, False, None)
     beta = 1.0 if isinstance(settings.beta_type, str) else settings.beta_type
-    is_grey = settings.task == "classification" and data.channels == 1
-    return len(data.train) / (180 * beta) if is_grey and settings.starts_at_random and not is_own and beta else 0.0
+    is_automatic = _are_grey_classes(data) and settings.starts_at_random and not is_own
+    return len(data.train) / (180 * beta) if is_automatic and beta else 0.0
 
 
 def _give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:

@@ -146,8 +146,9 @@ class Settings:
     n_epochs: int = _setting("passes over the training split", whole(1), Role.MAY_CHANGE_ON_RESUME)
     first_filters: str = _setting(
         "how the weights of a first layer that sees the images start: patches (random, with the covariance of the "
-        "training images' patches, so that they answer little to pixel noise) or random (as torch starts every layer)",
-        one_of("patches", "random"),
+        "training images' patches, so that they answer little to pixel noise), random (as torch starts every layer), "
+        "or auto (patches for classes of grey images)",
+        one_of("auto", "patches", "random"),
     )
     lr_start: float = _setting(
         "learning rate of the weights (of their posterior means) at the start", number(0, exclusive=True)

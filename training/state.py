@@ -210,8 +210,7 @@ def initial_state(setup: Setup) -> State:
         UserError: as `build_network`, `give_patch_prior` and `build_optimizer`.
     """
     net = build_network(setup.settings, setup.description)
-    if setup.settings.first_filters == "patches" and setup.settings.starts_at_random:
-        start_first_layer(net, setup.data)
+    start_first_layer(net, setup.data, setup.settings)
     if setup.bayesian:
         give_patch_prior(net, setup.data, setup.bayesian)
     net.to(setup.device)
