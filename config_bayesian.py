@@ -18,10 +18,8 @@ skip_broken = False  # leave out the images of a folder that cannot be read, and
 # Network
 net_type = "lenet"  # lenet, alexnet, 3conv3fc, resnet18 (or another of torchvision's), or package.module:factory
 activation_type = "relu"  # relu, softplus
-first_filters = (
-    "auto"  # start of the first layer: patches: by the covariance of image patches, so that it answers little
-)
-# to pixel noise; random: as torch starts it; auto: patches for grey images
+first_filters = "auto"  # start of the first layer: patches: by the covariance of image patches, against pixel noise;
+# random: as torch starts it; auto: patches for grey images
 weights = None  # a file of weights to start from, such as torchvision's for its resnet18
 layer_type = "bbb"  # bbb: one weight draw per step; lrt: noise per output element; flipout: one random sign per example
 posterior = "gaussian"  # N(μ, σ²); or k_tied, radial, low_rank, rank1, or {"family": "rank1", "components": 4}
