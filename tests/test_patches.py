@@ -28,7 +28,7 @@ from layers import (
 )
 from models import load_network
 from support import UserError
-from training import network, run
+from training import network, run, state
 from training.state import initial_state, prepare
 
 
@@ -153,6 +153,17 @@ def test_of_images_in_the_order_of_their_classes_those_of_all_classes_are_taken(
         data = replace(setup.data, train=replace(train, images=images, labels=train.labels[order]))
         initial_state(replace(setup, data=data))
         torch.testing.assert_close(seen.pop(), normalize(images[expected], data.mean, data.std))
+
+
+@pytest.mark.parametrize(("changes", "times"), [({}, 1), ({"channels": 3}, 0), ({"channels": 3, "patch_prior": 1}, 1)])
+def test_images_are_read_once_where_they_are_needed(
+    changes: dict[str, Any], times: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    of_run = state.images_for_patches
+    monkeypatch.setattr(state, "images_for_patches", lambda data: (read.append(data), of_run(data))[1])
+    initial_state(prepare(bayesian_settings(pictures, tmp_path, **changes)))
+    assert len(read) == times
 
 
 def test_grey_images_have_a_patch_prior_unless_something_else_is_given(pictures: Path, tmp_path: Path) -> None:

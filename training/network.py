@@ -271,13 +271,14 @@ def _continue_from(path: str, net: nn.Module, settings: BayesianSettings, descri
 
 
 @torch.no_grad()
-def start_first_layer(net: nn.Module, data: ImageData, settings: Settings) -> None:
+def start_first_layer(net: nn.Module, data: ImageData, settings: Settings, images: Callable[[], Tensor]) -> None:
     """Start a first layer that sees the images by their patches, see `layers.start_as_patches`, if the settings say so.
 
     Args:
         net: Bayesian or not, on the CPU.
-        data: the training images.
+        data: of the run.
         settings: of the run.
+        images: gives `images_for_patches`, once they are needed.
     """
     if not settings.starts_at_random or settings.first_filters == "random":
         return
@@ -286,10 +287,9 @@ def start_first_layer(net: nn.Module, data: ImageData, settings: Settings) -> No
     first = next((layer for layer in net.modules() if isinstance(layer, _WITH_PATCHES)), None)
     if first is None or not isinstance(first.weight, nn.Parameter):
         return
-    images = _some_images(data)
-    if _sees(net, first, images):
+    if _sees(net, first, images()):
         with suppress(ValueError):  # a convolution in groups
-            start_as_patches(first, images)
+            start_as_patches(first, images())
 
 
 def _are_grey_classes(data: ImageData) -> bool:
@@ -297,8 +297,15 @@ def _are_grey_classes(data: ImageData) -> bool:
     return data.task == "classification" and data.channels == 1
 
 
-def _some_images(data: ImageData) -> Tensor:
-    """The first 2,048 training images, fewer of large ones; where classes follow each other, as many among all."""
+def images_for_patches(data: ImageData) -> Tensor:
+    """The first 2,048 training images, fewer of large ones; where classes follow each other, as many among all.
+
+    Returns:
+        [n, channels, height, width], normalized.
+
+    Raises:
+        UserError: an image file that cannot be read.
+    """
     labels, most = data.train.labels, len(data.train)
     count = min(PATCH_IMAGES, chunk_size(data.image_size), most)
     in_order = labels.dim() == 1 and bool((labels.diff() >= 0).all())
@@ -317,22 +324,23 @@ def _sees(net: nn.Module, layer: nn.Module, images: Tensor) -> bool:
 
 
 @torch.no_grad()
-def give_patch_prior(net: nn.Module, data: ImageData, settings: BayesianSettings) -> None:
+def give_patch_prior(net: nn.Module, data: ImageData, settings: BayesianSettings, images: Callable[[], Tensor]) -> None:
     """Give the first Bayesian layer the prior of the training images' patches, if the settings say so.
 
     Args:
         net: a Bayesian network, on the CPU.
-        data: the training images.
+        data: of the run.
         settings: of the run.
+        images: gives `images_for_patches`, once they are needed.
 
     Raises:
         UserError: a strength is given, and the first Bayesian layer does not see the images, or has no such prior.
     """
     if settings.patch_prior == "auto":
         with suppress(UserError):
-            _give_patch_prior(net, data, automatic_strength(data, settings))
+            _give_patch_prior(net, images, automatic_strength(data, settings))
     else:
-        _give_patch_prior(net, data, float(settings.patch_prior))
+        _give_patch_prior(net, images, float(settings.patch_prior))
 
 
 def automatic_strength(data: ImageData, settings: BayesianSettings) -> float:
@@ -350,17 +358,16 @@ def automatic_strength(data: ImageData, settings: BayesianSettings) -> float:
     return len(data.train) / (180 * beta) if is_automatic and beta else 0.0
 
 
-def _give_patch_prior(net: nn.Module, data: ImageData, strength: float) -> None:
+def _give_patch_prior(net: nn.Module, images: Callable[[], Tensor], strength: float) -> None:
     if strength == 0:
         return
     first = next((layer for layer in net.modules() if isinstance(layer, BayesianLayer)), None)
     if first is None:
         raise UserError("patch_prior needs a Bayesian layer, and the network has none: leave it out")
-    images = _some_images(data)
-    if not _sees(net, first, images):
+    if not _sees(net, first, images()):
         raise UserError("patch_prior is for a network whose first Bayesian layer sees the images: leave it out")
     try:
-        prior = patch_prior(first, images, strength)
+        prior = patch_prior(first, images(), strength)
         next(posterior for name, _, posterior in weight_posteriors(first) if name == "weight").set_prior(prior)
     except ValueError as error:
         raise UserError(f"patch_prior cannot be used with this network: {error}") from error

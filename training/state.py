@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from training.network import (
     build_scheduler,
     describe,
     give_patch_prior,
+    images_for_patches,
     normalized_as_for,
     start_first_layer,
 )
@@ -210,9 +212,10 @@ def initial_state(setup: Setup) -> State:
         UserError: as `build_network`, `give_patch_prior` and `build_optimizer`.
     """
     net = build_network(setup.settings, setup.description)
-    start_first_layer(net, setup.data, setup.settings)
+    images = cache(partial(images_for_patches, setup.data))  # read once for both, and only if one of them needs them
+    start_first_layer(net, setup.data, setup.settings, images)
     if setup.bayesian:
-        give_patch_prior(net, setup.data, setup.bayesian)
+        give_patch_prior(net, setup.data, setup.bayesian, images)
     net.to(setup.device)
     optimizer = build_optimizer(net, setup.settings, len(setup.data.train))
     scheduler = build_scheduler(optimizer, setup.settings, setup.batches)
