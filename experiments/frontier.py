@@ -1,11 +1,11 @@
 """Quality against price: how good the networks of the plan are, on known, unknown and corrupted images, and their cost.
 
-Three series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
-complete runs by the settings that a search found (`run --only searched`); and "default", complete runs by the
-configurations. Points whose networks are no longer at hand keep the figures that they have in the record. The price of
-a prediction is in passes of the twin, that of training in trainings of one twin, both timed in turn within this
-process. Networks of several seeds give means and standard deviations, and are compared with their rival of the same
-price on the same images.
+Four series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
+complete runs by the settings that a search found (`run --only searched`); "default", complete runs by the settings of
+the first results; and "configured", runs as the configurations have them (`run --only configured`). Points whose
+networks are no longer at hand keep the figures that they have in the record. The price of a prediction is in passes of
+the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
+give means and standard deviations, and are compared with their rival of the same price on the same images.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ SHORT = (
     Point("last layer by its bound", "short_bounded", draws, 1, GREEN, "^"),
     Point("rank-1, 3", "short_rank1", partial(draws, count=3), 1, GREEN, "o"),
     Point("rank-1, 25", "short_rank1", draws, 1, GREEN, "p"),
+    Point("rank-1, moments", "short_rank1", moments, 1, GREEN, "P"),
     Point("rank-1 of 4, 4", "short_rank1_4", partial(draws, count=4), 1, GREEN, "s"),
     Point("BatchEnsemble of 4", "short_batch_ensemble", partial(draws, count=4), 1, GREEN, "D"),
     Point("mean field, 1", "short_mean_field", partial(draws, count=1), 1, BLUE, "1"),
@@ -163,13 +164,17 @@ def _by_patches(twin: str, mean_field: str) -> tuple[Point, ...]:
 SEARCHED = (
     *_complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched"),
     *_by_patches("twin_by_patches", "searched_by_patches"),
+    Point("rank-1, moments", "rank1_of_lenet", moments, 1, GREEN, "v", rival="twin"),
+)
+CONFIGURED = _complete(
+    "configured_twin", "configured_dropout", "configured_laplace", "configured", "configured_patch_1000"
 )
 DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
     *_by_patches("frequentist_by_patches", "by_patches_1e4"),  # what the configurations have
 )
 COMPLETE = ("default", "searched")  # the series of the results page
-SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT}
+SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
 Losses = dict[int, tuple[Tensor, Tensor]]  # by seed, `image_losses`
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
@@ -359,7 +364,7 @@ def render(record: Mapping[str, Any], *series: str) -> str:
     blocks = _of_series(record, series)
     lines = [(name, label, row) for name, block in blocks.items() for label, row in block["points"].items()]
     clean, elsewhere = (
-        {name: metric for name, metric in metrics.items() if any(name in row for _, _, row in lines)}
+        {name: metric for name, metric in metrics.items() if all(name in row for _, _, row in lines)}
         for metrics in (CLEAN, ELSEWHERE)
     )
     tables = [
@@ -387,14 +392,12 @@ def _prices(row: Mapping[str, Any]) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], metrics: Metrics) -> list[str]:
-    """Mean, and ± the standard deviation of several networks; nothing for a figure that has not been measured."""
+    """Mean, and ± the standard deviation of several networks."""
     deviations = row.get("deviations", {})
     return [
-        "" if name not in row
-        else f"{row[name]:{form}} ± {deviations[name]:{form}}" if name in deviations
-        else f"{row[name]:{form}}"
+        f"{row[name]:{form}} ± {deviations[name]:{form}}" if name in deviations else f"{row[name]:{form}}"
         for name, (_, form) in metrics.items()
-    ]  # fmt: skip
+    ]
 
 
 def _comparison(row: Mapping[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
             f"mean field, T = 0.003, prior σ of 0.1, patch prior of {strength}, short", True,
             {**SHORT_MEAN_FIELD, "priors": {"prior_sigma": 0.1}, "patch_prior": float(strength)},
         )
-        for strength in (10, 30)
+        for strength in (3, 10, 30, 100)
     },
     "short_twin_by_patches": Method("twin, filters from patches, short", False, {**SHORT_TWIN, **BY_PATCHES}),
     "short_narrow_by_patches": Method(
@@ -153,9 +153,35 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
     ),
 }  # fmt: skip
 
+AS_CONFIGURED: Values = {"n_epochs": 30, "lr_start": 1e-3}
+BAYESIAN_AS_CONFIGURED: Values = {**AS_CONFIGURED, "layer_type": "bbb", "beta_type": 0.03}
+CONFIGURED: dict[str, Method] = {  # color images by the settings of config_bayesian.py and config_frequentist.py
+    "configured_twin": Method("frequentist, as configured", False, AS_CONFIGURED),
+    "configured_dropout": Method("frequentist, dropout, as configured", False, AS_CONFIGURED, network="{}_dropout"),
+    "configured_mc_dropout": Method(
+        "MC dropout, as configured", False, networks_of="configured_dropout", dropout_at_work=True
+    ),
+    "configured_laplace": Method(
+        "Laplace of the last layer, as configured", False, networks_of="configured_twin", laplace=True
+    ),
+    "configured": Method("Gaussian, as configured", True, BAYESIAN_AS_CONFIGURED),
+    **{
+        f"configured_patch_{strength}": Method(
+            f"Gaussian, as configured, patch prior of {strength:,}", True,
+            {**BAYESIAN_AS_CONFIGURED, "patch_prior": float(strength)},
+        )
+        for strength in (100, 300, 1000, 3000, 10_000)
+    },
+}  # fmt: skip
+
+OF_LENET = ("CIFAR10", "lenet")
+
+OWN_TABLES = (*AT_ONE, *SHORT, *CONFIGURED)  # methods that are not rows of the table of complete runs
+
 METHODS: dict[str, Method] = {
     **AT_ONE,
     **SHORT,
+    **CONFIGURED,
     "frequentist": Method("frequentist", False),
     "dropout": Method("frequentist, dropout", False, network="{}_dropout"),
     "mc_dropout": Method("MC dropout", False, networks_of="dropout", dropout_at_work=True),
@@ -189,21 +215,33 @@ METHODS: dict[str, Method] = {
     ),
     "laplace": Method("Laplace of the last layer", False, networks_of="frequentist", laplace=True),
     "twin_searched": Method("frequentist, searched", False, searched="frequentist"),
-    "twin_of_cifar10": Method(
-        "frequentist, settings of CIFAR-10", False, searched="frequentist", searched_on=("CIFAR10", "lenet")
+    "twin_of_lenet": Method(
+        "frequentist, settings of LeNet on CIFAR-10", False, searched="frequentist", searched_on=OF_LENET
     ),
-    "of_cifar10": Method("Gaussian, settings of CIFAR-10", True, searched="bayesian", searched_on=("CIFAR10", "lenet")),
+    "of_lenet": Method("Gaussian, settings of LeNet on CIFAR-10", True, searched="bayesian", searched_on=OF_LENET),
+    "narrow_start_of_lenet": Method(
+        "Gaussian, settings of LeNet on CIFAR-10, σ from 0.0009",
+        True,
+        {"priors": {"posterior_rho_initial": (-7, 0.1)}},
+        searched="bayesian",
+        searched_on=OF_LENET,
+    ),
+    "colder_of_lenet": Method(
+        "Gaussian, settings of LeNet on CIFAR-10, T = 0.0003",
+        True,
+        {"temperature": 3e-4},
+        searched="bayesian",
+        searched_on=OF_LENET,
+    ),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
-    "twin_lighter": Method("frequentist, searched, decay 5e-4", False, {"weight_decay": 5e-4}, searched="frequentist"),
     "searched": Method("Gaussian, searched", True, searched="bayesian"),
-    "searched_colder": Method("Gaussian, searched, T = 0.0003", True, {"temperature": 3e-4}, searched="bayesian"),
     "twin_by_patches": Method("frequentist, searched, filters from patches", False, BY_PATCHES, searched="frequentist"),
     "searched_by_patches": Method("Gaussian, searched, filters from patches", True, BY_PATCHES, searched="bayesian"),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
-    "rank1_searched": Method(
-        "rank-1, β = 1, searched",
+    "rank1_of_lenet": Method(
+        "rank-1, β = 1, settings of LeNet on CIFAR-10",
         True,
         {
             "posterior": {"family": "rank1"},
@@ -213,6 +251,7 @@ METHODS: dict[str, Method] = {
             "priors": {"prior_sigma": 0.1},
         },
         searched="bayesian",
+        searched_on=OF_LENET,
     ),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
@@ -231,8 +270,6 @@ class Block:
         common: settings of every method.
         bayesian: settings of every Bayesian method.
         frequentist: settings of every frequentist method.
-        searched_on: the data set and the network whose search gives the settings of methods that are searched; None
-            for its own.
         searched_by: settings of the runs of its search that differ from those of the block.
     """
 
@@ -242,16 +279,16 @@ class Block:
     common: Values
     bayesian: Values = field(default_factory=dict)
     frequentist: Values = field(default_factory=dict)
-    searched_on: tuple[str, str] | None = None
     searched_by: Values = field(default_factory=dict)
 
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
+CONFIGURED_SEEDS = {name: 1 if "patch" in name else 3 for name in CONFIGURED}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
-    "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_10",
-    "short_narrow_patch_30", "short_smooth", "short_fan_in", "short_warmer",
-    "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
+    "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_3",
+    "short_narrow_patch_10", "short_narrow_patch_30", "short_narrow_patch_100", "short_smooth", "short_fan_in",
+    "short_warmer", "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
 }  # fmt: skip
 BLOCKS = (
     Block(
@@ -262,7 +299,7 @@ BLOCKS = (
             "bbb_0.03": 3, "bbb_0.01": 1, "lrt_1": 3, "lrt_0.3": 1, "lrt_0.1": 1, "lrt_0.03": 3, "lrt_0.01": 3,
             "alpha": 3, "last_layer": 3, "bbb_ensemble": 1, "laplace": 3, "patch_1e4": 1, "patch_1e5": 3,
             "patch_1e6": 1, "frequentist_by_patches": 3, "bbb_0.03_by_patches": 3, "by_patches_1e4": 3,
-            "twin_of_cifar10": 3, "of_cifar10": 3, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
+            "twin_of_lenet": 3, "of_lenet": 3, "twin_searched": 3, "searched": 3, **dict.fromkeys(AT_ONE, 1),
             **{name: seeds for name, seeds in SHORT_SEEDS.items() if name not in AGAINST_NOISE},
         },
         {"n_epochs": 30, "batch_size": 256, "lr_start": 3e-3},
@@ -276,7 +313,7 @@ BLOCKS = (
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
             "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3,
             "twin_by_patches": 1, "searched_by_patches": 1, **SEARCHED_SEEDS,
-            **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS,
+            **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS, **CONFIGURED_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
         searched_by={"n_epochs": 20},
@@ -285,25 +322,22 @@ BLOCKS = (
         "CIFAR10",
         "alexnet",
         {
-            "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1,
-            "twin_lighter": 1, "searched": 1, "searched_colder": 1,
+            "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1,
+            "of_lenet": 1, "colder_of_lenet": 1, "narrow_start_of_lenet": 1, "twin_searched": 1, "searched": 1,
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
-        searched_on=("CIFAR10", "lenet"),
         searched_by={"n_epochs": 7, "amp": True},
     ),
     Block(
         "CIFAR10",
         "3conv3fc",
         {
-            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1, "twin_lighter": 1, "searched": 1,
-            "searched_colder": 1, "rank1_searched": 1,
+            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1, "of_lenet": 1,
+            "narrow_start_of_lenet": 1, "rank1_of_lenet": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
-        searched_on=("CIFAR10", "lenet"),
-        searched_by={"n_epochs": 4, "amp": True},
     ),
     Block(
         "MNIST",
@@ -315,10 +349,9 @@ BLOCKS = (
     Block(
         "CIFAR100",
         "lenet",
-        {"frequentist": 1, "bbb_0.01": 1, **SEARCHED_SEEDS},
+        {"twin_of_lenet": 1, "of_lenet": 1},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
-        searched_on=("CIFAR10", "lenet"),
-        searched_by={"n_epochs": 20},
+        searched_by={"n_epochs": 10},
     ),
 )  # fmt: skip
 
@@ -363,10 +396,13 @@ class Experiment:
         """
         block, method = self.block, self.method
         family = block.bayesian if method.bayesian else block.frequentist
-        searched = method.searched_on or block.searched_on or (block.dataset, block.net_type)
+        searched = method.searched_on or (block.dataset, block.net_type)
         found = recipe(*searched, method.searched) if method.searched else {}
         run = {"net_type": network(block, method), "seed": self.seed}
-        return {**block.common, **family, **found, **method.settings, **run}
+        settings = {**block.common, **family, **found, **method.settings, **run}
+        if "priors" in found:  # of which a method changes some
+            settings["priors"] = {**found["priors"], **method.settings.get("priors", {})}
+        return settings
 
 
 def experiments() -> Iterator[Experiment]:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from benchmarks.measure import table as markdown
 from experiments import frontier, robustness
 from experiments.ablations import AS_PLANNED
-from experiments.plan import AT_ONE, BLOCKS, METHODS, SHORT, TEMPERATURES
+from experiments.plan import AT_ONE, BLOCKS, METHODS, OWN_TABLES, TEMPERATURES
 from experiments.recipes import FOLDER, read_trials
 from support import (
     BLUE,
@@ -270,9 +270,10 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
     """The page with its tables replaced, each between marks such as `<!-- results -->` and `<!-- /results -->`."""
     prices = json.loads(frontier.RECORD.read_text(encoding="utf-8"))
     tables = {
-        "results": table([row for row in rows if row.method not in (*AT_ONE, *SHORT)]),
+        "results": table([row for row in rows if row.method not in OWN_TABLES]),
         "at one": at_one_table(rows),
         "frontier": frontier.render(prices, "short"),
+        "configured": frontier.render(prices, "configured"),
         "second edition": frontier.render(prices, *frontier.COMPLETE),
         "robustness": robustness.render(json.loads(robustness.RECORD.read_text(encoding="utf-8"))),
         "searches": searches_table(),
@@ -289,28 +290,23 @@ def write(rows: Sequence[Row]) -> None:
     """Write the tables into the pages, and the figures into docs/images."""
     for page in PAGES:
         write_text(page, with_tables(page.read_text(encoding="utf-8"), rows))
-    plotted = [row for row in rows if row.method not in (*AT_ONE, *SHORT)]
+    plotted = [row for row in rows if row.method not in OWN_TABLES]
     for path in (plot_methods(plotted), plot_pairs(plotted), plot_temperatures(plotted)):
         print(path)
 
 
 ESTIMATORS = {"bbb": "o", "lrt": "s"}
 COLORS = {"bbb": BLUE, "lrt": GREEN}
-FAMILIES = {
-    **dict.fromkeys(
-        (
-            "frequentist",
-            "twin_searched",
-            "twin_lighter",
-            "twin_of_cifar10",
-            "frequentist_by_patches",
-            "twin_by_patches",
-        ),
-        ORANGE,
-    ),
-    **dict.fromkeys(("dropout", "mc_dropout", "dropout_searched", "mc_dropout_searched"), PINK),
-    "ensemble": GREEN,
-}
+
+
+def _color(name: str) -> str:
+    """Of a method's marks."""
+    method = METHODS[name]
+    if method.bayesian:
+        return BLUE
+    if "dropout" in name or method.laplace:
+        return PINK
+    return GREEN if method.members > 1 else ORANGE
 
 
 @figure_style()
@@ -325,7 +321,7 @@ def plot_methods(rows: Sequence[Row]) -> Path:
         for ax, (name, pick, _) in zip(axes, (COLUMNS[0], COLUMNS[1], COLUMNS[3]), strict=True):
             for height, row in enumerate(block_rows):
                 values = row.values(pick)
-                color = FAMILIES.get(row.method, BLUE)
+                color = _color(row.method)
                 ax.plot(values, [height] * len(values), "o", color=color, alpha=0.5, markersize=5)
                 ax.plot(row.mean(pick), height, "|", color=color, markersize=12, markeredgewidth=2)
             titles = [METHODS[row.method].title for row in block_rows]

@@ -36,10 +36,13 @@ STARTS: Mapping[bool, Sequence[dict[str, Any]]] = {  # what was good before, by 
         {"optimizer": "sgd", "sgd rate": 0.0557, "decay": 2.4e-3},
     ),
     True: (
-        {"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4, "temperature": 3e-3, "layer_type": "bbb"},
-        {"optimizer": "adam", "adam rate": 2e-3, "decay": 2e-5, "temperature": 0.01, "layer_type": "lrt"},
+        {"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4, "temperature": 3e-3, "layer_type": "bbb", "rho": -7.0},
+        {"optimizer": "adam", "adam rate": 2e-3, "decay": 2e-5, "temperature": 0.01, "layer_type": "lrt", "rho": -5.0},
         # The twin's.
-        {"optimizer": "sgd", "sgd rate": 0.0557, "decay": 2.4e-3, "temperature": 3e-3, "layer_type": "bbb"},
+        {
+            "optimizer": "sgd", "sgd rate": 0.0557, "decay": 2.4e-3, "temperature": 3e-3, "layer_type": "bbb",
+            "rho": -7.0,
+        },
     ),
 }  # fmt: skip
 
@@ -48,7 +51,7 @@ def suggest(trial: BaseTrial, bayesian: bool, train_size: int) -> dict[str, Any]
     """The settings of a trial.
 
     A Bayesian network has the decay δ of its means by its prior, δ = 1/(Nσ_p²) at β = 1, and so a deviation σ_p, and
-    the temperature T of its entropy besides.
+    the temperature T of its entropy and the ρ from which its own deviations start besides.
 
     Args:
         trial: what the numbers are drawn from.
@@ -65,9 +68,12 @@ def suggest(trial: BaseTrial, bayesian: bool, train_size: int) -> dict[str, Any]
         return settings | {"weight_decay": trial.suggest_float(name, *decays, log=True)}
     decay = trial.suggest_float("decay", *DECAYS, log=True)
     return settings | {
-        "priors": {"prior_sigma": 1 / math.sqrt(train_size * decay)},
+        "priors": {
+            "prior_sigma": 1 / math.sqrt(train_size * decay),
+            "posterior_rho_initial": (trial.suggest_categorical("rho", [-7.0, -5.0]), 0.1),
+        },
         "beta_type": 1.0,
-        "temperature": trial.suggest_float("temperature", 1e-3, 1.0, log=True),
+        "temperature": trial.suggest_float("temperature", 1e-4, 1.0, log=True),
         "layer_type": trial.suggest_categorical("layer_type", ["bbb", "lrt"]),
         "lr_spread_factor": 0.2 if optimizer == "sgd" else 10.0,
     }
@@ -86,7 +92,8 @@ def run_searches(blocks: Sequence[Block], files: ExperimentFiles, folder: Path =
         UserError: data is missing.
     """
     for block in blocks:
-        families = {method.searched: method for method in map(METHODS.__getitem__, block.seeds) if method.searched}
+        methods = map(METHODS.__getitem__, block.seeds)
+        families = {method.searched: method for method in methods if method.searched and not method.searched_on}
         for family, method in families.items():
             path = record_path(block.dataset, block.net_type, family, folder)
             try:

@@ -309,9 +309,10 @@ def test_a_network_that_is_not_planned_or_not_trained_is_named(
 def test_searched_networks_are_compared_with_their_rivals_on_the_same_images(
     places: ExperimentFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = replace(BARS, seeds={"twin_searched": 2, "searched": 2}, searched_on=("CIFAR10", "lenet"))
+    block = replace(BARS, seeds={"twin_of_lenet": 2, "of_lenet": 2})
     run_missing([Experiment(block, method, seed) for method in block.seeds for seed in range(2)], places)
-    monkeypatch.setitem(frontier.SERIES, "searched", [TWIN, MOMENTS])
+    points = [replace(TWIN, method="twin_of_lenet"), replace(MOMENTS, method="of_lenet")]
+    monkeypatch.setitem(frontier.SERIES, "searched", points)
     measured = frontier.measure(block, places, corrupted=4, rounds=2, series="searched")
     twin, ours = measured["points"].values()
     for row in (twin, ours):
@@ -503,6 +504,8 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(places: Exp
     assert len(list((tmp_path / "whole").iterdir())) == 3
     for path in (tmp_path / "whole").iterdir():
         assert json.loads(path.read_text()) == json.loads((tmp_path / "rest" / path.name).read_text())
+    search.run_searches([replace(BARS, seeds={"of_lenet": 1})], places, tmp_path / "none", trials=1)
+    assert not (tmp_path / "none").exists()  # its settings are those of another search
 
 
 def test_a_trial_that_diverges_is_pruned_and_a_full_disk_ends_the_search(
@@ -527,7 +530,9 @@ def test_a_trial_that_diverges_is_pruned_and_a_full_disk_ends_the_search(
 
 def test_a_temperature_and_a_decay_are_those_of_the_objective() -> None:
     """The pull of the prior on a mean, per example, is δμ."""
-    trial = FixedTrial({"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4, "temperature": 0.1, "layer_type": "bbb"})
+    trial = FixedTrial(
+        {"optimizer": "sgd", "sgd rate": 0.05, "decay": 2e-4, "temperature": 0.1, "layer_type": "bbb", "rho": -7.0}
+    )
     settings = search.suggest(trial, bayesian=True, train_size=500)
     mean, std = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
     pull, _ = GaussianPrior(0.0, settings["priors"]["prior_sigma"]).pull(mean, std)
