@@ -28,7 +28,7 @@ priors = {
     "prior_mu": 0.0,
     "prior_sigma": 1.0,
     "posterior_mu_initial": None,  # (mean, std), or None for torch's initialization by fan-in
-    "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ)
+    "posterior_rho_initial": (-5.0, 0.1),  # (mean, std); σ = softplus(ρ); in wide networks, -7 (see docs/faq.md)
 }
 patch_prior = "auto"  # strength of a first-layer prior by the covariance of image patches, against pixel noise, or 0;
 # auto: for grey images N/(180 β), for color images 0, where 30 with beta_type 1 is a start

@@ -226,6 +226,13 @@ METHODS: dict[str, Method] = {
         searched="bayesian",
         searched_on=OF_LENET,
     ),
+    "colder_narrow_start_of_lenet": Method(
+        "Gaussian, settings of LeNet on CIFAR-10, σ from 0.0009, T = 0.0003",
+        True,
+        {"priors": {"posterior_rho_initial": (-7, 0.1)}, "temperature": 3e-4},
+        searched="bayesian",
+        searched_on=OF_LENET,
+    ),
     "colder_of_lenet": Method(
         "Gaussian, settings of LeNet on CIFAR-10, T = 0.0003",
         True,
@@ -284,7 +291,7 @@ class Block:
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
 SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
-CONFIGURED_SEEDS = {name: 1 if "patch" in name else 3 for name in CONFIGURED}
+CONFIGURED_SEEDS = dict.fromkeys(CONFIGURED, 1) | {"configured_twin": 3, "configured_laplace": 3, "configured": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_3",
     "short_narrow_patch_10", "short_narrow_patch_30", "short_narrow_patch_100", "short_smooth", "short_fan_in",
@@ -323,7 +330,8 @@ BLOCKS = (
         "alexnet",
         {
             "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1,
-            "of_lenet": 1, "colder_of_lenet": 1, "narrow_start_of_lenet": 1, "twin_searched": 1, "searched": 1,
+            "of_lenet": 1, "colder_of_lenet": 1, "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1,
+            "twin_searched": 1, "searched": 1,
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -334,7 +342,8 @@ BLOCKS = (
         "3conv3fc",
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1, "of_lenet": 1,
-            "narrow_start_of_lenet": 1, "rank1_of_lenet": 1,
+            "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1,
+            "rank1_of_lenet": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
