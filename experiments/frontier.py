@@ -164,7 +164,6 @@ def _by_patches(twin: str, mean_field: str) -> tuple[Point, ...]:
 SEARCHED = (
     *_complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched"),
     *_by_patches("twin_by_patches", "searched_by_patches"),
-    Point("rank-1, moments", "rank1_of_lenet", moments, 1, GREEN, "v", rival="twin"),
 )
 CONFIGURED = _complete(
     "configured_twin", "configured_dropout", "configured_laplace", "configured", "configured_patch_1000"

@@ -342,8 +342,7 @@ BLOCKS = (
         "3conv3fc",
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1, "of_lenet": 1,
-            "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1,
-            "rank1_of_lenet": 1,
+            "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1, "rank1_of_lenet": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -360,7 +359,6 @@ BLOCKS = (
         "lenet",
         {"twin_of_lenet": 1, "of_lenet": 1},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
-        searched_by={"n_epochs": 10},
     ),
 )  # fmt: skip
 

@@ -78,6 +78,12 @@ def test_every_experiment_of_the_plan_can_run(places: ExperimentFiles) -> None:
             build(settings.net_type, experiment.method.bayesian, 10, 3, **own)
 
 
+def test_a_method_changes_some_of_the_priors_that_a_search_found() -> None:
+    settings = next(each for each in experiments() if each.method_name == "narrow_start_of_lenet").settings()
+    found = recipes.recipe("CIFAR10", "lenet", "bayesian")["priors"]
+    assert settings["priors"] == {"prior_sigma": found["prior_sigma"], "posterior_rho_initial": (-7, 0.1)}
+
+
 def test_an_experiment_is_done_once(
     places: ExperimentFiles, results: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
