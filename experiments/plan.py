@@ -175,6 +175,8 @@ CONFIGURED: dict[str, Method] = {  # color images by the settings of config_baye
 }  # fmt: skip
 
 OF_LENET = ("CIFAR10", "lenet")
+NARROW_START: Values = {"priors": {"posterior_rho_initial": (-7, 0.1)}}
+COLDER: Values = {"temperature": 3e-4}
 
 OWN_TABLES = (*AT_ONE, *SHORT, *CONFIGURED)  # methods that are not rows of the table of complete runs
 
@@ -218,28 +220,17 @@ METHODS: dict[str, Method] = {
     "twin_of_lenet": Method(
         "frequentist, settings of LeNet on CIFAR-10", False, searched="frequentist", searched_on=OF_LENET
     ),
-    "of_lenet": Method("Gaussian, settings of LeNet on CIFAR-10", True, searched="bayesian", searched_on=OF_LENET),
-    "narrow_start_of_lenet": Method(
-        "Gaussian, settings of LeNet on CIFAR-10, σ from 0.0009",
-        True,
-        {"priors": {"posterior_rho_initial": (-7, 0.1)}},
-        searched="bayesian",
-        searched_on=OF_LENET,
-    ),
-    "colder_narrow_start_of_lenet": Method(
-        "Gaussian, settings of LeNet on CIFAR-10, σ from 0.0009, T = 0.0003",
-        True,
-        {"priors": {"posterior_rho_initial": (-7, 0.1)}, "temperature": 3e-4},
-        searched="bayesian",
-        searched_on=OF_LENET,
-    ),
-    "colder_of_lenet": Method(
-        "Gaussian, settings of LeNet on CIFAR-10, T = 0.0003",
-        True,
-        {"temperature": 3e-4},
-        searched="bayesian",
-        searched_on=OF_LENET,
-    ),
+    **{
+        name: Method(
+            f"Gaussian, settings of LeNet on CIFAR-10{title}", True, changes, searched="bayesian", searched_on=OF_LENET
+        )
+        for name, title, changes in (
+            ("of_lenet", "", {}),
+            ("narrow_start_of_lenet", ", σ from 0.0009", NARROW_START),
+            ("colder_narrow_start_of_lenet", ", σ from 0.0009, T = 0.0003", {**NARROW_START, **COLDER}),
+            ("colder_of_lenet", ", T = 0.0003", COLDER),
+        )
+    },
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
