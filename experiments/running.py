@@ -177,7 +177,7 @@ def _train(experiment: Experiment, places: ExperimentFiles) -> None:
         swag.load_state_dict(torch.load(path, weights_only=True))
 
     def collect(row: Row) -> None:
-        if row["epoch"] > settings.n_epochs / 2:
+        if row["epoch"] - settings.n_epochs // 2 > swag.count:  # not what it had when it was killed
             swag.collect(state.net)
             with atomic_write(path) as temporary:
                 torch.save(swag.state_dict(), temporary)

@@ -220,10 +220,19 @@ def test_the_small_resnet_is_bayesian_but_for_its_batch_norm() -> None:
         resnet18(10, 1)
 
 
-@pytest.mark.parametrize(("method", "epoch"), [("lrt_1", 1), ("short_swag", 10)])
+@pytest.mark.parametrize(
+    ("method", "function", "epoch", "place"),
+    [
+        ("lrt_1", "train_epoch", 1, "epoch 2, step 1"),
+        ("short_swag", "train_epoch", 10, "epoch 11, step 1"),
+        ("short_swag", "_save", 10, "epoch 10, step 1"),  # its snapshot is written, and the epoch's last.pt is not
+    ],
+)
 def test_what_was_cut_off_is_gone_on_with(
     method: str,
+    function: str,
     epoch: int,
+    place: str,
     places: ExperimentFiles,
     results: dict[str, Any],
     tmp_path: Path,
@@ -232,19 +241,19 @@ def test_what_was_cut_off_is_gone_on_with(
 ) -> None:
     mine = replace(places, results=tmp_path / "results", checkpoints=tmp_path / "checkpoints")
     experiment = Experiment(BARS, method, 0)
-    train_epoch = loop.train_epoch
+    original = getattr(loop, function)
 
-    def cut_off(state: State, *arguments: Any) -> int:
+    def cut_off(state: State, *arguments: Any) -> Any:
         if state.progress.epoch == epoch:
             raise KeyboardInterrupt
-        return train_epoch(state, *arguments)
+        return original(state, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_epoch", cut_off)
+        patch.setattr(loop, function, cut_off)
         run_missing([experiment], mine)
     capsys.readouterr()
     run_missing([experiment], mine)
-    assert f"at epoch {epoch + 1}, step 1" in capsys.readouterr().out
+    assert f"at {place}" in capsys.readouterr().out
     assert json.loads(mine.result(experiment).read_text())["test"] == results[experiment.name]["test"]
 
 

@@ -126,7 +126,8 @@ def train(
         setup: what is fixed for the run.
         evaluated: the network that is validated and kept, if it is not the trained one but, for example, the
             running mean of its weights.
-        after_epoch: called with the figures of every epoch that ends; what it raises ends the run.
+        after_epoch: called with the figures of every epoch that ends, before `last.pt` is written; what it raises ends
+            the run. After a process was killed in between, it is called for the same epoch again.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -167,6 +168,8 @@ def train(
             seconds = progress.seconds + time.perf_counter() - started  # with those before a stop within the epoch
             row["seconds"] = seconds - sum(earlier["seconds"] for earlier in progress.history)
             best = _finish_epoch(state, setup, evaluated, row)
+            if after_epoch:
+                after_epoch(row)
             _save(state, setup, recorder)
             if world.is_main:
                 print(epoch_line(row, settings.n_epochs, best), flush=True)
@@ -174,8 +177,6 @@ def train(
                     print(f"warning: {text}", file=sys.stderr, flush=True)
                 if curves:
                     curves.add(row)
-            if after_epoch:
-                after_epoch(row)
             if signum := world.all_reduce_max(_stop_signal(stop, world)):  # it came during validation
                 _exit(setup, progress, signum)
 
