@@ -29,7 +29,7 @@ from likelihoods.metrics import (
     selective_scores,
     threshold_at_risk,
 )
-from likelihoods.paired import bootstrap_interval, image_losses, mcnemar, paired_comparison
+from likelihoods.paired import bootstrap_interval, image_losses, mcnemar, paired_comparison, paired_gains
 from likelihoods.regression import GaussianLikelihood, RegressionPredictive, StudentTLikelihood
 from likelihoods.summaries import Summaries, Summary
 from likelihoods.tasks import (
@@ -80,6 +80,7 @@ __all__ = [
     "novelty",
     "outer_mean",
     "paired_comparison",
+    "paired_gains",
     "parse_task",
     "reliability",
     "risk_coverage",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +59,34 @@ def image_losses(predictive: Predictive, labels: Tensor) -> tuple[Tensor, Tensor
     return predictive.labels != labels, -predictive.log_probs.double().gather(1, labels[:, None])[:, 0]
 
 
+def paired_gains(
+    losses: Sequence[tuple[Tensor, Tensor]], other_losses: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """How much better networks are than as many others, each than the one at its place, on the same images.
+
+    Args:
+        losses: `image_losses` per network.
+        other_losses: those of the others.
+
+    Returns:
+        accuracy_gain: the accuracy of the ones less that of the others, a mean over networks.
+        mcnemar_p: of `mcnemar`, one per network.
+        nll_gain: the NLL of the others less that of the ones, in nats per example, a mean over networks.
+        nll_gain_low, nll_gain_high: its 95 % interval for other images, a `bootstrap_interval` of means over networks.
+    """
+    wrong, nlls = zip(*losses, strict=True)
+    other_wrong, other_nlls = zip(*other_losses, strict=True)
+    gains = (torch.stack(other_nlls) - torch.stack(nlls)).mean(0)
+    low, high = bootstrap_interval(gains)
+    return {
+        "accuracy_gain": (torch.stack(other_wrong).double() - torch.stack(wrong).double()).mean().item(),
+        "mcnemar_p": list(map(mcnemar, wrong, other_wrong)),
+        "nll_gain": gains.mean().item(),
+        "nll_gain_low": low,
+        "nll_gain_high": high,
+    }
+
+
 def paired_comparison(predictive: Predictive, other: Predictive, labels: Tensor) -> dict[str, float]:
     """How much better a network is than another on the same images.
 
@@ -66,18 +96,7 @@ def paired_comparison(predictive: Predictive, other: Predictive, labels: Tensor)
         labels: [n].
 
     Returns:
-        accuracy_gain: the accuracy of the one less that of the other.
-        mcnemar_p: of `mcnemar`.
-        nll_gain: the NLL of the other less that of the one, in nats per example.
-        nll_gain_low, nll_gain_high: its 95 % `bootstrap_interval`.
+        The figures of `paired_gains`, with one p-value.
     """
-    (wrong, loss), (other_wrong, other_loss) = image_losses(predictive, labels), image_losses(other, labels)
-    gains = other_loss - loss
-    low, high = bootstrap_interval(gains)
-    return {
-        "accuracy_gain": (other_wrong.double() - wrong.double()).mean().item(),
-        "mcnemar_p": mcnemar(wrong, other_wrong),
-        "nll_gain": gains.mean().item(),
-        "nll_gain_low": low,
-        "nll_gain_high": high,
-    }
+    gains = paired_gains([image_losses(predictive, labels)], [image_losses(other, labels)])
+    return {**gains, "mcnemar_p": gains["mcnemar_p"][0]}

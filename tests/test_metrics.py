@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from inference import summarize
-from likelihoods import Predictive, bootstrap_interval, mcnemar, metrics, paired_comparison
+from likelihoods import Predictive, bootstrap_interval, image_losses, mcnemar, metrics, paired_comparison, paired_gains
 from support import UserError
 
 
@@ -257,3 +257,15 @@ def test_a_comparison_is_of_the_same_images() -> None:
     assert gain["nll_gain"] == pytest.approx(metrics.nll(theirs, labels) - metrics.nll(ours, labels), rel=1e-6)
     assert 0 < gain["nll_gain_low"] < gain["nll_gain"] < gain["nll_gain_high"]  # the other one is sure of nothing true
     assert gain["mcnemar_p"] == mcnemar(ours.labels != labels, theirs.labels != labels)
+
+
+def test_gains_of_several_networks_are_means_over_them_and_their_interval_is_of_these() -> None:
+    pairs = [[summarize(sharpness * torch.randn(3, 500, 4)) for sharpness in (1.0, 3.0)] for _ in range(2)]
+    labels = torch.randint(4, (500,))
+    ours, theirs = ([image_losses(predictive, labels) for predictive in each] for each in zip(*pairs, strict=True))
+    gain, alone = paired_gains(ours, theirs), [paired_comparison(*pair, labels) for pair in pairs]
+    for name in ("accuracy_gain", "nll_gain"):
+        assert gain[name] == pytest.approx(sum(each[name] for each in alone) / 2, rel=1e-6)
+    assert gain["mcnemar_p"] == [each["mcnemar_p"] for each in alone]
+    means = (theirs[0][1] - ours[0][1] + theirs[1][1] - ours[1][1]) / 2
+    assert (gain["nll_gain_low"], gain["nll_gain_high"]) == pytest.approx(bootstrap_interval(means))
