@@ -10,12 +10,22 @@ which is exact. Activations treat their input as normal, and keep two moments of
 
 The units of the last hidden layers are correlated, because they share uncertain inputs; their variances alone
 understate that of the logits. So from the first fully connected layer on, each operation notes how its output depends
-on its input (`Link`), and a backward pass over the links gives the covariance of the logits.
+on its input (`Link`), and a backward pass over the links gives the covariance of the logits; of many classes, a forward
+pass of draws over the links costs less.
 """
 
 from moments import rules  # which registers them
 from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments
-from moments.logits import DRAWS, Propagation, cholesky, fixed_normals, logit_covariance, logit_draws, propagate
+from moments.logits import (
+    DRAWS,
+    Propagation,
+    cholesky,
+    fixed_normals,
+    link_draws,
+    logit_covariance,
+    logit_draws,
+    propagate,
+)
 from moments.pair import RULES, Link, MissingRuleError, Moments, Rule, rule
 from moments.weights import WeightMoments, known_weights, weight_moments
 
@@ -32,6 +42,7 @@ __all__ = [
     "fixed_normals",
     "known_weights",
     "leaky_relu_moments",
+    "link_draws",
     "logit_covariance",
     "logit_draws",
     "maximum_moments",

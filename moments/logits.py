@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
 from moments.functions import TINY
-from moments.pair import MissingRuleError, Moments, variance_of
+from moments.pair import Link, MissingRuleError, Moments, variance_of
 from moments.weights import FactorMoments, WeightMoments, component_count, known_weights, weight_moments
 
 JITTER = 1e-5  # of a covariance, relative to the variances
@@ -43,6 +45,44 @@ def logit_covariance(logits: Moments) -> Tensor:
             covariance = covariance + by_channel @ by_channel.mT
         link = link.before
     return covariance
+
+
+def link_draws(link: Link, count: int = DRAWS) -> Tensor:
+    """Fixed antithetic draws [count, n, classes] of what the logits differ from their mean by, forward over the links.
+
+    A draw of x becomes J x + √noise ⊙ ε + sharedᵀ ε' after the link x → y: normal, with the covariance of
+    `logit_covariance`, in count / 2 rows where that has one row per class.
+
+    Args:
+        link: that of the logits.
+        count: even.
+    """
+    links = [link]
+    while links[0].before is not None:
+        links.insert(0, links[0].before)
+    std, channels = links[0].std, links[0].channels
+    sizes: list[Any] = [] if std is None else [channels]
+    for each in links:
+        sizes += [each.noise.shape[1]] if each.shared is None else [each.noise.shape[1], each.shared.shape[1]]
+    normals = iter(torch.tensor(_normals(count // 2, sum(sizes))).to(link.noise).split(sizes, 1))
+    draws = None if std is None else (std.unflatten(1, (channels, -1)) * next(normals)[:, None, :, None]).flatten(2)
+    for each in links:
+        added = each.noise.sqrt() * next(normals)[:, None]
+        if each.shared is not None:
+            added = added + torch.einsum("tk,nko->tno", next(normals), each.shared)
+        if draws is None:
+            draws = added
+        else:
+            draws = added + (draws * each.weight if each.is_diagonal else draws @ each.weight.mT)
+    assert draws is not None
+    return torch.cat([draws, -draws])
+
+
+@cache
+def _normals(count: int, size: int) -> np.ndarray:
+    """[count, size] draws of a standard normal, always the same, of variance 1 in every column."""
+    normals = np.random.default_rng(0).standard_normal((count, size))
+    return normals / np.sqrt((normals**2).mean(0))
 
 
 def propagate(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,30 +121,42 @@ class Propagation(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [n, classes] and covariance [n, classes, classes] of the logits of images, as `propagate`."""
-        means, covariances = zip(*self._of_components(images), strict=True)
-        if len(means) == 1:
+        components = self._logits(images)
+        means, covariances = [each.mean_value for each in components], [self._covariance(each) for each in components]
+        if len(components) == 1:
             return means[0], covariances[0]
         mean = torch.stack(means).mean(0)
         apart = [_outer(each - mean) for each in means]
         return mean, (torch.stack(covariances) + torch.stack(apart)).mean(0)
 
-    def _of_components(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The mean and the covariance for each component of the posterior, in one pass per component."""
+    def draws(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draws [draws, n, classes] of the logits, as many of each component.
+
+        They are `logit_draws` of the covariance by `noise`, and `link_draws` of more than 24 classes.
+        """
+        return torch.cat([self._draws(logits, noise) for logits in self._logits(images)])
+
+    def _draws(self, logits: Moments, noise: Tensor | None) -> Tensor:
+        if logits.link is None or logits.mean_value.shape[1] <= DRAWS // 2:
+            return logit_draws(logits.mean_value, self._covariance(logits), noise)
+        draws = link_draws(logits.link)
+        return logits.mean_value + (draws if self._map is None else draws @ self._map.mT)
+
+    def _covariance(self, logits: Moments) -> Tensor:
+        covariance = logit_covariance(logits)
+        return covariance if self._map is None else self._map @ covariance @ self._map.mT
+
+    def _logits(self, images: Tensor) -> list[Moments]:
+        """The logits under each component of the posterior, in one pass per component."""
         return [self._propagate(images, weights) for weights in self._components]
 
-    def draws(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draws [draws, n, classes] of the logits, as many of each component: see `logit_draws`."""
-        return torch.cat([logit_draws(*moments, noise) for moments in self._of_components(images)])
-
-    def _propagate(self, images: Tensor, weights: Mapping[str, WeightMoments | FactorMoments]) -> tuple[Tensor, Tensor]:
+    def _propagate(self, images: Tensor, weights: Mapping[str, WeightMoments | FactorMoments]) -> Moments:
         with known_weights({id(self.twin.get_parameter(name)): moments for name, moments in weights.items()}):
             output = self.twin(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
             raise MissingRuleError("moments were lost on the way: the network's output is an ordinary tensor")
-        logits = logits.settled()
-        covariance = logit_covariance(logits)
-        return logits.mean_value, covariance if self._map is None else self._map @ covariance @ self._map.mT
+        return logits.settled()
 
     @torch.no_grad()
     def fit(self, images: Tensor, draws: Tensor) -> None:

@@ -24,12 +24,15 @@ from likelihoods import scores
 from models import build
 from moments import (
     RULES,
+    Link,
     MissingRuleError,
     Moments,
     Propagation,
     cholesky,
     fixed_normals,
     known_weights,
+    link_draws,
+    logit_covariance,
     logit_draws,
     maximum_moments,
     propagate,
@@ -212,6 +215,7 @@ def wrapped(net: nn.Module, rho: float) -> nn.Module:
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "branches": (lambda: wrapped(Branches(), -4.0), (2, 8, 8)),
     "lenet": (lambda: build("lenet", True, 5, 1, priors={"posterior_rho_initial": (-3.5, 0.1)}).eval(), (1, 32, 32)),
+    "many classes": (lambda: build("lenet", True, 60, 1, priors={"posterior_rho_initial": (-3.5, 0.1)}), (1, 32, 32)),
     "alpha": (lambda: build("lenet", True, 5, 1, activation_type="softplus", alpha_shape=(1, 1)).eval(), (1, 32, 32)),
     "resnet18": (lambda: wrapped(models.resnet18(num_classes=5), -6.0), (3, 32, 32)),
     "mobilenet_v3_small": (lambda: wrapped(models.mobilenet_v3_small(num_classes=5), -6.0), (3, 32, 32)),
@@ -224,7 +228,7 @@ def test_a_whole_network_predicts_what_many_draws_predict(name: str) -> None:
     net, images = make(), torch.randn(4, *shape)
     with torch.no_grad():
         draws = predict(net, images, 60, seed=1)
-        samples = logit_draws(*propagate(net, images))
+        samples = Propagation(net).draws(images)
     probs, expected = samples.softmax(-1).mean(0), draws.mean(0)
     distance = 0.5 * (probs - expected).abs().sum(-1).mean()
     of_means = 0.5 * (predict_at_means(net, images) - expected).abs().sum(-1).mean()
@@ -276,6 +280,37 @@ def test_the_fixed_draws_have_the_moments_of_the_logits() -> None:
     torch.testing.assert_close(draws.mean(0), mean, rtol=1e-4, atol=1e-5)
     centered = (draws - mean).movedim(0, -1)
     torch.testing.assert_close(centered @ centered.mT / len(draws), covariance, rtol=1e-3, atol=1e-4)
+
+
+def test_draws_over_the_links_have_the_covariance_of_the_logits() -> None:
+    """Of a map of two channels of three units each, through a diagonal link and one that all outputs share."""
+    std, slope = torch.rand(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    weights, noises = torch.randn(2, 6, 6, dtype=torch.float64), torch.rand(4, 2, 6, dtype=torch.float64)
+    link = Link(None, std, weights[0], noises[0], channels=2)
+    link = Link(link, None, slope, noises[1], is_diagonal=True)
+    link = Link(link, None, weights[1], noises[2], shared=torch.randn(2, 3, 6, dtype=torch.float64))
+    draws = link_draws(link, 200_000)
+    expected = logit_covariance(Moments(torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.float64), link))
+    covariance = torch.einsum("tni,tnj->nij", draws, draws) / len(draws)
+    deviations = expected.diagonal(0, -2, -1).sqrt()
+    errors = (covariance - expected) / (deviations[:, :, None] * deviations[:, None])
+    assert errors.abs().max() < 5 * (2 / 100_000) ** 0.5
+    torch.testing.assert_close(draws.mean(0), torch.zeros_like(std), rtol=0, atol=1e-9)
+    leaf = Link(None, None, weights[0], noises[0])  # of a known input
+    torch.testing.assert_close(link_draws(leaf).square().mean(0), noises[0])
+
+
+def test_what_is_fitted_to_draws_holds_for_many_classes_too() -> None:
+    net, images = build("lenet", True, 30, 1, priors=WIDE).eval(), torch.randn(8, 1, 32, 32)
+    propagation = Propagation(net)
+    with torch.no_grad():
+        mean, covariance = propagation(images)
+        before = (propagation.draws(images) - mean).flatten(0, 1)
+        propagation.fit(images, torch.stack([mean + 2 * torch.randn(8, 30) for _ in range(40)]))
+        after, fitted = (propagation.draws(images) - mean).flatten(0, 1), propagation(images)[1]
+    change = torch.linalg.lstsq(before.double(), after.double()).solution.float()
+    torch.testing.assert_close(after, before @ change, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(change.mT @ covariance @ change, fitted, rtol=1e-2, atol=1e-2)
 
 
 def test_an_operation_without_a_rule_is_named_and_a_rule_is_a_few_lines() -> None:
@@ -445,12 +480,16 @@ def test_a_classifier_predicts_by_moments_as_the_library_does() -> None:
     assert torch.equal(classifier.predict(images, method="moments").probs, expected.probs)
 
 
-@pytest.mark.parametrize(("alpha_shape", "suffix"), [(None, ".onnx"), ((1, 1), ".pt2")])
-def test_it_runs_elsewhere_with_equal_outputs(alpha_shape: tuple[int, ...] | None, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("classes", "alpha_shape", "suffix"), [(10, None, ".onnx"), (10, (1, 1), ".pt2"), (30, None, ".onnx")]
+)
+def test_it_runs_elsewhere_with_equal_outputs(
+    classes: int, alpha_shape: tuple[int, ...] | None, suffix: str, tmp_path: Path
+) -> None:
     """As a graph for any batch size, without random numbers, and whether or not the process predicted before."""
-    net, images = build("lenet", True, 10, 1, alpha_shape=alpha_shape), torch.rand(5, 1, 32, 32)
+    net, images = build("lenet", True, classes, 1, alpha_shape=alpha_shape), torch.rand(5, 1, 32, 32)
     fixed_normals.cache_clear()
-    path = export_network(MomentNetwork(net, 10, (0.3,), (0.2,)), 1, 32, tmp_path / f"network{suffix}")
+    path = export_network(MomentNetwork(net, classes, (0.3,), (0.2,)), 1, 32, tmp_path / f"network{suffix}")
     if suffix == ".onnx":
         session = onnxruntime.InferenceSession(str(path))
         outputs = [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
