@@ -1,8 +1,9 @@
 """Quality against price: how good the networks of the plan are, on known, unknown and corrupted images, and their cost.
 
-Four series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
+Five series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
 complete runs by the settings that a search found (`run --only searched`); "default", complete runs by the settings of
-the first results; and "configured", runs as the configurations have them (`run --only configured`). Points whose
+the first results; "configured", runs as the configurations have them (`run --only configured`); and "wide", complete
+runs of AlexNet and 3Conv3FC by the settings that a search found for LeNet (`run --only of_lenet`). Points whose
 networks are no longer at hand keep the figures that they have in the record. The price of a prediction is in passes of
 the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
 give means and standard deviations, and are compared with their rival of the same price on the same images.
@@ -39,7 +40,7 @@ from inference import (
     shift_summary,
     under_corruptions,
 )
-from likelihoods import Predictive, bootstrap_interval, ece, image_losses, mcnemar, nll
+from likelihoods import Predictive, ece, image_losses, nll, paired_gains
 from support import (
     BLUE,
     GREEN,
@@ -172,8 +173,25 @@ DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
     *_by_patches("frequentist_by_patches", "by_patches_1e4"),  # what the configurations have
 )
+WIDE = (
+    Point("twin", "twin_of_lenet", draws, 1, ORANGE, "o"),
+    Point("3 twins", "twin_of_lenet", draws, 3, ORANGE, "D"),
+    Point("dropout", "dropout_of_lenet", draws, 1, PINK, "x", rival="twin"),
+    Point("MC dropout, 5", "dropout_of_lenet", partial(dropout, count=5), 1, PINK, "o", rival="twin"),
+    Point("MC dropout, 25", "dropout_of_lenet", dropout, 1, PINK, "s", rival="twin"),
+    Point("SWAG, 25", "swag_of_lenet", draws, 1, PINK, "^", rival="twin"),
+    Point("Laplace, last layer", "laplace_of_lenet", draws, 1, PINK, "v", rival="twin"),
+    Point("rank-1, 3", "rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
+    Point("rank-1, moments", "rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
+    Point("mean field, 1", "narrow_start_of_lenet", partial(draws, count=1), 1, BLUE, "1", rival="twin"),
+    Point("mean field, 5", "narrow_start_of_lenet", partial(draws, count=5), 1, BLUE, "2", rival="twin"),
+    Point("mean field, 25", "narrow_start_of_lenet", draws, 1, BLUE, "3", rival="twin"),
+    Point("mean field, moments", "narrow_start_of_lenet", moments, 1, BLUE, "o", rival="twin"),
+    Point("colder mean field, moments", "colder_narrow_start_of_lenet", moments, 1, BLUE, "P", rival="twin"),
+    Point("3 posteriors, moments", "narrow_start_of_lenet", moments, 3, BLUE, "D", rival="3 twins"),
+)
 COMPLETE = ("default", "searched")  # the series of the results page
-SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED}
+SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED, "wide": WIDE}
 SECOND = {"MNIST": "FashionMNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}  # unknown sets besides letters
 Losses = dict[int, tuple[Tensor, Tensor]]  # by seed, `image_losses`
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
@@ -295,8 +313,10 @@ def measure(
             actions.setdefault(point.label, partial(predict, known[:BATCH]))
         if figures:
             rows[point.label] = summary(figures)
-            if point.rival in losses:
-                rows[point.label]["against"] = against(losses[point.label], losses[point.rival])
+            shared = [seed for seed in losses[point.label] if seed in losses.get(point.rival, {})]
+            if shared:
+                pairs = ([losses[label][seed] for seed in shared] for label in (point.label, point.rival))
+                rows[point.label]["against"] = paired_gains(*pairs)
             print(point.label, rows[point.label], flush=True)
     ratios = ratios_to_baseline(time_interleaved(actions, rounds), points[0].label)
     methods = dict.fromkeys(point.trained for point in points if point.label in rows)
@@ -316,28 +336,6 @@ def summary(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         return {**means, "networks": 1}
     deviations = {name: statistics.stdev(row[name] for row in figures) for name in figures[0]}
     return {**means, "networks": len(figures), "deviations": deviations}
-
-
-def against(losses: Losses, rivals: Losses) -> dict[str, Any]:
-    """How much better networks are than their rivals of the same seeds, on the same images.
-
-    Returns:
-        accuracy_gain: the mean over seeds.
-        mcnemar_p: of McNemar's test, one per seed.
-        nll_gain: in nats per example, the mean over seeds and images.
-        nll_gain_low, nll_gain_high: its 95 % interval for other images, by a bootstrap of the means over seeds.
-    """
-    pairs = [(loss, rivals[seed]) for seed, loss in losses.items() if seed in rivals]
-    gains = torch.stack([other - loss for (_, loss), (_, other) in pairs]).mean(0)
-    low, high = bootstrap_interval(gains)
-    accuracies = [(other.double() - wrong.double()).mean().item() for (wrong, _), (other, _) in pairs]
-    return {
-        "accuracy_gain": statistics.fmean(accuracies),
-        "mcnemar_p": [mcnemar(wrong, other) for (wrong, _), (other, _) in pairs],
-        "nll_gain": gains.mean().item(),
-        "nll_gain_low": low,
-        "nll_gain_high": high,
-    }
 
 
 def training_prices(experiments: Sequence[Experiment], places: ExperimentFiles, rounds: int) -> dict[str, float]:

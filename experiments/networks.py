@@ -145,6 +145,7 @@ def resnet18(outputs: int, inputs: int) -> nn.Module:
 
 lenet_dropout = with_dropout("lenet", 0.05)
 alexnet_dropout = with_dropout("alexnet", 0.1)
+conv3fc_dropout = with_dropout("3conv3fc", 0.1)
 lenet_filter_dropout = with_filter_dropout("lenet", 0.05)
 lenet_last_layer = with_bayesian_last_layer("lenet")
 lenet_bounded = with_bounded_last_layer("lenet")

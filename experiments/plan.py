@@ -231,6 +231,27 @@ METHODS: dict[str, Method] = {
             ("colder_of_lenet", ", T = 0.0003", COLDER),
         )
     },
+    "dropout_of_lenet": Method(
+        "frequentist, dropout, settings of LeNet on CIFAR-10",
+        False,
+        network="{}_dropout",
+        searched="frequentist",
+        searched_on=OF_LENET,
+    ),
+    "mc_dropout_of_lenet": Method(
+        "MC dropout, settings of LeNet on CIFAR-10", False, networks_of="dropout_of_lenet", dropout_at_work=True
+    ),
+    "swag_of_lenet": Method(
+        "SWAG, settings of LeNet on CIFAR-10",
+        False,
+        {"lr_schedule": "constant", "lr_start": 0.02},
+        searched="frequentist",
+        searched_on=OF_LENET,
+        collects=True,
+    ),
+    "laplace_of_lenet": Method(
+        "Laplace of the last layer, settings of LeNet on CIFAR-10", False, networks_of="twin_of_lenet", laplace=True
+    ),
     "dropout_searched": Method("frequentist, dropout, searched", False, network="{}_dropout", searched="dropout"),
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
@@ -238,19 +259,27 @@ METHODS: dict[str, Method] = {
     "twin_by_patches": Method("frequentist, searched, filters from patches", False, BY_PATCHES, searched="frequentist"),
     "searched_by_patches": Method("Gaussian, searched, filters from patches", True, BY_PATCHES, searched="bayesian"),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
-    "rank1_of_lenet": Method(
-        "rank-1, β = 1, settings of LeNet on CIFAR-10",
-        True,
-        {
-            "posterior": {"family": "rank1"},
-            "layer_type": "lrt",
-            "temperature": 1.0,
-            "weight_decay": 2.4e-3,  # the twin's
-            "priors": {"prior_sigma": 0.1},
-        },
-        searched="bayesian",
-        searched_on=OF_LENET,
-    ),
+    **{
+        f"{name}_of_lenet": Method(
+            f"{title}, settings of LeNet on CIFAR-10",
+            True,
+            {
+                "posterior": {"family": "rank1", **options},
+                "layer_type": "lrt",
+                "temperature": 1.0,
+                "weight_decay": 2.4e-3,  # the twin's
+                "priors": {"prior_sigma": prior_sigma},
+            },
+            searched="bayesian",
+            searched_on=OF_LENET,
+        )
+        for name, title, options, prior_sigma in (
+            ("rank1", "rank-1, β = 1", {}, 0.1),
+            ("narrow_rank1", "rank-1, β = 1, prior σ of 0.03", {}, 0.03),
+            ("rank1_4", "rank-1 of 4, β = 1", {"components": 4}, 0.1),
+            ("batch_ensemble", "BatchEnsemble of 4", {"components": 4, "factors": "point"}, 0.1),
+        )
+    },
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -288,6 +317,10 @@ AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_narrow_patch_10", "short_narrow_patch_30", "short_narrow_patch_100", "short_smooth", "short_fan_in",
     "short_warmer", "short_twin_by_patches", "short_narrow_by_patches", "short_noisy",
 }  # fmt: skip
+OF_LENET_SEEDS = dict.fromkeys((  # of wide networks
+    "twin_of_lenet", "dropout_of_lenet", "mc_dropout_of_lenet", "swag_of_lenet", "laplace_of_lenet", "of_lenet",
+    "narrow_start_of_lenet", "colder_narrow_start_of_lenet", "rank1_of_lenet", "narrow_rank1_of_lenet",
+), 1)  # fmt: skip
 BLOCKS = (
     Block(
         "MNIST",
@@ -320,9 +353,8 @@ BLOCKS = (
         "CIFAR10",
         "alexnet",
         {
-            "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1,
-            "of_lenet": 1, "colder_of_lenet": 1, "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1,
-            "twin_searched": 1, "searched": 1,
+            "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1,
+            "searched": 1, "colder_of_lenet": 1, **OF_LENET_SEEDS,
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -332,8 +364,8 @@ BLOCKS = (
         "CIFAR10",
         "3conv3fc",
         {
-            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_of_lenet": 1, "of_lenet": 1,
-            "narrow_start_of_lenet": 1, "colder_narrow_start_of_lenet": 1, "rank1_of_lenet": 1,
+            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 3,
+            "narrow_start_of_lenet": 3, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -348,15 +380,25 @@ BLOCKS = (
     Block(
         "CIFAR100",
         "lenet",
-        {"twin_of_lenet": 1, "of_lenet": 1},
+        {"twin_of_lenet": 1, "of_lenet": 1, "twin_searched": 3, "searched": 3},
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
+        searched_by={"n_epochs": 15},
+    ),
+    Block(
+        "CIFAR100",
+        "alexnet",
+        {"twin_of_lenet": 1, "narrow_start_of_lenet": 1},
+        {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
+        {"priors": {"prior_sigma": 0.1}},
     ),
 )  # fmt: skip
 
 
 def network(block: Block, method: Method) -> str:
     """The `net_type` of a method's runs on a block."""
-    return f"experiments.networks:{method.network.format(block.net_type)}" if method.network else block.net_type
+    if method.network is None:
+        return block.net_type
+    return f"experiments.networks:{method.network.format(block.net_type.lstrip('3'))}"  # no name begins with a digit
 
 
 @dataclass(frozen=True)
