@@ -175,14 +175,15 @@ DEFAULT = (
 )
 WIDE = (
     Point("twin", "twin_of_lenet", draws, 1, ORANGE, "o"),
+    Point("2 twins", "twin_of_lenet", draws, 2, ORANGE, "s"),
     Point("3 twins", "twin_of_lenet", draws, 3, ORANGE, "D"),
     Point("dropout", "dropout_of_lenet", draws, 1, PINK, "x", rival="twin"),
     Point("MC dropout, 5", "dropout_of_lenet", partial(dropout, count=5), 1, PINK, "o", rival="twin"),
     Point("MC dropout, 25", "dropout_of_lenet", dropout, 1, PINK, "s", rival="twin"),
     Point("SWAG, 25", "swag_of_lenet", draws, 1, PINK, "^", rival="twin"),
     Point("Laplace, last layer", "laplace_of_lenet", draws, 1, PINK, "v", rival="twin"),
-    Point("rank-1, 3", "rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
-    Point("rank-1, moments", "rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
+    Point("rank-1, 3", "narrow_rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
+    Point("rank-1, moments", "narrow_rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
     Point("mean field, 1", "narrow_start_of_lenet", partial(draws, count=1), 1, BLUE, "1", rival="twin"),
     Point("mean field, 5", "narrow_start_of_lenet", partial(draws, count=5), 1, BLUE, "2", rival="twin"),
     Point("mean field, 25", "narrow_start_of_lenet", draws, 1, BLUE, "3", rival="twin"),

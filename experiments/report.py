@@ -274,6 +274,7 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "at one": at_one_table(rows),
         "frontier": frontier.render(prices, "short"),
         "configured": frontier.render(prices, "configured"),
+        "wide": frontier.render(prices, "wide"),
         "second edition": frontier.render(prices, *frontier.COMPLETE),
         "robustness": robustness.render(json.loads(robustness.RECORD.read_text(encoding="utf-8"))),
         "searches": searches_table(),
@@ -304,7 +305,7 @@ def _color(name: str) -> str:
     method = METHODS[name]
     if method.bayesian:
         return BLUE
-    if "dropout" in name or method.laplace:
+    if "dropout" in name or method.laplace or method.collects:
         return PINK
     return GREEN if method.members > 1 else ORANGE
 
