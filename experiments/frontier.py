@@ -176,7 +176,6 @@ DEFAULT = (
 WIDE = (
     Point("twin", "twin_of_lenet", draws, 1, ORANGE, "o"),
     Point("2 twins", "twin_of_lenet", draws, 2, ORANGE, "s"),
-    Point("3 twins", "twin_of_lenet", draws, 3, ORANGE, "D"),
     Point("dropout", "dropout_of_lenet", draws, 1, PINK, "x", rival="twin"),
     Point("MC dropout, 5", "dropout_of_lenet", partial(dropout, count=5), 1, PINK, "o", rival="twin"),
     Point("MC dropout, 25", "dropout_of_lenet", dropout, 1, PINK, "s", rival="twin"),
@@ -184,12 +183,12 @@ WIDE = (
     Point("Laplace, last layer", "laplace_of_lenet", draws, 1, PINK, "v", rival="twin"),
     Point("rank-1, 3", "narrow_rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
     Point("rank-1, moments", "narrow_rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
-    Point("mean field, 1", "narrow_start_of_lenet", partial(draws, count=1), 1, BLUE, "1", rival="twin"),
-    Point("mean field, 5", "narrow_start_of_lenet", partial(draws, count=5), 1, BLUE, "2", rival="twin"),
-    Point("mean field, 25", "narrow_start_of_lenet", draws, 1, BLUE, "3", rival="twin"),
+    Point("mean field, 1", "narrow_start_of_lenet", partial(draws, count=1), 1, BLUE, "1", 1, "twin"),
+    Point("mean field, 5", "narrow_start_of_lenet", partial(draws, count=5), 1, BLUE, "2", 1, "twin"),
+    Point("mean field, 25", "narrow_start_of_lenet", draws, 1, BLUE, "3", 1, "twin"),
     Point("mean field, moments", "narrow_start_of_lenet", moments, 1, BLUE, "o", rival="twin"),
     Point("colder mean field, moments", "colder_narrow_start_of_lenet", moments, 1, BLUE, "P", rival="twin"),
-    Point("3 posteriors, moments", "narrow_start_of_lenet", moments, 3, BLUE, "D", rival="3 twins"),
+    Point("2 posteriors, moments", "narrow_start_of_lenet", moments, 2, BLUE, "s", rival="2 twins"),
 )
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED, "wide": WIDE}

@@ -364,8 +364,8 @@ BLOCKS = (
         "CIFAR10",
         "3conv3fc",
         {
-            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 3,
-            "narrow_start_of_lenet": 3, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1,
+            "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
+            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
