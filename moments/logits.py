@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
-from moments.functions import TINY
+from moments.functions import TINY, std_of
 from moments.pair import Link, MissingRuleError, Moments, variance_of
 from moments.weights import FactorMoments, WeightMoments, component_count, known_weights, weight_moments
 
@@ -67,7 +67,7 @@ def link_draws(link: Link, count: int = DRAWS) -> Tensor:
     normals = iter(torch.tensor(_normals(count // 2, sum(sizes))).to(link.noise).split(sizes, 1))
     draws = None if std is None else (std.unflatten(1, (channels, -1)) * next(normals)[:, None, :, None]).flatten(2)
     for each in links:
-        added = each.noise.sqrt() * next(normals)[:, None]
+        added = std_of(each.noise) * next(normals)[:, None]
         if each.shared is not None:
             added = added + torch.einsum("tk,nko->tno", next(normals), each.shared)
         if draws is None:

@@ -466,10 +466,10 @@ def test_moments_that_were_first_used_without_gradients_have_them_later() -> Non
     assert rho.grad is not None and rho.grad.abs().min() > 0
 
 
-def test_gradients_flow_through_the_prediction() -> None:
-    net = build("lenet", True, 10, 1).eval()
-    mean, covariance = propagate(net, torch.randn(2, 1, 32, 32))
-    logit_draws(mean, covariance).log_softmax(-1).mean().backward()
+@pytest.mark.parametrize("classes", [10, 30])
+def test_gradients_flow_through_the_prediction(classes: int) -> None:
+    net = build("lenet", True, classes, 1).eval()
+    Propagation(net).draws(torch.randn(2, 1, 32, 32)).log_softmax(-1).mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
