@@ -84,6 +84,7 @@ AT_ONE: dict[str, Method] = {  # β = 1 and its controls
 BY_PATCHES: Values = {"first_filters": "patches"}  # as the configurations have it, and the runs before it had not
 
 SHORT_TWIN: Values = {**AT_ONE_TRAINING, **SGD, "weight_decay": 2e-4}
+SWAG: Values = {"lr_schedule": "constant", "lr_start": 0.02}
 SHORT_BAYESIAN: Values = {**AT_ONE_TRAINING, **SGD, "beta_type": 1.0, "lr_spread_factor": 0.2}
 SHORT_MEAN_FIELD: Values = {
     **SHORT_BAYESIAN, "layer_type": "bbb", "temperature": 3e-3, "priors": {"prior_sigma": 0.33},
@@ -94,9 +95,7 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
     "short_dropout": Method("filter dropout, short", False, SHORT_TWIN, network="{}_filter_dropout"),
     "short_mc_dropout": Method("MC filter dropout, short", False, networks_of="short_dropout", dropout_at_work=True),
     "short_ensemble": Method("ensemble of 3, short", False, networks_of="short_twin", members=3),
-    "short_swag": Method(
-        "SWAG, short", False, {**SHORT_TWIN, "lr_schedule": "constant", "lr_start": 0.02}, collects=True
-    ),
+    "short_swag": Method("SWAG, short", False, {**SHORT_TWIN, **SWAG}, collects=True),
     "short_laplace": Method("Laplace of the last layer, short", False, networks_of="short_twin", laplace=True),
     "short_last_layer": Method(
         "variational last layer, short", True, {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4},
@@ -244,7 +243,7 @@ METHODS: dict[str, Method] = {
     "swag_of_lenet": Method(
         "SWAG, settings of LeNet on CIFAR-10",
         False,
-        {"lr_schedule": "constant", "lr_start": 0.02},
+        SWAG,
         searched="frequentist",
         searched_on=OF_LENET,
         collects=True,
@@ -388,8 +387,7 @@ BLOCKS = (
         "CIFAR100",
         "alexnet",
         {"twin_of_lenet": 1, "narrow_start_of_lenet": 1},
-        {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
-        {"priors": {"prior_sigma": 0.1}},
+        {"n_epochs": 20, "batch_size": 128},
     ),
 )  # fmt: skip
 
@@ -398,7 +396,8 @@ def network(block: Block, method: Method) -> str:
     """The `net_type` of a method's runs on a block."""
     if method.network is None:
         return block.net_type
-    return f"experiments.networks:{method.network.format(block.net_type.lstrip('3'))}"  # no name begins with a digit
+    name = block.net_type.lstrip("0123456789")  # as no name in Python begins with a digit
+    return f"experiments.networks:{method.network.format(name)}"
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ def test_the_fixed_draws_have_the_moments_of_the_logits() -> None:
 def test_draws_over_the_links_have_the_covariance_of_the_logits() -> None:
     """Of a map of two channels of three units each, through a diagonal link and one that all outputs share."""
     std, slope = torch.rand(2, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
-    weights, noises = torch.randn(2, 6, 6, dtype=torch.float64), torch.rand(4, 2, 6, dtype=torch.float64)
+    weights, noises = torch.randn(2, 6, 6, dtype=torch.float64), torch.rand(3, 2, 6, dtype=torch.float64)
     link = Link(None, std, weights[0], noises[0], channels=2)
     link = Link(link, None, slope, noises[1], is_diagonal=True)
     link = Link(link, None, weights[1], noises[2], shared=torch.randn(2, 3, 6, dtype=torch.float64))
