@@ -42,3 +42,14 @@ deterministic = False  # only deterministic algorithms: needed on a GPU to repea
 resume = False  # continue the run in checkpoint_dir
 checkpoint_dir = "checkpoints"
 tensorboard = False  # write curves for TensorBoard during training
+
+# Recipes: `--recipe color` puts one of them over the settings above and under the other flags
+recipes = {
+    "color": {  # what a search found for LeNet on CIFAR-10
+        "n_epochs": 60,
+        "optimizer": "sgd",
+        "lr_start": 0.0557,
+        "lr_schedule": "cosine",
+        "weight_decay": 2.4e-3,
+    },
+}

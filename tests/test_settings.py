@@ -15,6 +15,8 @@ import config_bayesian
 import config_frequentist
 import main_bayesian
 import main_frequentist
+from experiments.plan import BLOCKS
+from experiments.recipes import recipe
 from support import UserError
 from training import BayesianSettings, Role, Settings, from_config, names_with
 
@@ -279,6 +281,41 @@ def test_priors_are_kept_as_plain_values() -> None:
     assert from_config(BayesianSettings, config(priors={"prior": laplace})).priors == {"prior": plain}
     assert from_config(BayesianSettings, config(), ["--priors", str({"prior": plain})]).priors == {"prior": plain}
     assert from_config(BayesianSettings, config(priors=None)).priors == {}
+
+
+def test_a_recipe_lies_over_the_file_and_under_the_flags() -> None:
+    own = config(lr_start=0.5, recipes={"mine": {"n_epochs": 7, "priors": {"prior_sigma": 0.1}}})
+    plain = from_config(BayesianSettings, own)
+    assert from_config(BayesianSettings, own, ["--recipe", "mine"]) == replace(
+        plain, n_epochs=7, priors={"prior_sigma": 0.1}
+    )
+    assert from_config(BayesianSettings, own, ["--n_epochs", "2", "--recipe=mine"]).n_epochs == 2
+
+
+def test_the_recipe_for_color_images_is_what_the_searches_found() -> None:
+    for kind, module in ((BayesianSettings, config_bayesian), (Settings, config_frequentist)):
+        family = "bayesian" if kind is BayesianSettings else "frequentist"
+        settings = vars(from_config(kind, module, ["--recipe", "color"]))
+        block = next(block for block in BLOCKS if (block.dataset, block.net_type) == ("CIFAR10", "lenet"))
+        found = {**block.common, **recipe(block.dataset, block.net_type, family)}
+        for name, value in found.items():
+            assert settings[name] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3)), name
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words", "message"),
+    [
+        ({"color": {}}, ["--recipe", "colour"], "my_config.py has no recipe 'colour': did you mean 'color'"),
+        ({}, ["--recipe", "color"], "my_config.py has no recipe 'color'$"),
+        ({"color": {}}, ["--recipe"], "--recipe: expected one argument"),
+        ({"color": 3}, [], "my_config.py: recipes must be a dict of dicts of settings, by their names"),
+        ({"a": {"lr": 3}}, ["--recipe", "a"], "my_config.py: recipe 'a': unknown setting 'lr': did you mean"),
+        ({"a": {"n_epochs": 0}}, ["--recipe", "a"], "my_config.py: recipe 'a': n_epochs: expected an integer ≥ 1, got"),
+    ],
+)
+def test_a_wrong_recipe_is_named(recipes: Any, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_config(BayesianSettings, config(recipes=recipes), words)
 
 
 def test_a_setting_missing_from_the_file_is_named() -> None:

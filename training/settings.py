@@ -6,7 +6,7 @@ import argparse
 import ast
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
@@ -23,6 +23,7 @@ from models import ACTIVATIONS, IMAGE_SIZE, KNOWN, Size, check_image_size, check
 from support import Check, OneLineParser, UserError, either, flag, nearest, number, one_of, text, whole
 from training.objective import SCHEDULES
 
+RECIPE = "recipe"  # the flag that is no setting
 MOST_SAMPLES, MOST_WORKERS = 100_000, 1_000  # far more than is of use, and what a typing error exceeds
 
 
@@ -415,7 +416,8 @@ def from_config(
 
     Args:
         kind: `Settings` or `BayesianSettings`.
-        config: a module with a variable per setting.
+        config: a module with a variable per setting, and perhaps a dict `recipes` of dicts of settings: the flag
+            `--recipe NAME` puts one of them over the module's settings and under the other flags.
         arguments: flags, such as ["--n_epochs", "3"].
         purpose: the first sentences of `--help`.
         parents: parsers of a script's own flags, which `--help` lists too; the script parses them itself.
@@ -424,26 +426,46 @@ def from_config(
         The settings, checked.
 
     Raises:
-        UserError: a name that is no setting (the nearest one is named), a setting that is missing, a value
-            that a setting cannot have, or settings that contradict each other.
+        UserError: a name that is no setting or no recipe (the nearest one is named), a setting that is missing, a
+            value that a setting cannot have, or settings that contradict each other.
     """
     settings = {setting.name: setting for setting in fields(kind)}
-    defaults = {name: value for name, value in vars(config).items() if _is_setting(name, value)}
     source = f"{config.__name__}.py"
-    for name in defaults:
-        if name not in settings:
-            raise UserError(f"{source}: unknown setting {name!r}: did you mean {nearest(name, settings)!r}?")
+    values = _file_values(settings, vars(config), source)
     for name, setting in settings.items():
-        if name not in defaults:
+        if name not in values:
             raise UserError(f"{source}: the setting {name!r} is missing ({setting.metadata['help']})")
-    values = {name: _checked(settings[name], value, f"{source}: {name}") for name, value in defaults.items()}
-    for name, word in _flags(kind, config, arguments, purpose, parents).items():
+    words = _flags(kind, config, arguments, purpose, parents)
+    if RECIPE in words:
+        name, recipes = words.pop(RECIPE), _recipes(config)
+        if name not in recipes:
+            near = f": did you mean {nearest(name, recipes)!r}?" if recipes else ""
+            raise UserError(f"{source} has no recipe {name!r}{near}")
+        values |= _file_values(settings, recipes[name], f"{source}: recipe {name!r}")
+    for name, word in words.items():
         values[name] = _flag_value(settings[name], word)
     return kind(**values)
 
 
+def _file_values(settings: Mapping[str, Field[Any]], variables: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The variables of a config module or of one of its recipes that are settings, checked."""
+    values = {name: value for name, value in variables.items() if _is_setting(name, value)}
+    for name in values:
+        if name not in settings:
+            raise UserError(f"{source}: unknown setting {name!r}: did you mean {nearest(name, settings)!r}?")
+    return {name: _checked(settings[name], value, f"{source}: {name}") for name, value in values.items()}
+
+
 def _is_setting(name: str, value: Any) -> bool:
-    return not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    others = ("annotations", "recipes")
+    return not name.startswith("_") and not isinstance(value, types.ModuleType) and name not in others
+
+
+def _recipes(config: types.ModuleType) -> Mapping[str, Mapping[str, Any]]:
+    recipes = getattr(config, "recipes", {})
+    if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
+        raise UserError(f"{config.__name__}.py: recipes must be a dict of dicts of settings, by their names")
+    return recipes
 
 
 def _checked(setting: Field[Any], value: Any, where: str) -> Any:
@@ -489,7 +511,13 @@ def _flags(
         parents=list(parents),
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
     )
-    names = [setting.name for setting in fields(kind)]
+    names = [RECIPE, *(setting.name for setting in fields(kind))]
+    recipes = ", ".join(_recipes(config)) or "none"
+    parser.add_argument(
+        f"--{RECIPE}",
+        metavar=RECIPE.upper(),
+        help=f"settings that {config.__name__}.py has under this name; other flags override them ({recipes})",
+    )
     for setting in fields(kind):
         default = getattr(config, setting.name)
         help = f"{setting.metadata['help']} (default: {default!r})".replace("%", "%%")
