@@ -114,6 +114,7 @@ SHORT = (
     Point("twin", "short_twin", draws, 1, ORANGE, "o"),
     Point("2 twins", "short_twin", draws, 2, ORANGE, "s"),
     Point("3 twins", "short_twin", draws, 3, ORANGE, "D"),
+    Point("5 twins", "short_twin", draws, 5, ORANGE, "P"),
     Point("MC dropout, 5", "short_dropout", partial(dropout, count=5), 1, PINK, "o"),
     Point("MC dropout, 25", "short_dropout", dropout, 1, PINK, "s"),
     Point("SWAG, 25", "short_swag", draws, 1, PINK, "^"),
@@ -133,6 +134,7 @@ SHORT = (
     Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P"),
     Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
     Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D"),
+    Point("5 posteriors, moments", "short_mean_field", moments, 5, BLUE, "s"),
 )
 
 

@@ -309,7 +309,7 @@ class Block:
 
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
-SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 3, "short_mean_field": 3}
+SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 5, "short_mean_field": 5}
 CONFIGURED_SEEDS = dict.fromkeys(CONFIGURED, 1) | {"configured_twin": 3, "configured_laplace": 3, "configured": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_3",
