@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from .estimators import ESTIMATORS, Weights, random_signs
 from .kernels import squares
@@ -128,8 +128,9 @@ class BayesianLayer(nn.Module):
 
     @staticmethod
     def obstacle(layer: Any) -> str | None:
-        """Why this layer of the `torch.nn` class cannot become Bayesian; None if it can."""
-        if any(type(hook).__module__.startswith("torch.nn.utils") for hook in layer._forward_pre_hooks.values()):
+        """Why this layer of the `torch.nn` class cannot become, or be, Bayesian; None if it can."""
+        hooks = layer._forward_pre_hooks.values()
+        if is_parametrized(layer) or any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks):
             return "weight_norm, spectral_norm or prune recomputes its weights before every pass: remove that first"
         return None
 
@@ -214,9 +215,21 @@ class BayesianLayer(nn.Module):
         return self.sampling if switches is None else switches.get(self, self.sampling)
 
     def plain(self) -> nn.Module:
-        """The `torch.nn` layer that this one extends; it shares this layer's parameters."""
+        """The layer that this one extends, of `torch.nn` or a user's own; it shares this layer's parameters.
+
+        Raises:
+            ValueError: a subclass changes what the layer computes, which the plain layer would not know.
+        """
         plain_class = _plain_class(type(self))
         assert plain_class is not None
+        own = [base for base in type(self).__mro__ if issubclass(base, BayesianLayer) and issubclass(base, plain_class)]
+        for name in ("forward", "operation"):
+            if getattr(type(self), name) is not getattr(own[-1], name):
+                raise ValueError(
+                    f"{type(self).__name__} changes {name} of {own[-1].__name__}, and a prediction is by "
+                    f"{plain_class.__name__}, which knows nothing of it: make the change in a subclass of "
+                    f"{plain_class.__name__}, and inherit from BayesianLayer and that"
+                )
         plain: nn.Module = object.__new__(plain_class)
         plain.__dict__.update(self.__dict__)
         plain._parameters = dict(self._parameters)
@@ -239,9 +252,9 @@ COUNTERPARTS: dict[type[nn.Module], type[BayesianLayer]] = {}  # the Bayesian la
 
 
 def _plain_class(layer: type[nn.Module]) -> type[nn.Module] | None:
-    """The `torch.nn` class that a Bayesian layer extends."""
-    bases = (base for base in layer.__mro__ if base.__module__.startswith("torch.nn.modules") and base is not nn.Module)
-    return next(bases, None)
+    """The class that a Bayesian layer extends: of `torch.nn`, or a user's own."""
+    plain = (base for base in layer.__mro__ if issubclass(base, nn.Module) and not issubclass(base, BayesianLayer))
+    return next((base for base in plain if base is not nn.Module), None)
 
 
 def bayesian_counterpart(layer: nn.Module, bayesian_class: type[BayesianLayer], *arguments: Any) -> BayesianLayer:
@@ -280,6 +293,9 @@ def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterio
     """Iterate over the Bayesian weights anywhere in `module`: (dotted name, mean, posterior), each tensor once.
 
     A weight has one posterior: where two layers share a weight and not its posterior, the second takes the first's.
+
+    Raises:
+        ValueError: a Bayesian layer's weights are recomputed before every pass, by weight_norm or the like.
     """
     posteriors: dict[int, Posterior] = {}
     for path, layer in module.named_modules():
@@ -291,6 +307,8 @@ def weight_posteriors(module: nn.Module) -> Iterator[tuple[str, Tensor, Posterio
             posteriors[id(layer.original)] = layer[0].posterior
             yield path.replace("parametrizations.", ""), layer.original, layer[0].posterior
         if isinstance(layer, BayesianLayer):
+            if obstacle := BayesianLayer.obstacle(layer):
+                raise ValueError(f"{path or type(layer).__name__}: {obstacle}")
             for key, posterior in list(layer.posterior.items()):
                 mean = getattr(layer, key)
                 if id(mean) in posteriors:

@@ -69,8 +69,9 @@ def to_bayesian(
         is_unsupported = layer_type in BayesianLayer.estimators and layer_type not in counterpart.estimators
         estimator = "bbb" if is_unsupported else layer_type
         replacements[layer] = bayesian_counterpart(layer, counterpart, family, priors, estimator, name or None)
+    for layer in replacements.values():
+        start_at_means(layer, moped, prior_at_means)
     net = _replace(net, replacements)
-    start_at_means(net, moped, prior_at_means)
     share_draws(net)
     for parent in net.modules():
         # In evaluation these would pass their children's weights to a fused kernel, which skips the children's

@@ -246,3 +246,57 @@ def test_a_layer_whose_weight_a_hook_makes_stays_as_it_is() -> None:
     assert deterministic_layers(converted) == ["0 (Linear)"] and converted(torch.randn(3, 4)).isfinite().all()
     with pytest.raises(ValueError, match=r"selects no layer: the network has 1$"):
         to_bayesian(net, layers="0")
+
+
+def test_a_second_conversion_leaves_what_is_bayesian_already() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(BBBLinear(4, 4), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].posterior["weight"].rho.fill_(-1.0)
+    prior = net[0].posterior["weight"].prior.description
+    later = to_bayesian(net, layers="1", moped=0.1, prior_at_means=True)
+    assert (later[0].posterior["weight"].rho == -1).all() and later[0].posterior["weight"].prior.description == prior
+    deviations = later[1].posterior["weight"].std(later[1].weight)
+    torch.testing.assert_close(deviations, 0.1 * later[1].weight.abs(), rtol=1e-3, atol=2e-6)
+
+
+def test_a_refused_conversion_in_place_changes_nothing() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="only the prior of a Gaussian posterior can be centered"):
+        to_bayesian(net, posterior="alpha", prior_at_means=True, inplace=True)
+    assert type(net[0]) is nn.Linear
+
+
+class Standardized(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight / self.weight.std(), self.bias)
+
+
+def test_a_layer_of_ones_own_is_the_plain_one_of_its_bayesian_counterpart() -> None:
+    class BayesianStandardized(BayesianLayer, Standardized):
+        estimators = ("bbb",)
+
+        def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+            return F.linear(input, weight / weight.std(), bias)
+
+    layer, x = BayesianStandardized(4, 3), torch.randn(5, 4)
+    assert type(layer.plain()) is Standardized and isinstance(to_bayesian(Standardized(4, 3)), BayesianStandardized)
+    with sampling(layer, False):
+        torch.testing.assert_close(layer.plain()(x), layer(x))
+
+
+def test_a_change_that_a_prediction_would_not_know_is_refused() -> None:
+    class Scaled(BBBLinear):
+        def operation(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return 10 * F.linear(input, weight, bias)
+
+    with pytest.raises(ValueError, match="Scaled changes operation of BBBLinear, and a prediction is by Linear"):
+        posterior_predictive(ModuleWrapper(Scaled(4, 3)), torch.randn(5, 4), num_samples=2)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_a_recomputed_weight_is_refused(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = ModuleWrapper(norm(BBBLinear(4, 3, layer_type="bbb")))
+    for use in (lambda: net(torch.randn(5, 4)), lambda: kl_divergence(net)):
+        with pytest.raises(ValueError, match="^0: weight_norm, spectral_norm or prune recomputes its weights"):
+            use()

@@ -301,14 +301,26 @@ def test_a_layer_survives_copy_pickle_state_and_casts(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_state_of_another_family_is_one_line(name: str) -> None:
+    """By what the state says of itself; one that does not, such as a dict of tensors alone, by its names."""
     layer, gaussian = BBBLinear(3, 2, posterior=name), BBBLinear(3, 2)
-    if set(dict(layer.named_parameters())) != set(dict(gaussian.named_parameters())):
-        with pytest.raises(
-            ValueError, match=r"the state of posterior.weight is of another family than gaussian: it has"
-        ):
-            gaussian.load_state_dict(layer.state_dict())
-        with pytest.raises(ValueError, match=f"is of another family than {name}: it has rho and not"):
-            layer.load_state_dict(gaussian.state_dict())
+    for one, other in ((layer, gaussian), (gaussian, layer)):
+        families = [each.posterior["weight"].family for each in (one, other)]
+        if families[0] != families[1]:
+            message = f"the state of posterior.weight is of the {families[0]} family, and not of {families[1]}"
+            with pytest.raises(ValueError, match=message):
+                other.load_state_dict(one.state_dict())
+        if set(dict(layer.named_parameters())) != set(dict(gaussian.named_parameters())):
+            with pytest.raises(ValueError, match=f"is of another family than {families[1]}: it has"):
+                other.load_state_dict(dict(one.state_dict()))
+    layer.load_state_dict(copy.deepcopy(layer).state_dict())
+
+
+def test_factors_of_another_kind_are_one_line() -> None:
+    normal, cauchy = (
+        BBBLinear(3, 2, posterior={"family": "rank1", "factors": factors}) for factors in ("gaussian", "cauchy")
+    )
+    with pytest.raises(ValueError, match="is of the gaussian factor family, and not of cauchy factor"):
+        cauchy.load_state_dict(normal.state_dict())
 
 
 @in_one_graph

@@ -86,6 +86,15 @@ def test_an_alpha_shape_that_does_not_broadcast_is_refused(alpha_shape: tuple[in
         AlphaPosterior(torch.randn(6, 4), alpha_shape, Priors())
 
 
+@pytest.mark.parametrize(("alpha_shape", "bias_shape"), [((1, 1), (1,)), ((3, 1), (3,)), ((1, 3), (1,)), ((3,), (1,))])
+def test_a_bias_shares_the_alpha_of_its_output_and_no_other(
+    alpha_shape: tuple[int, ...], bias_shape: tuple[int, ...]
+) -> None:
+    layer = BBBLinear(3, 3, alpha_shape=alpha_shape)
+    shapes = [tuple(layer.posterior[name].log_alpha.shape) for name in ("weight", "bias")]
+    assert shapes == [alpha_shape, bias_shape]
+
+
 @pytest.mark.parametrize("alpha_shape", [None, (1, 1)])
 def test_draws_have_the_mean_and_the_variance_of_the_posterior(alpha_shape: tuple[int, ...] | None) -> None:
     mean = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)

@@ -16,7 +16,7 @@ from examples import segmentation
 from images import SOURCES
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-OPTIONAL = ("safetensors", "pytorch_lightning")
+OPTIONAL = ("safetensors",)
 
 
 @pytest.fixture

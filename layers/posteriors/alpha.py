@@ -51,7 +51,7 @@ class AlphaPosterior(Posterior):
     def for_parameter(cls, layer: Any, mean: Tensor, priors: Priors, **options: Any) -> Posterior:
         """The same, with the shape of log α for a bias: its length along the outputs of the weight's."""
         shape = options["alpha_shape"]
-        if mean.dim() <= 1 and len(shape) > 1:
+        if mean.dim() <= 1:
             weight_dim = max(parameter.dim() for parameter in layer.parameters(recurse=False))
             outputs = shape[layer.outputs_axis] if len(shape) == weight_dim else 1
             shape = (outputs,) if outputs in (1, len(mean)) else (1,)

@@ -158,7 +158,19 @@ class Posterior(nn.Module):
         std = self.std(mean)
         return lambda noise: torch.addcmul(mean, std, noise(mean))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {})  # what torch keeps beside the tensors, in files too
+        metadata.get(prefix.removesuffix("."), {})["family"] = self.family
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
+        family = local_metadata.get("family", self.family)  # a file from before, or of another format, does not say
+        if family != self.family:
+            raise ValueError(
+                f"the state of {prefix.removesuffix('.')} is of the {family} family, and not of {self.family}"
+            )
         own = _parts(name for name, _ in self.named_parameters())
         theirs = _parts(key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)) - {*self._buffers}
         if theirs and theirs != own:
@@ -166,7 +178,7 @@ class Posterior(nn.Module):
                 f"the state of {prefix.removesuffix('.')} is of another family than {self.family}: it has "
                 f"{', '.join(sorted(theirs))} and not {', '.join(sorted(own))}"
             )
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
 
 def _parts(names: Iterable[str]) -> set[str]:
