@@ -57,6 +57,7 @@ def posterior_draws(net: nn.Module, num_samples: int, seed: int) -> Iterator[nn.
         if weights:
             for weight, value in zip(weights, draw(noise), strict=True):
                 weight.copy_(value)
+            torch.clear_autocast_cache()  # of copies in lower precision, which are of the draw before
         yield twin
 
 
@@ -317,6 +318,7 @@ class Predictor:
         for sample in range(self._count):
             for name, draws in self._draws.items():
                 self._net.get_parameter(name).copy_(draws[sample])
+            torch.clear_autocast_cache()  # as in `posterior_draws`
             yield self._net
 
 

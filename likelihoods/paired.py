@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +25,11 @@ def mcnemar(wrong: Tensor, other_wrong: Tensor) -> float:
     """
     only_one, only_other = int((wrong & ~other_wrong).sum()), int((other_wrong & ~wrong).sum())
     differing = only_one + only_other
-    tail = sum(math.comb(differing, count) for count in range(min(only_one, only_other) + 1))
-    return min(1.0, 2 * tail / 2**differing)  # whole numbers, however many digits they have
+    ways = tail = 1  # whole numbers, however many digits they have
+    for count in range(min(only_one, only_other)):
+        ways = ways * (differing - count) // (count + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**differing)
 
 
 def bootstrap_interval(differences: Tensor, level: float = 0.95) -> tuple[float, float]:

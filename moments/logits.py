@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from layers import to_deterministic, weight_posteriors
 from moments.functions import TINY, std_of
 from moments.pair import Link, MissingRuleError, Moments, variance_of
-from moments.weights import FactorMoments, WeightMoments, component_count, known_weights, weight_moments
+from moments.rules import AFFINE
+from moments.weights import (
+    FactorMoments,
+    WatchedWeights,
+    WeightMoments,
+    component_count,
+    known_weights,
+    weight_moments,
+)
 
 JITTER = 1e-5  # of a covariance, relative to the variances
 DRAWS = 48  # of the logits, with no pass of the network behind them; 64 are no nearer to many draws, 32 less near
@@ -105,10 +114,13 @@ class Propagation(nn.Module):
 
     Args:
         net: a Bayesian or deterministic network in evaluation mode, whose weights stay as they are and where they are.
+            One of half precision is computed in float32.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        self._is_half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in net.parameters())
+        net = copy.deepcopy(net).float() if self._is_half else net
         # Plain layers, whose forward computes neither deviations nor a KL, with the weights of `net` itself.
         self.twin = to_deterministic(net)
         self.twin.load_state_dict(net.state_dict(keep_vars=True), strict=False, assign=True)
@@ -148,10 +160,12 @@ class Propagation(nn.Module):
 
     def _logits(self, images: Tensor) -> list[Moments]:
         """The logits under each component of the posterior, in one pass per component."""
+        images = images.float() if self._is_half else images
         return [self._propagate(images, weights) for weights in self._components]
 
     def _propagate(self, images: Tensor, weights: Mapping[str, WeightMoments | FactorMoments]) -> Moments:
-        with known_weights({id(self.twin.get_parameter(name)): moments for name, moments in weights.items()}):
+        known = known_weights({id(self.twin.get_parameter(name)): moments for name, moments in weights.items()})
+        with known, WatchedWeights(AFFINE):
             output = self.twin(Moments(images))
         logits = output[0] if isinstance(output, tuple) else output
         if not isinstance(logits, Moments):
@@ -202,9 +216,13 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
 @cache
 @torch.inference_mode(False)  # which is inherited by what a later pass may differentiate
 def fixed_normals(count: int, size: int) -> Tensor:
-    """[count, size] antithetic draws of a standard normal, always the same, of variance 1 in every direction."""
+    """[count, size] antithetic draws of a standard normal, always the same, of variance 1 in every column.
+
+    Where they are enough, the columns are uncorrelated as well, so that the variance is 1 in every direction.
+    """
     half = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(count // 2, dtype=torch.float64)
     half = torch.special.ndtri(half.clamp(1e-6, 1 - 1e-6))
+    half = half / half.square().mean(0).sqrt()
     if len(half) > size:
         root = torch.linalg.cholesky(half.mT @ half / len(half))
         half = torch.linalg.solve_triangular(root, half.mT, upper=False).mT

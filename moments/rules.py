@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,8 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moments.functions import leaky_relu_moments, maximum_moments, relu_moments, scalar_moments, std_of
+from moments.functions import (
+    clip_moments,
+    leaky_relu_moments,
+    maximum_moments,
+    relu_moments,
+    scalar_moments,
+    std_of,
+)
 from moments.pair import (
+    RULES,
     WAITING,
     Deferred,
     Link,
@@ -201,12 +208,16 @@ def _scaled(input: Any, factor: Moments) -> tuple[Moments, Tensor | None]:
     return Moments(mean * scale, inherited, link, channels=channels), added
 
 
-register_each(lambda op: _with_factors(_moving_together(_linear, op), op, 1), F.linear)
-register_each(lambda op: _with_factors(_moving_together(_convolution(op), op), op, 1), F.conv1d, F.conv2d, F.conv3d)
-register_each(
-    lambda op: _with_factors(_moving_together(_transposed(op), op), op, 0),
-    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-)  # fmt: skip
+def _affine(operation: Callable[..., Tensor], rule: Rule, inputs_axis: int) -> Rule:
+    return _with_factors(_moving_together(rule, operation), operation, inputs_axis)
+
+
+AFFINE: dict[Any, Rule] = {  # the operations that look up what is known of their weights
+    F.linear: _affine(F.linear, _linear, 1),
+    **{op: _affine(op, _convolution(op), 1) for op in (F.conv1d, F.conv2d, F.conv3d)},
+    **{op: _affine(op, _transposed(op), 0) for op in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)},
+}
+RULES.update(AFFINE)
 
 
 @rule(F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
@@ -217,6 +228,22 @@ def _relu(input: Moments, inplace: bool = False) -> Moments:
 @rule(F.leaky_relu)
 def _leaky_relu(input: Moments, negative_slope: float = 0.01, inplace: bool = False) -> Moments:
     return input.awaiting(lambda mean, variance: leaky_relu_moments(mean, variance, negative_slope))
+
+
+@rule(F.hardtanh)
+def _hardtanh(input: Moments, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Moments:
+    return input.awaiting(lambda mean, variance: clip_moments(mean, variance, min_val, max_val))
+
+
+@rule(F.relu6)
+def _relu6(input: Moments, inplace: bool = False) -> Moments:
+    return _hardtanh(input, 0.0, 6.0)
+
+
+@rule(F.hardsigmoid)
+def _hardsigmoid(input: Moments, inplace: bool = False) -> Moments:
+    """x/6 + ½, clipped to 0 and 1."""
+    return _hardtanh(_plus(_times(input, 1 / 6), 0.5), 0.0, 1.0)
 
 
 def _scalar(function: Callable[..., Tensor], monotone: bool) -> Rule:
@@ -231,8 +258,7 @@ def _scalar(function: Callable[..., Tensor], monotone: bool) -> Rule:
 
 
 _MONOTONE = (
-    F.softplus, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid, F.elu, F.selu, F.celu, F.relu6, F.hardtanh,
-    F.hardsigmoid, F.softsign, F.logsigmoid,
+    F.softplus, torch.tanh, Tensor.tanh, torch.sigmoid, Tensor.sigmoid, F.elu, F.selu, F.celu, F.softsign, F.logsigmoid,
 )  # fmt: skip
 register_each(partial(_scalar, monotone=True), *_MONOTONE)
 register_each(partial(_scalar, monotone=False), F.silu, F.gelu, F.hardswish, F.mish)
@@ -284,76 +310,42 @@ WAITING |= set(_AXES)
 
 
 def _average(operation: Callable[..., Tensor]) -> Rule:
-    """The mean of k independent elements has their mean variance, divided by k; k is what the operation divides by."""
+    """The units of a window move together, as in `_max_pool`: the deviation of their mean is their mean deviation."""
 
-    def average(
-        input: Moments,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Moments:
+    def average(input: Moments, *args: Any, **kwargs: Any) -> Moments:
         mean, variance = parts_of(input)
-        axes = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[operation]
-        size, pad = _each(kernel_size, axes), _each(padding, axes)
-        step = _each(stride or size, axes)
-        further = (count_include_pad,) if divisor_override is None else (count_include_pad, divisor_override)
-        out = operation(mean, size, step, pad, ceil_mode, *further)
-        if variance is None:
-            return Moments(out)
-        divisor: Any = math.prod(size) if divisor_override is None else divisor_override
-        if divisor_override is None and (ceil_mode or (any(pad) and not count_include_pad)):
-            divisor = torch.ones((), device=out.device)
-            for axis in range(axes):
-                length = mean.shape[axis - axes]
-                start = torch.arange(out.shape[axis - axes], device=out.device) * step[axis] - pad[axis]
-                end = (start + size[axis]).clamp_max(length + pad[axis])
-                counted = end - start if count_include_pad else end.clamp_max(length) - start.clamp_min(0)
-                divisor = divisor[..., None] * counted
-        return Moments(out, operation(variance, size, step, pad, ceil_mode, *further) / divisor)
+        out = operation(mean, *args, **kwargs)
+        return Moments(out, None if variance is None else operation(std_of(variance), *args, **kwargs).square())
 
     return average
 
 
-register_each(_average, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+register_each(
+    _average,
+    F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+)  # fmt: skip
 
 
-@rule(F.adaptive_avg_pool2d)
-def _adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
-    mean, variance = parts_of(input)
-    out = F.adaptive_avg_pool2d(mean, output_size)
-    if variance is None:
-        return Moments(out)
-    rows, columns = (
-        _window_lengths(length, torch.arange(count, device=out.device))
-        for length, count in zip(mean.shape[2:], out.shape[2:], strict=True)
-    )
-    return Moments(out, F.adaptive_avg_pool2d(variance, output_size) / (rows[:, None] * columns))
+def _reduction(operation: Callable[..., Tensor]) -> Rule:
+    """A sum or a mean, of positions or tokens that move together as in `_average`, or of features that do not."""
+
+    def reduce(input: Moments, dim: Any = None, *args: Any, **kwargs: Any) -> Moments:
+        axes = {axis % input.dim() for axis in ((dim,) if isinstance(dim, int) else dim or range(input.dim()))}
+        moves_together = 0 not in axes and (1 not in axes or input.dim() == 3)
+        if moves_together:
+            return _average(operation)(input, dim, *args, **kwargs)
+        mean, variance = parts_of(input)
+        out = operation(mean, dim, *args, **kwargs)
+        if variance is None:
+            return Moments(out)
+        divisor = mean.numel() / out.numel() if operation is torch.mean else 1
+        return Moments(out, operation(variance, dim, *args, **kwargs) / divisor)
+
+    return reduce
 
 
-def _window_lengths(length: int, index: Tensor) -> Tensor:
-    """Of the windows by which adaptive pooling makes an element for each index of `length`; they may overlap.
-
-    In tensors, since a network that is exported for any size does not know the length.
-    """
-    count = len(index)
-    return ((index + 1) * length + count - 1) // count - index * length // count
-
-
-@rule(torch.mean, Tensor.mean)
-def _mean(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-    mean, variance = parts_of(input)
-    out = torch.mean(mean, *args, **kwargs)
-    count = mean.numel() / out.numel()
-    return Moments(out, None if variance is None else torch.mean(variance, *args, **kwargs) / count)
-
-
-@rule(torch.sum, Tensor.sum)
-def _sum(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-    mean, variance = parts_of(input)
-    return Moments(torch.sum(mean, *args, **kwargs), None if variance is None else torch.sum(variance, *args, **kwargs))
+rule(torch.mean, Tensor.mean)(_reduction(torch.mean))
+rule(torch.sum, Tensor.sum)(_reduction(torch.sum))
 
 
 def _rearranging(operation: Callable[..., Any]) -> Rule:
@@ -470,7 +462,9 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Moments:
     """An affine map by channel, in evaluation."""
-    if training or running_mean is None or running_var is None:
+    if running_mean is None or running_var is None:
+        raise MissingRuleError("moments cannot pass through batch norm without running statistics: predict by draws")
+    if training:
         raise MissingRuleError("moments cannot pass through batch norm in training: call net.eval() first")
     scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - running_mean * scale

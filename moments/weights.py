@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from layers import weight_posteriors
-from moments.pair import MissingRuleError, Moments
+from moments.pair import MissingRuleError, Moments, Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,29 @@ def known_weights(weights: Mapping[int, WeightMoments | FactorMoments]) -> Itera
         yield
     finally:
         _WEIGHTS.reset(token)
+
+
+class WatchedWeights(TorchFunctionMode):
+    """Within it, no operation takes a known weight for a point because it has no rule for one.
+
+    Args:
+        affine: the operations whose rules look weights up, by name, with their rules.
+    """
+
+    def __init__(self, affine: Mapping[Any, Rule]) -> None:
+        super().__init__()
+        self.affine = affine
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values, weights = (*args, *(kwargs or {}).values()), _WEIGHTS.get() or {}
+        random = any(isinstance(value, Tensor) and id(value) in weights for value in values)
+        if random and function in self.affine and not any(isinstance(value, Moments) for value in values):
+            return self.affine[function](*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if random and function not in self.affine and isinstance(result, Tensor):
+            name = getattr(function, "__name__", repr(function))
+            raise MissingRuleError(f"moments cannot pass through {name} of a random weight: predict by draws")
+        return result
 
 
 def known(weight: Tensor | None) -> WeightMoments | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ from torchvision import models
 
 from images import load_data, normalize
 from inference import Classifier, MomentNetwork, export_network, posterior_predictive
-from inference.prediction import predict
+from inference.prediction import posterior_outputs, predict
 from layers import BBBConv1d, BBBConv2d, BBBConvTranspose2d, BBBLinear, ModuleWrapper, sampling, to_bayesian
 from likelihoods import scores
 from models import build
@@ -100,6 +101,17 @@ def test_any_scalar_function_is_integrated(function: Any, mean: float, std: floa
     noise = standard_normals()
     covariance = (noise * function(mean + std * noise)).mean().item() / std
     assert slope.item() == pytest.approx(covariance, rel=0.06, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "function", [F.relu6, F.hardtanh, partial(F.hardtanh, min_val=-2.0, max_val=0.5), F.hardsigmoid]
+)
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (1.0, 3.0), (5.0, 10.0), (-40.0, 1.0), (40.0, 1.0)])
+def test_a_clipped_normal_has_the_closed_form(function: Any, mean: float, std: float) -> None:
+    outputs = function(mean + std * standard_normals())
+    result = function(Moments(torch.tensor([mean]), torch.tensor([std**2]))).settled()
+    assert result.mean_value.item() == pytest.approx(outputs.mean().item(), abs=4e-3 * std)
+    assert result.variance.item() == pytest.approx(outputs.var().item(), abs=4e-3 * std**2)
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -447,13 +459,87 @@ def test_only_a_whole_map_that_becomes_a_vector_has_channels() -> None:
         {"ceil_mode": True, "count_include_pad": False},
     ],
 )
-def test_an_average_has_the_variance_of_its_own_divisor(arguments: dict[str, Any]) -> None:
-    """Of independent elements: Σ w² v, with the weights w by which the operation averages."""
+def test_an_average_has_the_mean_deviation_of_its_window(arguments: dict[str, Any]) -> None:
+    """Of elements that move together: (Σ w √v)², with the weights w by which the operation averages."""
     variances = torch.rand(1, 1, 6, 5)
     pool = partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1, **arguments)
     weights = torch.autograd.functional.jacobian(pool, torch.zeros(1, 1, 6, 5))
-    expected = (weights.square() * variances).sum((-4, -3, -2, -1))
+    expected = (weights * variances.sqrt()).sum((-4, -3, -2, -1)).square()
     torch.testing.assert_close(pool(Moments(torch.zeros(1, 1, 6, 5), variances)).variance, expected)
+
+
+class Averaging(nn.Module):
+    """Convolution and average over the map, in one of many ways to write it, and a linear layer."""
+
+    def __init__(self, average: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc, self.average = BBBConv2d(1, 4, 3, priors=WIDE), nn.Linear(4, 3), average
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.average(F.relu(self.conv(images))))
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: F.avg_pool2d(x, 6).flatten(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.sum((-2, -1)) / 36,
+        lambda x: x.flatten(2).transpose(1, 2).mean(1),  # tokens
+        lambda x: F.linear(x.flatten(1), torch.eye(4).repeat_interleave(36, 1) / 36),
+    ],
+)
+def test_an_average_over_a_map_has_nearly_the_variance_of_many_draws(average: Callable[[Tensor], Tensor]) -> None:
+    """The positions of a channel share its kernel, so that their noise does not average out: by 1/36 if it did."""
+    net, images = Averaging(average).eval(), torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        _, covariance = propagate(net, images)
+        draws = torch.stack(list(posterior_outputs(net, images, 4000, 256, 0)))
+    ratios = covariance.diagonal(dim1=-2, dim2=-1) / draws.var(0)
+    assert ratios.min() > 0.8 and ratios.max() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [(lambda x, fc: F.linear(x, fc.weight * 2), "mul"), (lambda x, fc: F.linear(fc(x), fc.weight.t()), "t")],
+)
+def test_a_random_weight_without_a_rule_is_refused_and_not_a_point(use: Any, name: str) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = BBBLinear(5, 3, priors=WIDE)
+
+        def forward(self, x: Tensor) -> Any:
+            assert self.fc.weight.shape == (3, 5) and self.fc.weight.dim() == 2  # which asks for no value
+            return use(x, self.fc)
+
+    with pytest.raises(MissingRuleError, match=f"moments cannot pass through {name} of a random weight"):
+        propagate(Own().eval(), torch.randn(4, 5))
+
+
+def test_a_random_layer_of_a_constant_is_random() -> None:
+    class Prompted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prompt, self.fc = BBBLinear(2, 3, priors=WIDE), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + self.prompt(torch.ones(1, 2)))
+
+    net = Prompted().eval()
+    _, covariance = propagate(net, torch.randn(4, 3))
+    variance = net.prompt.operation(torch.ones(1, 2), *net.prompt.variances())
+    expected = net.fc.weight @ variance.diag_embed() @ net.fc.weight.mT
+    torch.testing.assert_close(covariance, expected.expand(4, -1, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    net, images = build("lenet", True, 10, 1).to(dtype).eval(), torch.randn(2, 1, 32, 32).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(propagate(net, images), propagate(copy.deepcopy(net).float(), images.float()))
 
 
 def test_moments_that_were_first_used_without_gradients_have_them_later() -> None:

@@ -347,6 +347,20 @@ def test_samples_with_gradients_and_in_half_precision_are_summarized_in_full_pre
         assert torch.equal(getattr(half, field.name), getattr(wide, field.name))
 
 
+def test_draws_under_autocast_differ() -> None:
+    """Autocast keeps copies of weights in lower precision; each draw has its own."""
+    net = ModuleWrapper(BBBLinear(20, 4, priors={"posterior_rho_initial": (-1.0, 0.1)})).eval()
+    inputs = torch.randn(8, 20)
+    many = torch.randn(300, 20)  # a Predictor takes all draws of few inputs in one pass
+    expected = [posterior_predictive(net, x).mutual_information.mean() for x in (inputs, many)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [
+            posterior_predictive(net, inputs).mutual_information.mean(),
+            Predictor(net)(many).mutual_information.mean(),
+        ]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0.02, atol=0)
+
+
 def test_a_network_without_parameters_predicts_where_its_inputs_are() -> None:
     inputs = torch.randn(3, 4)
     for predictive in (posterior_predictive(nn.Flatten(), inputs), Predictor(nn.Flatten())(inputs)):
