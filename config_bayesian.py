@@ -79,13 +79,14 @@ record_layers = None  # names such as ["conv1", "fc3"]; None: all layers
 
 # Recipes: `--recipe color` puts one of them over the settings above and under the other flags
 recipes = {
-    "color": {  # what a search found for LeNet on CIFAR-10; in a wide network, add a posterior_rho_initial of (-7, 0.1)
+    "color": {  # what a search found for LeNet on CIFAR-10
         "n_epochs": 60,
         "optimizer": "sgd",
         "lr_start": 0.0557,
         "lr_schedule": "cosine",
         "lr_spread_factor": 0.2,
-        "priors": {"prior_sigma": 0.0962},  # a decay of 2.4e-3 of the means: 1/(N σ²), N = 45,000
+        # A decay of 2.4e-3 of the means, 1/(N σ²); for a wide network, add "posterior_rho_initial": (-7, 0.1).
+        "priors": {"prior_sigma": 0.0962},
         "beta_type": 1.0,
         "temperature": 3e-3,
     },

@@ -75,8 +75,12 @@ def _config(flags: list[str], defaults: types.ModuleType) -> types.ModuleType:
                 raise UserError("argument --config: expected one argument")
             del flags[index]
             config = types.ModuleType(path.removesuffix(".py"))
-            vars(config).update({name: value for name, value in vars(defaults).items() if not name.startswith("__")})
-            vars(config).update({name: value for name, value in _executed(path).items() if not name.startswith("__")})
+            own = _executed(path)
+            for variables in (vars(defaults), own):
+                vars(config).update({name: value for name, value in variables.items() if not name.startswith("__")})
+            recipes = own.get("recipes")
+            if isinstance(recipes, dict):
+                vars(config)["recipes"] = {**defaults.recipes, **recipes}
             return config
     return defaults
 

@@ -107,6 +107,10 @@ def _build_by_factory(
     if not any(True for _ in weight_posteriors(net)):
         return ModuleWrapper(to_bayesian(net, inplace=True, **settings)) if bayesian else net
     if bayesian:
+        own = {"alpha_shape": None, "posterior": "gaussian", "layers": "all"}
+        given = [name for name, default in own.items() if settings.get(name, default) != default]
+        if given:
+            raise ValueError(f"{' and '.join(given)} cannot apply, the network has Bayesian layers of its own")
         return net
     raise ValueError("its layers are Bayesian already: train it with main_bayesian.py")
 
@@ -126,4 +130,6 @@ def _find_factory(net_type: str) -> Callable[[int, int], Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"net_type {net_type!r}: {error}: give it as package.module:function") from error
+        is_inside = isinstance(error, ModuleNotFoundError) and not module.startswith(error.name or module)
+        advice = "install it" if is_inside else "give it as package.module:function"
+        raise UserError(f"net_type {net_type!r}: {error}: {advice}") from error

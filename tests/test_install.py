@@ -174,6 +174,7 @@ def test_every_command_of_the_console_answers_with_its_flags(
         (["train", "--config="], "", "argument --config: expected one argument"),
         (["train", "--config=", "mine.py"], "", "argument --config: expected one argument"),
         (["train", "--config", "absent.py"], "", "cannot read absent.py: No such file or directory"),
+        (["train", "--config=mine.py", "--recipe=colors"], "recipes = {'mine': {}}", "'colors': did you mean 'color'?"),
         (["train", "--config=mine.py"], "n_epochs = = 1", "mine.py: SyntaxError: "),
         (["train", "--config=mine.py"], "n_epochs = one", "mine.py: NameError: name 'one' is not defined"),
         (["train", "--config=mine.py"], "n_epoch = 1", "mine.py: unknown setting 'n_epoch': did you mean 'n_epochs'?"),

@@ -42,6 +42,14 @@ def of_three_classes(outputs, inputs):
 def of_seven_channels(outputs, inputs):
     return nn.Conv2d(7, outputs, 32)
 
+def of_its_own_weights(outputs, inputs):
+    convolution = BBBConv2d(inputs, outputs, 32, priors={"prior_sigma": 0.1})
+    nn.init.constant_(convolution.weight, 0.01)
+    return ModuleWrapper(convolution, nn.Flatten())
+
+def of_one_number(outputs, inputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024 * inputs, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
+
 def not_flat(outputs, inputs):
     return nn.Conv2d(inputs, outputs, 1)
 """
@@ -51,6 +59,7 @@ def not_flat(outputs, inputs):
 def changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of runs with these networks, which can be imported."""
     (tmp_path / "my_networks.py").write_text(FACTORY)
+    (tmp_path / "my_broken_networks.py").write_text("import absent")
     monkeypatch.syspath_prepend(str(tmp_path))
     return {"net_type": "my_networks:make", "n_epochs": 4, "batch_size": 20, "lr_start": 3e-3}
 
@@ -88,7 +97,10 @@ def test_a_network_of_ones_own_trains_in_both_families(changes: dict[str, Any], 
         ({"net_type": "lenet"}, "holds a network that 'my_networks:make' makes"),
         ({"valid_size": 0.2}, "its mean is .*, this run needs"),
         ({"alpha_shape": (1, 1)}, "leave out alpha_shape"),
-        ({"init_from": str(path)}, "its bayesian is True, this run needs False"),
+        (
+            {"init_from": str(path)},
+            "init_from takes a checkpoint of main_frequentist.py, and .* is Bayesian: give prior_from",
+        ),
         ({"init_from": str(tmp_path / "none.pt")}, "there is no checkpoint"),
     ):
         with pytest.raises(UserError, match=message):
@@ -112,13 +124,61 @@ def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(changes: dict[str, Any
     assert logits.shape == (3, 2) and kl > 0
     with pytest.raises(UserError, match="its layers are Bayesian already"):
         build("my_networks:bayesian", False, 2, 1)
+    for settings in ({"posterior": "rank1"}, {"alpha_shape": (1, 1)}, {"layers": "last"}):
+        with pytest.raises(UserError, match=f"{next(iter(settings))} cannot apply, the network has Bayesian layers"):
+            build("my_networks:bayesian", True, 2, 1, **settings)
+
+
+def test_weights_and_prior_of_a_factory_stay_as_they_are(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    settings = bayesian_settings(pictures, tmp_path, **changes | {"net_type": "my_networks:of_its_own_weights"})
+    net = initial_state(prepare(settings)).net
+    ((_, mean, posterior), _) = weight_posteriors(net)
+    assert (mean == 0.01).all() and posterior.prior.std == 0.1
+    by_patches = initial_state(prepare(replace(settings, first_filters="patches"))).net
+    assert not torch.equal(next(by_patches.parameters()), mean)
+
+
+@pytest.mark.parametrize("batch_size", [1, 59, 60])
+def test_a_batch_of_one_image_is_refused_where_batch_norm_cannot_train_on_it(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path, batch_size: int
+) -> None:
+    changes |= {"net_type": "my_networks:of_one_number", "batch_size": batch_size}
+    settings = bayesian_settings(pictures, tmp_path, **changes)
+    setup = prepare(settings)
+    count = len(setup.data.train)
+    setup = prepare(replace(settings, batch_size={59: count - 1, 60: count}.get(batch_size, 1)))
+    if batch_size == 60:
+        assert initial_state(setup).net.training is False
+        return
+    with pytest.raises(
+        UserError, match="cannot train on one image .Expected more than 1 value per channel.*batch_size"
+    ):
+        initial_state(setup)
+
+
+def test_freeze_is_refused_where_every_weight_has_a_posterior(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="freeze is for layers without a posterior"):
+        initial_state(prepare(bayesian_settings(pictures, tmp_path, freeze=True)))
+
+
+def test_layers_to_record_are_those_of_the_network_itself(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    """Which may not be what its factory makes of one class and one channel."""
+    changes |= {"net_type": "my_networks:of_its_own_weights", "record_mean_var": True, "channels": 3}
+    assert initial_state(prepare(bayesian_settings(pictures, tmp_path, **changes))).net is not None
+    with pytest.raises(UserError, match="fc9"):
+        initial_state(prepare(bayesian_settings(pictures, tmp_path, **changes, record_layers=["fc9"])))
 
 
 @pytest.mark.parametrize(
     ("net_type", "message"),
     [
         ("my_networks:mak", "has no attribute 'mak': give it as package.module:function"),
-        ("my_network:make", "No module named 'my_network'"),
+        ("my_network:make", "No module named 'my_network': give it as package.module:function"),
+        ("my_broken_networks:make", "No module named 'absent': install it"),
         ("my_networks:number", "expected an nn.Module, got 2"),
         ("my networks:make", "unknown net_type 'my networks:make': expected one of lenet"),
         ("resnet81", "did you mean 'resnet18'"),

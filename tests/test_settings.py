@@ -102,6 +102,16 @@ def test_the_two_config_files_agree_on_what_makes_a_fair_comparison() -> None:
         ),
         ({"priors": 3}, "priors: priors must be a dict, got 3"),
         ({"record_layers": [1]}, "record_layers: expected None or names of layers"),
+        (
+            {"prior_from": "a.pt", "priors": {"posterior_rho_initial": (-7, 0.1)}},
+            "prior_from says where the posterior starts: leave out posterior_rho_initial of priors",
+        ),
+        ({"weights": "a.pt", "first_filters": "patches"}, "first_filters 'patches' says .*: leave out one of them"),
+        (
+            {"weights": "a.pt", "prior_at_means": True, "priors": {"prior_mu": 5.0}},
+            "prior_at_means says .* and so does prior_mu: leave out one of them",
+        ),
+        ({"beta_type": 0, "temperature": 0.1}, "temperature scales a part of the KL, whose weight beta_type is 0"),
         ({"patch_prior": 1.0, "prior_from": "a.pt"}, "patch_prior and prior_from both say .*: leave out one of them"),
         ({"prior_from": "a.pt", "init_from": "b.pt"}, "prior_from says where .* does init_from: leave out one of them"),
         (
@@ -308,6 +318,8 @@ def test_the_recipe_for_color_images_is_what_the_searches_found() -> None:
         ({"color": {}}, ["--recipe", "colour"], "my_config.py has no recipe 'colour': did you mean 'color'"),
         ({}, ["--recipe", "color"], "my_config.py has no recipe 'color'$"),
         ({"color": {}}, ["--recipe"], "--recipe: expected one argument"),
+        ({3: {}}, [], "my_config.py: recipes must be a dict of dicts of settings, by their names"),
+        ({"a": {3: 3}}, [], "my_config.py: recipes must be a dict of dicts of settings, by their names"),
         ({"color": 3}, [], "my_config.py: recipes must be a dict of dicts of settings, by their names"),
         ({"a": {"lr": 3}}, ["--recipe", "a"], "my_config.py: recipe 'a': unknown setting 'lr': did you mean"),
         ({"a": {"n_epochs": 0}}, ["--recipe", "a"], "my_config.py: recipe 'a': n_epochs: expected an integer ≥ 1, got"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_left
 from collections.abc import Callable
@@ -128,8 +129,11 @@ def _freeze(net: nn.Module) -> None:
     """Let the weights that have a posterior learn, and no others."""
     learning = {id(mean) for _, mean, _ in weight_posteriors(net)}
     learning |= {id(p) for module in net.modules() if isinstance(module, Posterior) for p in module.parameters()}
-    for parameter in net.parameters():
-        parameter.requires_grad_(id(parameter) in learning)
+    frozen = [parameter for parameter in net.parameters() if id(parameter) not in learning]
+    if not frozen:
+        raise UserError("freeze is for layers without a posterior, and here every weight has one: leave it out")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def set_to_train(net: nn.Module) -> None:
@@ -191,6 +195,8 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         raise UserError(f"cannot read {path} without safetensors: pip install safetensors") from error
     except Exception as error:  # a file can be anything
         raise UserError(f"cannot read the weights {path}: {first_line(error)}") from error
+    if isinstance(content, dict) and {"weights", "description"} <= content.keys():
+        raise UserError(f"{path} is a checkpoint of this library: give init_from, or prior_from if it is Bayesian")
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a state_dict: expected tensors by the names of a network's parameters")
     return content
@@ -230,6 +236,28 @@ def _try_out(net: nn.Module, description: Description, images: Tensor) -> None:
         )
 
 
+def try_one_image(net: nn.Module, images: Tensor) -> None:
+    """Refuse a network that cannot train on one image, as batch norm that sees one number per channel cannot.
+
+    Args:
+        net: on the CPU; it stays as it is.
+        images: one.
+
+    Raises:
+        UserError: it cannot.
+    """
+    twin = copy.deepcopy(net)
+    set_to_train(twin)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            twin(images)
+        except ValueError as error:
+            raise UserError(
+                f"the network cannot train on one image ({first_line(error)}), and a batch holds one alone, per "
+                f"process: give another batch_size"
+            ) from error
+
+
 def _least_side(net: nn.Module, channels: int) -> int:
     """The smallest square images that a network takes, up to 256 pixels; 0 if it takes none of those."""
 
@@ -247,6 +275,8 @@ def _least_side(net: nn.Module, channels: int) -> int:
 def _start_from(path: str, net: nn.Module, settings: BayesianSettings, description: Description) -> None:
     """Give a new Bayesian network the weights of a frequentist checkpoint."""
     twin, of_twin, _ = load_network(path, net_type=settings.net_type)
+    if of_twin.bayesian:
+        raise UserError(f"init_from takes a checkpoint of main_frequentist.py, and {path} is Bayesian: give prior_from")
     architecture = {"activation_type": settings.activation_type}
     _refuse_other(path, of_twin, replace(description, bayesian=False, architecture=architecture))
     missing, unexpected = _inner(net).load_state_dict(twin.state_dict(), strict=False)
@@ -280,9 +310,7 @@ def start_first_layer(net: nn.Module, data: ImageData, settings: Settings, image
         settings: of the run.
         images: gives `images_for_patches`, once they are needed.
     """
-    if not settings.starts_at_random or settings.first_filters == "random":
-        return
-    if settings.first_filters == "auto" and not _are_grey_classes(data):
+    if settings.first_filters == "random" or (settings.first_filters == "auto" and not _is_seen_to(data, settings)):
         return
     first = next((layer for layer in net.modules() if isinstance(layer, _WITH_PATCHES)), None)
     if first is None or not isinstance(first.weight, nn.Parameter):
@@ -292,9 +320,13 @@ def start_first_layer(net: nn.Module, data: ImageData, settings: Settings, image
             start_as_patches(first, images())
 
 
-def _are_grey_classes(data: ImageData) -> bool:
-    """Whether the data are those for which the first layer is seen to by default."""
-    return data.task == "classification" and data.channels == 1
+def _is_seen_to(data: ImageData, settings: Settings) -> bool:
+    """Whether the first layer is seen to by default: of classes of grey images, in a network from scratch.
+
+    A factory of the user's own may give weights, and their prior, and so is left alone.
+    """
+    grey_classes = data.task == "classification" and data.channels == 1
+    return grey_classes and settings.starts_at_random and ":" not in settings.net_type
 
 
 def images_for_patches(data: ImageData) -> Tensor:
@@ -348,14 +380,13 @@ def automatic_strength(data: ImageData, settings: BayesianSettings) -> float:
 
     The pull of the prior is βs/N, and s = N/(180 β) makes it the same for every β and number of images: 10,000 for
     MNIST at β = 0.03. Adam scales every weight's gradient by itself, and so leaves the span of the patches in which
-    SGD would stay; this pull leads back. Of color images it would take accuracy. Whoever gives weights to start from,
-    or another prior, has that.
+    SGD would stay; this pull leads back. Of color images it would take accuracy. Whoever gives weights to start from, a
+    network of his own, or another prior, has that.
     """
     given = Priors.parse(settings.priors)
     is_own = (given.prior_mu, given.prior_sigma, given.learn_prior_sigma, given.prior) != (0.0, 1.0, False, None)
     beta = 1.0 if isinstance(settings.beta_type, str) else settings.beta_type
-    is_automatic = _are_grey_classes(data) and settings.starts_at_random and not is_own
-    return len(data.train) / (180 * beta) if is_automatic and beta else 0.0
+    return len(data.train) / (180 * beta) if _is_seen_to(data, settings) and not is_own and beta else 0.0
 
 
 def _give_patch_prior(net: nn.Module, images: Callable[[], Tensor], strength: float) -> None:

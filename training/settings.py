@@ -24,6 +24,8 @@ from support import Check, OneLineParser, UserError, either, flag, nearest, numb
 from training.objective import SCHEDULES
 
 RECIPE = "recipe"  # the flag that is no setting
+PRIOR_FIELDS = ("prior", "learn_prior_sigma", "prior_mu", "prior_sigma")  # of `Priors`
+START_FIELDS = ("posterior_mu_initial", "posterior_rho_initial")
 MOST_SAMPLES, MOST_WORKERS = 100_000, 1_000  # far more than is of use, and what a typing error exceeds
 
 
@@ -148,7 +150,7 @@ class Settings:
     first_filters: str = _setting(
         "how the weights of a first layer that sees the images start: patches (random, with the covariance of the "
         "training images' patches, so that they answer little to pixel noise), random (as torch starts every layer), "
-        "or auto (patches for classes of grey images)",
+        "or auto (patches for classes of grey images, in a network of this library from scratch)",
         one_of("auto", "patches", "random"),
     )
     lr_start: float = _setting(
@@ -234,6 +236,11 @@ class Settings:
             raise UserError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves none of n_epochs {self.n_epochs}: give fewer, or more "
                 f"n_epochs"
+            )
+        if self.first_filters == "patches" and not self.starts_at_random:
+            raise UserError(
+                "first_filters 'patches' says how the first layer starts, and so do weights, init_from, prior_from and "
+                "posterior_mu_initial: leave out one of them"
             )
         if self.optimizer == "ivon" and not isinstance(self, BayesianSettings):
             raise UserError("optimizer 'ivon' is for the posterior of a Bayesian network: give adam or sgd")
@@ -322,7 +329,7 @@ class BayesianSettings(Settings):
     )
     lr_spread_factor: float = _setting(
         "learning rate of ρ and log α, as a multiple of lr_start; with optimizer sgd and its larger lr_start, such as "
-        "0.05, give about 0.2",
+        "0.05, give about 0.2; ivon has no use for it",
         number(0, exclusive=True),
     )
     curvature_decay: float = _setting(
@@ -367,6 +374,10 @@ class BayesianSettings(Settings):
             raise UserError(str(error)) from error
         if family.name == "alpha":
             self._refuse_prior("the alpha posterior has a prior of its own")
+        if self.prior_at_means and Priors.parse(self.priors).prior_mu:
+            raise UserError("prior_at_means says what the prior's mean is, and so does prior_mu: leave out one of them")
+        if self.beta_type == 0 and self.temperature != 1:
+            raise UserError("temperature scales a part of the KL, whose weight beta_type is 0: leave out one of them")
         if self.beta_type == "Soenderby" and self.n_epochs == 1:
             raise UserError(
                 "beta_type 'Soenderby' warms the KL up over the first quarter of the epochs, and n_epochs is 1: give "
@@ -389,10 +400,11 @@ class BayesianSettings(Settings):
         if self.alpha_shape is not None:
             raise UserError("the alpha posterior has a prior of its own: leave out alpha_shape or prior_from")
         self._refuse_prior("prior_from replaces the prior")
+        self._refuse_prior("prior_from says where the posterior starts", START_FIELDS)
 
-    def _refuse_prior(self, reason: str) -> None:
+    def _refuse_prior(self, reason: str, names: Sequence[str] = PRIOR_FIELDS) -> None:
         priors, default = Priors.parse(self.priors), Priors()
-        for name in ("prior", "learn_prior_sigma", "prior_mu", "prior_sigma"):
+        for name in names:
             if getattr(priors, name) != getattr(default, name):
                 raise UserError(f"{reason}: leave out {name} of priors")
 
@@ -463,7 +475,8 @@ def _is_setting(name: str, value: Any) -> bool:
 
 def _recipes(config: types.ModuleType) -> Mapping[str, Mapping[str, Any]]:
     recipes = getattr(config, "recipes", {})
-    if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
+    is_valid = isinstance(recipes, dict) and all(isinstance(recipe, dict) for recipe in recipes.values())
+    if not is_valid or not all(isinstance(name, str) for each in (recipes, *recipes.values()) for name in each):
         raise UserError(f"{config.__name__}.py: recipes must be a dict of dicts of settings, by their names")
     return recipes
 
@@ -516,7 +529,9 @@ def _flags(
     parser.add_argument(
         f"--{RECIPE}",
         metavar=RECIPE.upper(),
-        help=f"settings that {config.__name__}.py has under this name; other flags override them ({recipes})",
+        help=f"settings that {config.__name__}.py has under this name; other flags override them ({recipes})".replace(
+            "%", "%%"
+        ),
     )
     for setting in fields(kind):
         default = getattr(config, setting.name)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from images import ImageData, load_data
-from models import Description, build, file_name, read_checkpoint, write_checkpoint
+from images import ImageData, load_data, normalize
+from models import NETWORKS, Description, build, file_name, read_checkpoint, write_checkpoint
 from recording import recorded_layers
 from support import ALONE, UserError, World, first_line
 from training.network import (
@@ -26,6 +26,7 @@ from training.network import (
     images_for_patches,
     normalized_as_for,
     start_first_layer,
+    try_one_image,
 )
 from training.reports import Row
 from training.restoring import check_optimizer_state, check_progress
@@ -174,7 +175,7 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
             images, or is where this run writes its own.
     """
     device = world.device(settings.device)
-    if isinstance(settings, BayesianSettings) and settings.record_mean_var:
+    if isinstance(settings, BayesianSettings) and settings.record_mean_var and settings.net_type in NETWORKS:
         with torch.device("meta"):  # wrong names are reported before the data is loaded, and names need no weights
             recorded_layers(build(settings.net_type, True, 1, 1, **architecture(settings)), settings.record_layers)
     with world.local_main_first():  # the data may have to be downloaded
@@ -209,9 +210,16 @@ def initial_state(setup: Setup) -> State:
     """The state before the first step; torch's global generators are left as they are.
 
     Raises:
-        UserError: as `build_network`, `give_patch_prior` and `build_optimizer`.
+        UserError: as `build_network`, `give_patch_prior`, `build_optimizer` and `recorded_layers`; or a batch holds one
+            image, which the network cannot train on.
     """
     net = build_network(setup.settings, setup.description)
+    if setup.bayesian and setup.bayesian.record_mean_var:
+        recorded_layers(net, setup.bayesian.record_layers)
+    count, size = len(setup.data.train), setup.settings.batch_size
+    if any(0 < each < 2 * setup.world.size for each in (min(count, size), count % size)):
+        pixels, _ = next(setup.data.train.batches(1))
+        try_one_image(net, normalize(pixels, setup.data.mean, setup.data.std))
     images = cache(partial(images_for_patches, setup.data))  # read once for both, and only if one of them needs them
     start_first_layer(net, setup.data, setup.settings, images)
     if setup.bayesian:
