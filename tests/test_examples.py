@@ -93,12 +93,14 @@ def test_a_converted_network_disagrees_with_itself_about_strange_images(
     kept = "".join(output.get("text", "") for cell in read("any_network").cells for output in cell.get("outputs", []))
     for text in (printed, kept):
         rows = {name: numbers(text, name) for name in names["networks"]}
-        assert rows["as trained"][-2:] == [0, 0] and rows["Laplace"][-1] > 0.02
-    assert rows["all layers"][0] > rows["as trained"][0] > 90
+        assert rows["as trained"][-2:] == rows["longer"][-2:] == [0, 0] and rows["Laplace"][-1] > 0.02
+    assert rows["as trained"][0] > 90
+    for name in ("longer", "all layers", "last layer"):  # which had one epoch more
+        assert rows[name][0] > rows["as trained"][0] and rows[name][1] < rows["as trained"][1]
     for name in ("all layers", "last layer", "Laplace"):
-        _, nll, ece, auroc, digits, strange = rows[name]
-        assert nll < rows["as trained"][1] and ece < rows["as trained"][2]
-        assert auroc > rows["as trained"][3] and strange > 5 * digits
+        digits, strange = rows[name][-2:]
+        assert strange > 5 * digits
+    assert rows["Laplace"][-1] == max(row[-1] for row in rows.values())
 
 
 def test_decisions_keep_their_promise_on_test_images_and_refuse_unknown_ones(
