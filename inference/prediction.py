@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from images import chunk_size
 from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
-from inference.prefix import Prefix
+from inference.prefix import OtherCallsError, Prefix
 from layers.kernels import at_least_float32
 from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
 from moments import Propagation
@@ -106,9 +106,17 @@ def batched_outputs(
     device = next(net.parameters(), inputs).device
     outputs = []
     for index, batch in enumerate(inputs.split(batch_size)):
-        with nullcontext() if prefixes is None else prefixes[index]:
-            outputs.append(_checked(net(batch.to(device, non_blocking=True)), len(batch)))
+        prefix = None if prefixes is None else prefixes[index]
+        outputs.append(_checked(_output(net, batch.to(device, non_blocking=True), prefix), len(batch)))
     return torch.cat(outputs)
+
+
+def _output(net: nn.Module, batch: Tensor, prefix: Prefix | None) -> Any:
+    if prefix is not None:
+        with suppress(OtherCallsError), prefix:
+            return net(batch)
+        prefix.forget()
+    return net(batch)
 
 
 def _checked(output: Any, count: int) -> Tensor:
@@ -135,7 +143,8 @@ def _outputs_of_draws(
 ) -> Iterator[Tensor]:
     """The outputs of one network whose weights of these names change between draws.
 
-    What it computes before the first of these weights, it computes for the first draw alone.
+    What it computes before the first of these weights, it computes for the first draw alone, unless it draws random
+    numbers there or computes other things for the next draw.
     """
     prefixes: list[Prefix] = []
     for draw in draws:

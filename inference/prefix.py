@@ -11,20 +11,32 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+class OtherCallsError(Exception):
+    """A pass calls other functions of torch than the first one did, so the results of that one are not its own."""
+
+
 class Prefix(TorchFunctionMode):
     """Within it, passes of one network over one batch compute what comes before the first random weight only once.
 
     The first pass notes what each call of torch gives until one takes a random weight; the next passes get these
-    results instead. Only tensors that the rest of the network still uses are kept.
+    results instead. Only tensors that the rest of the network still uses are kept, and none if random numbers were
+    drawn before the first random weight, as by dropout that stays on: they too differ between passes.
 
     Args:
         random_weights: the parameters that change between passes.
+
+    Raises:
+        OtherCallsError: in a pass that calls other functions than the first one, as that of a network which keeps a
+            tensor of its first pass: forget, and compute it again.
     """
 
     def __init__(self, random_weights: Iterable[Tensor]) -> None:
         super().__init__()
-        self._random_weights = {id(weight) for weight in random_weights}
-        self._results: list[Any] = []
+        weights = list(random_weights)
+        self._random_weights = {id(weight) for weight in weights}
+        self._cuda_devices = {weight.device for weight in weights if weight.is_cuda}
+        self._random_states: list[Tensor] = []  # at the start of the first pass
+        self._calls: list[tuple[Callable[..., Any], Any]] = []  # functions and their results
         self._kept: list[tuple[Tensor, int]] = []  # with the version that each had
         self._is_noted = False
         self._position = 0
@@ -36,10 +48,12 @@ class Prefix(TorchFunctionMode):
 
     def forget(self) -> None:
         """Keep nothing: the next passes compute everything."""
-        self._results, self._kept = [], []
+        self._calls, self._kept = [], []
 
     def __enter__(self) -> Prefix:
         self._position = 0
+        if not self._is_noted:
+            self._random_states = self._get_random_states()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -57,27 +71,39 @@ class Prefix(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_noted and self._position < len(self._results):
+        if self._is_noted and self._position == len(self._calls):
+            return func(*args, **kwargs)
+        is_random = any(id(leaf) in self._random_weights for leaf in _leaves((args, kwargs)))
+        if self._is_noted:
+            noted, result = self._calls[self._position]
+            if is_random or func != noted:
+                raise OtherCallsError
             self._position += 1
-            return self._results[self._position - 1]
-        if not self._is_noted and any(id(leaf) in self._random_weights for leaf in _leaves((args, kwargs))):
+            return result
+        if is_random:
             self._note_end()
         result = func(*args, **kwargs)
         if not self._is_noted:
-            self._results.append(weakref.ref(result) if isinstance(result, Tensor) else result)
+            self._calls.append((func, weakref.ref(result) if isinstance(result, Tensor) else result))
         return result
 
     def _note_end(self) -> None:
         """Keep the tensors that are still in use; the others are not read again, and anything may stand for them."""
         unused = torch.empty(0)
-        for index, result in enumerate(self._results):
+        for index, (func, result) in enumerate(self._calls):
             if isinstance(result, weakref.ref):
                 tensor = result()
-                result = self._results[index] = unused if tensor is None else tensor
+                result = unused if tensor is None else tensor
+                self._calls[index] = func, result
             tensors = (leaf for leaf in _leaves(result) if isinstance(leaf, Tensor) and leaf is not unused)
             self._kept += [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if not all(map(torch.equal, self._random_states, self._get_random_states())):
+            self.forget()
         self._is_noted = True
-        self._position = len(self._results)
+        self._position = len(self._calls)
+
+    def _get_random_states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._cuda_devices)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

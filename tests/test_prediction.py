@@ -270,6 +270,64 @@ def test_the_draws_are_those_of_whole_passes_whatever_tensors_are_in(make: Calla
     assert expected.var(0).min() > 0
 
 
+class KeepsGrid(nn.Module):
+    """Computes a tensor in its first pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = BBBLinear(4, 3)
+        self.grid: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(1, 2, 4)
+        return self.last(input * self.grid)
+
+
+class KeepsHidden(nn.Module):
+    """Calls in its first pass alone the function that later takes the random weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), BBBLinear(3, 3)
+        self.hidden: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.hidden is None:
+            self.hidden = self.first(input)
+        return self.last(self.hidden)
+
+
+@pytest.mark.parametrize("make", [KeepsGrid, KeepsHidden])
+def test_a_network_that_keeps_a_tensor_of_its_first_pass_gives_the_draws_of_whole_passes(
+    make: Callable[[], nn.Module],
+) -> None:
+    net, inputs = make().eval(), torch.randn(7, 4)
+    with torch.no_grad():
+        expected = torch.stack([draw(inputs) for draw in posterior_draws(net, 4, 3)])
+    torch.testing.assert_close(torch.stack(list(posterior_outputs(net, inputs, 4, 7, 3))), expected, rtol=0, atol=1e-6)
+
+
+def test_dropout_that_stays_on_before_a_random_last_layer_differs_between_draws() -> None:
+    """Its variance is that of masks alone: Var(Σ w x m / p) = (1 − p) / p · Σ (w x)², here with p = ½."""
+
+    class AlwaysDrops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 6)
+            self.last = BBBLinear(6, 3, priors={"posterior_rho_initial": (-20.0, 0.1)})
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.last(F.dropout(self.first(input), 0.5, training=True))
+
+    torch.manual_seed(0)
+    net, inputs = AlwaysDrops(), torch.randn(5, 4)
+    outputs = torch.stack(list(posterior_outputs(net, inputs, 4000, 5, 0)))
+    with torch.no_grad():
+        expected = (net.first(inputs)[:, None] * net.last.weight).square().sum(-1)
+    torch.testing.assert_close(outputs.var(0), expected, rtol=0.1, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["draws", "moments"])
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_predictor_gives_what_the_library_gives(method: str, count: int) -> None:
