@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from images import CHUNK
 from inference.classifier import Classifier, Images, predict_chunks
-from inference.prediction import Predictor, batched_outputs, posterior_outputs, summarize, summarize_blocks
+from inference.prediction import (
+    Predictor,
+    batched_outputs,
+    effective_samples,
+    posterior_outputs,
+    summarize,
+    summarize_blocks,
+)
 from likelihoods import Predictive
+from moments import component_count
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 BATCH = 256  # images per forward pass
@@ -22,13 +32,14 @@ def ensemble_predictive(
 ) -> Predictive:
     """The predictive of an ensemble (Lakshminarayanan et al. 2017): the mean of its members' probabilities.
 
-    The members may be Bayesian, and the predictive is then that of the mixture of their posteriors. Each member
-    normalizes the images by its own constants; its decisions, which are its own, are left out.
+    The members may be Bayesian, and the predictive is then that of the mixture of their posteriors. All members have
+    the same weight, deterministic or not, and of however many components a posterior is. Each member normalizes the
+    images by its own constants; its decisions, which are its own, are left out.
 
     Args:
         classifiers: the members, of the same classes, image shape and likelihood.
         images: as for `Classifier.predict`.
-        num_samples: draws from the posterior of each Bayesian member; a deterministic member is one sample.
+        num_samples: draws from the posterior of each Bayesian member; a deterministic member is computed once.
         seed: member m draws with seed + m.
         method: 'draws', or 'moments' for a single pass per member without draws of the weights.
 
@@ -39,31 +50,31 @@ def ensemble_predictive(
         raise ValueError("expected at least one classifier, and all with the same classes, image shape and likelihood")
 
     likelihood = classifiers[0].likelihood
-    if method != "draws":
-        predictors = [Predictor(classifier.net, method=method, likelihood=likelihood) for classifier in classifiers]
-        members = list(zip(classifiers, predictors, strict=True))
-
-        def predict_batch(pixels: Tensor) -> Predictive:
-            blocks = (block for each, predictor in members for block in predictor.outputs(each.normalize(pixels)))
-            return summarize_blocks(blocks, likelihood, 1.0)
-
-        return predict_chunks(
-            classifiers[0].read(images),
-            lambda pixels: Predictive.concatenate([predict_batch(batch) for batch in pixels.split(BATCH)]),
-        )
+    sources: list[Callable[[Tensor], Iterable[Tensor]]]  # by member, from its inputs to blocks of samples
+    if method == "draws":
+        counts = [effective_samples(classifier.net, num_samples) for classifier in classifiers]
+        sources = [partial(_draws, each.net, num_samples, seed + member) for member, each in enumerate(classifiers)]
+    else:
+        sources = [Predictor(each.net, method=method, likelihood=likelihood).outputs for each in classifiers]
+        counts = [component_count(classifier.net) for classifier in classifiers]
+    repeats = [math.lcm(*counts) // count for count in counts]  # of each sample, for as many of every member
+    members = list(zip(classifiers, sources, repeats, strict=True))
 
     def predict_chunk(pixels: Tensor) -> Predictive:
-        with torch.no_grad():
-            samples = (
-                outputs
-                for member, classifier in enumerate(classifiers)
-                for outputs in posterior_outputs(
-                    classifier.net, classifier.normalize(pixels), num_samples, BATCH, seed + member
-                )
-            )
-            return summarize(samples, likelihood=likelihood)
+        blocks = (
+            block
+            for classifier, outputs, count in members
+            for block in outputs(classifier.normalize(pixels))
+            for _ in range(count)
+        )
+        return summarize_blocks(blocks, likelihood, 1.0)
 
-    return predict_chunks(classifiers[0].read(images), predict_chunk)
+    return predict_chunks(classifiers[0].read(images), predict_chunk, chunk=CHUNK if method == "draws" else BATCH)
+
+
+def _draws(net: nn.Module, num_samples: int, seed: int, inputs: Tensor) -> Iterator[Tensor]:
+    """One block [1, n, outputs, ...] per draw."""
+    return (outputs[None] for outputs in posterior_outputs(net, inputs, num_samples, BATCH, seed))
 
 
 def dropout_predictive(classifier: Classifier, images: Images, num_samples: int = 25, seed: int = 0) -> Predictive:

@@ -27,7 +27,7 @@ from moments.logits import (
     propagate,
 )
 from moments.pair import RULES, Link, MissingRuleError, Moments, Rule, rule
-from moments.weights import WeightMoments, known_weights, weight_moments
+from moments.weights import WeightMoments, component_count, known_weights, weight_moments
 
 __all__ = [
     "DRAWS",
@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "WeightMoments",
     "cholesky",
+    "component_count",
     "fixed_normals",
     "known_weights",
     "leaky_relu_moments",

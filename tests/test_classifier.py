@@ -203,6 +203,20 @@ def test_an_ensemble_of_twins_has_one_sample_per_member(images: Tensor, tmp_path
     assert_equal(ensemble_predictive(members[:1], images), members[0].predict(images))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_ensemble_of_unlike_posteriors_is_the_mean_of_its_members(images: Tensor, method: str) -> None:
+    """A deterministic network has one sample; by moments, a mixture has draws of each component."""
+    torch.manual_seed(0)
+    posteriors: list[Any] = ["gaussian", *({"family": "rank1", "components": count} for count in (2, 3))]
+    nets = [build("lenet", True, 10, 1, posterior=posterior, priors=WIDE) for posterior in posteriors]
+    members = [Classifier(net, CLASSES, (0.3,), (0.25,)) for net in (*nets, build("lenet", False, 10, 1).eval())]
+    mixture = ensemble_predictive(members, images, 6, seed=4, method=method)
+    alone = [member.predict(images, 6, seed=4 + index, method=method) for index, member in enumerate(members)]
+    for name in ("probs", "expected_log_probs", "expected_entropy"):
+        mean = torch.stack([getattr(predictive, name) for predictive in alone]).mean(0)
+        torch.testing.assert_close(getattr(mixture, name), mean)
+
+
 def test_an_ensemble_of_none_or_of_unlike_members_is_refused(images: Tensor) -> None:
     trained = bayesian()
     other = Classifier(trained.net, CLASSES[::-1], trained.mean, trained.std)
