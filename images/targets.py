@@ -109,9 +109,9 @@ def _read_table(folder: Path, task: str) -> SplitFiles:
     path = folder / TABLES[task]
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            names = tuple(reader.fieldnames or ())
-            rows = list(reader)
+            reader = csv.reader(stream)
+            names = tuple(next(reader, ()))
+            rows = [(reader.line_num, cells) for cells in reader if cells]
     except FileNotFoundError as error:
         raise UserError(
             f"there is no {path}: expected a table with a column {FILE} and one per {_noun(task)}"
@@ -125,9 +125,15 @@ def _read_table(folder: Path, task: str) -> SplitFiles:
         )
     targets = tuple(name for name in names if name != FILE)
     paths, sizes, values = [], array("q"), []
-    for line, row in enumerate(rows, start=2):
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise UserError(
+                f"{path}, row {line} has {len(cells)} cells, the first row {len(names)}: expected as many; write "
+                f"numbers with a decimal point, and a path with a comma in quotes"
+            )
+        row = dict(zip(names, cells, strict=True))
         values.append([_value(row[name], task, f"{path}, row {line}, column {name}") for name in targets])
-        file = folder / (row[FILE] or "")
+        file = folder / row[FILE]
         try:
             sizes.append(file.stat().st_size)
         except (OSError, ValueError) as error:
@@ -150,15 +156,17 @@ def _noun(task: str) -> str:
     return "label" if task == "multilabel" else "target"
 
 
-def _value(word: str | None, task: str, place: str) -> float:
+def _value(word: str, task: str, place: str) -> float:
     try:
-        value = float(word or "")
+        value = float(word)
     except ValueError:
         value = math.nan
     if task == "multilabel" and value not in (0, 1):
         raise UserError(f"{place}: expected 0 or 1, got {word!r}")
     if not math.isfinite(value):
         raise UserError(f"{place}: expected a number, got {word!r}")
+    if abs(value) > torch.finfo(torch.float32).max:
+        raise UserError(f"{place}: expected a number that float32 can hold, got {word!r}: give it in another unit")
     return value
 
 

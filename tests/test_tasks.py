@@ -349,7 +349,9 @@ def spoil(root: Path, split: str, table: str, line: int, row: str | None) -> Non
     ("split", "line", "row", "message"),
     [
         ("train", 3, "pictures/2.png,2,0", "train/labels.csv, row 4, column red: expected 0 or 1, got '2'"),
-        ("train", 3, "pictures/2.png,1", "row 4, column bar: expected 0 or 1, got None"),
+        ("train", 3, "\n\npictures/2.png,1,two", "labels.csv, row 6, column bar: expected 0 or 1, got 'two'"),
+        ("train", 3, "pictures/2.png,1", "labels.csv, row 4 has 2 cells, the first row 3: expected as many"),
+        ("train", 3, "pictures/2.png,1,0,1", "labels.csv, row 4 has 4 cells, the first row 3: expected as many"),
         ("train", 3, "pictures/gone.png,0,1", "row 4: there is no image .*gone.png"),
         ("train", 3, "pictures,0,1", "row 4: .*pictures is a folder, expected an image"),
         ("train", 3, "../test/pictures/1.png,0,1", "row 4: .*test/pictures/1.png is not below .*train: move it there"),
@@ -376,6 +378,12 @@ def test_targets_that_are_no_numbers_and_folders_without_tables(bright: Path, la
         load_data(str(root), "data", 0.1, 0, task="regression")
     spoil(root, "test", "targets.csv", 2, "1.png,nan,3")
     with pytest.raises(UserError, match="expected a number, got 'nan'"):
+        load_data(str(root), "data", 0.1, 0, task="regression")
+    spoil(root, "test", "targets.csv", 2, "1.png,1,1e39")
+    with pytest.raises(UserError, match="row 3, column other: expected a number that float32 can hold, got '1e39'"):
+        load_data(str(root), "data", 0.1, 0, task="regression")
+    spoil(root, "test", "targets.csv", 2, "1.png,3,57,3")
+    with pytest.raises(UserError, match="row 3 has 4 cells, the first row 3: .*write numbers with a decimal point"):
         load_data(str(root), "data", 0.1, 0, task="regression")
     with pytest.raises(UserError, match="there is no .*targets.csv: expected a table with a column file and"):
         load_data(str(labeled), "data", 0.1, 0, task="regression")
