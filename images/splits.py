@@ -69,6 +69,16 @@ class Split:
             images = read_batches(self.images, shares, workers)
         yield from zip(images, (self.labels[indices] for indices in shares), strict=True)
 
+    def sample(self, count: int, seed: int) -> Split:
+        """`count` examples at random, or all if there are no more, in their order: those of a folder are by class.
+
+        Args:
+            count: how many.
+            seed: of the random choice.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[:count].sort().values)
+
     def hold_out(self, fraction: float, seed: int, purpose: str) -> tuple[Split, Split]:
         """Divide the examples at random; both parts keep their order.
 

@@ -96,14 +96,15 @@ class ImageSets:
         Args:
             data: the data set.
             unknown: by the name of each set, as for `images.load_unknown`, where it is looked for.
-            seed: of the order of the unknown images.
-            limit: how many images of each set are taken, the first ones; by default all.
+            seed: of the order of the unknown images, and of the choice by `limit`.
+            limit: how many images of each set are taken, at random; by default all.
 
         Raises:
             UserError: as `images.load_unknown`; a test image cannot be read; two sets of the same name.
         """
         name = f"{data.name} test"
-        known, labels = next(data.test.batches(limit or len(data.test)))
+        test = data.test.sample(limit or len(data.test), seed)
+        known, labels = next(test.batches(len(test)))
         in_memory = [split.images for split in (data.train, data.valid, data.test) if isinstance(split.images, Tensor)]
         sets = [
             load_unknown(each, folder, data.channels, [known, *in_memory], seed, data.image_size, data.center_crop)

@@ -59,7 +59,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
         type=argument(whole(0)),
         default=0,
         metavar="IMAGES",
-        help="compare on this many test images (0: no comparison)",
+        help="compare on this many test images, chosen at random (0: no comparison)",
     )
     add("--net_type", help="package.module:factory, if the network is your own")
     add("--data_dir", default="data", help="where downloaded data lies, for --check (%(default)s)")
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         export_network(networks[name], len(predictor.mean), predictor.image_size, path, any_size=args.any_size)
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB  {', '.join(networks[name].outputs)}", flush=True)
     if data is not None:
-        images, targets = next(data.test.batches(min(args.check, len(data.test))))
+        images, targets = next(data.test.sample(args.check, seed=0).batches(args.check))
         _check(predictor, networks, {name: paths[name, ".onnx"] for name in networks}, images, targets)
     return list(paths.values())
 

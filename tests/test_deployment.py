@@ -24,6 +24,7 @@ from inference import (
     quantized,
     regression_predictive,
 )
+from inference.deployment import compare_mean_network
 from inference.export import main
 from layers import BBBConv2d, BBBLinear, FlattenLayer, ModuleWrapper, sample_parameters, sampling
 from likelihoods import StudentT
@@ -241,10 +242,21 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_exports_and_compares(
-    finished_run: BayesianSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: BayesianSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    best = run_files(finished_run).best
-    main(["--weights_path", str(best), "--num_samples", "2", "--check", "30", "--save_dir", str(tmp_path)])
+    best, compared = run_files(finished_run).best, []
+
+    def compare(network: MeanNetwork, path: Path, images: Tensor, targets: Tensor) -> dict[str, float]:
+        compared.append(targets)
+        return compare_mean_network(network, path, images, targets)
+
+    monkeypatch.setattr("inference.export.compare_mean_network", compare)
+    main(["--weights_path", str(best), "--num_samples", "2", "--check", "20", "--save_dir", str(tmp_path)])
+    (targets,) = compared
+    assert len(targets) == 20 and len(targets.unique()) == 2  # the first 20 of the folder are of one class
     names = {path.name for path in tmp_path.glob("*.*")}
     assert {f"model_lenet.{kind}{ending}" for kind in ("mean", "predictive") for ending in (".pt2", ".onnx")} <= names
     printed = capsys.readouterr().out
