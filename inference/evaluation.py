@@ -132,8 +132,8 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
         data_dir: where downloaded data lies or goes.
 
     Raises:
-        UserError: as `images.load_data`; a network is of other classes or channels than the data, or two networks are
-            for images of different sizes, or for different tasks.
+        UserError: as `images.load_data`; a network is of other classes than the data, or two networks are for images of
+            different sizes or channels, or for different tasks.
     """
     first, *others = networks.items()
     for path, saved in others:
@@ -143,11 +143,11 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
     # Any validation split and seed give this test split.
     data = load_data(dataset, data_dir, valid_size=0.1, seed=0, skip_broken=skip_broken, **_how_read(first[1]))
     for path, saved in networks.items():
-        classes, channels = saved.description.classes, len(saved.description.mean)
-        if (classes, channels) != (data.classes, data.channels):
+        classes = saved.description.classes
+        if classes != data.classes:
             raise UserError(
-                f"{path} is for {len(classes)} classes of {channels}-channel images, {data.name} has "
-                f"{len(data.classes)} of {data.channels}: give the dataset that it was trained on"
+                f"{path} is for other classes ({len(classes)}) than {data.name} ({len(data.classes)}): give the "
+                f"dataset that it was trained on"
             )
     return data
 
@@ -155,8 +155,12 @@ def load_test_data(networks: Mapping[Path, SavedNetwork], dataset: str, data_dir
 def _how_read(saved: SavedNetwork) -> dict[str, Any]:
     """The arguments of `load_data` by which images become what a network takes."""
     description = saved.description
-    task = description.task.get("task", "classification")
-    return {"image_size": description.image_size, "center_crop": description.center_crop, "task": task}
+    return {
+        "image_size": description.image_size,
+        "center_crop": description.center_crop,
+        "channels": len(description.mean),
+        "task": description.task.get("task", "classification"),
+    }
 
 
 def require_classification(saved: SavedNetwork, path: str | Path) -> None:
@@ -192,7 +196,6 @@ def load_training_data(saved: SavedNetwork, path: str | Path, data_dir: str) -> 
         settings["valid_size"],
         settings["seed"],
         skip_broken=saved.skips_broken,
-        channels=settings.get("channels", "auto"),
         **_how_read(saved),
     )
     known = saved.content.get("data", data.fingerprint) == data.fingerprint

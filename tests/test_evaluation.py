@@ -156,7 +156,7 @@ def test_the_images_are_those_that_the_network_was_trained_to_know(tmp_path: Pat
     with pytest.raises(UserError, match="two sets of images have the same name .*others, others"):
         ImageSets.read(data, {others: "data", str(tmp_path / "more" / "others"): "data"})
     with pytest.raises(
-        UserError, match=r"False\.pt is for 2 classes of 1-channel images, MNIST5k has 10 of 1: give the"
+        UserError, match=r"False\.pt is for other classes \(2\) than MNIST5k \(10\): give the dataset that it was"
     ):
         load_test_data(strict, "MNIST5k", "data")
 

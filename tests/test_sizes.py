@@ -27,7 +27,7 @@ from layers import weight_posteriors
 from models import FACTORIES, NETWORKS, build, load_network
 from moments import Moments
 from support import UserError
-from training import BayesianSettings, run, start
+from training import BayesianSettings, RunFiles, run, start
 from training.network import build_network, describe, load_weights, set_to_train
 
 
@@ -490,6 +490,24 @@ def refuses_other_bytes(name: str, folder: Path, file: Path) -> None:
     with pytest.raises(UserError, match=f"{name} is not in .* and could not be downloaded") as error:
         load_data(name, folder, 0.2, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_is_evaluated_on_images_of_its_own_channels(
+    channels: int, pictures: Path, wide: Path, tmp_path: Path
+) -> None:
+    """Grey pictures for a network of color, and color ones for a network of grey."""
+    root = pictures if channels == 3 else wide
+    settings = bayesian_settings(root, tmp_path, channels=channels, n_epochs=1, batch_size=16)
+    run(settings)
+    path = RunFiles.for_run(settings, root.name, bayesian=True).best
+    saved = load_network(path)
+    data = load_test_data({path: saved}, str(root), "data")
+    assert data.channels == channels == load_training_data(saved, path, "data").channels
+    constants = (0.5,) * (4 - channels)
+    other = saved._replace(description=replace(saved.description, mean=constants, std=constants))
+    with pytest.raises(UserError, match="b.pt and a.pt are for other images or tasks"):
+        load_test_data({Path("a.pt"): saved, Path("b.pt"): other}, str(root), "data")
 
 
 def test_a_network_of_another_size_cannot_share_a_report(trained: BayesianSettings, wide: Path) -> None:

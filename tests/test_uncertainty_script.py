@@ -208,7 +208,7 @@ def test_every_mistake_is_reported_in_one_line(
         (["--weights_path", diverged], f"{diverged} has weights that are not finite ({key})"),
         (["--weights_path", weights, "--net_type", "alexnet"], "holds a lenet, not a alexnet: give --net_type lenet"),
         (["--weights_path", weights, "--net_type", "lennet"], "did you mean 'lenet'"),
-        (["--weights_path", weights, "--dataset", "MNIST5k"], "MNIST5k has 10 of 1: give the dataset"),
+        (["--weights_path", weights, "--dataset", "MNIST5k"], "is for other classes (2) than MNIST5k (10)"),
         (["--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", nothing], "has no notMNIST_small"),
         (
             ["--weights_path", weights, "--dataset", pictures, "--ood_dir", tmp_path / "none"],
