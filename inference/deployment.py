@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.classifier import Classifier
+from inference.distributions import refuse_distribution
 from inference.regressor import Regressor
 from layers import BayesianLayer, SampledParameter, to_deterministic
 from likelihoods import GaussianLikelihood, Predictive, RegressionPredictive, get_likelihood
@@ -155,6 +156,7 @@ class MomentNetwork(UncertainNetwork):
         likelihood: as for `DeployedNetwork`.
 
     Raises:
+        UserError: the network is a `WeightDistribution`.
         MissingRuleError: in a call, the network has an operation without a rule.
     """
 
@@ -169,6 +171,7 @@ class MomentNetwork(UncertainNetwork):
         std: Sequence[float],
         likelihood: str | GaussianLikelihood | None = None,
     ) -> None:
+        refuse_distribution(net)
         with torch.no_grad():  # the moments of weights become constants
             propagation = Propagation(copy.deepcopy(net).eval())
         super().__init__(propagation, mean, std, likelihood)
@@ -188,6 +191,9 @@ class PredictiveNetwork(UncertainNetwork):
         mean: per channel, what is subtracted from pixels in [0, 1].
         std: per channel, what they are then divided by.
         likelihood: as for `DeployedNetwork`.
+
+    Raises:
+        UserError: the network is a `WeightDistribution`.
     """
 
     def __init__(
@@ -198,6 +204,7 @@ class PredictiveNetwork(UncertainNetwork):
         std: Sequence[float],
         likelihood: str | GaussianLikelihood | None = None,
     ) -> None:
+        refuse_distribution(net)
         super().__init__(copy.deepcopy(net), mean, std, likelihood)
         self.num_samples = num_samples
         for layer in self.net.modules():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from layers import to_deterministic, weight_posteriors
+from support import UserError
 
 Noise = Callable[[Tensor], Tensor]  # ε ~ N(0, 1) of the shape of a tensor
 
@@ -16,7 +17,8 @@ class WeightDistribution(nn.Module):
     """A deterministic network and a distribution of some of its weights, for approximations made after training.
 
     Prediction takes it as it takes a network of Bayesian layers: `posterior_predictive`, `Predictor` and a
-    `Classifier` with it as `net` draw from it. A subclass defines `draw`.
+    `Classifier` with it as `net` draw from it. Moments, and an export with uncertainty, refuse it. A subclass defines
+    `draw`.
 
     Args:
         net: the network; its weights are those of a pass without draws.
@@ -35,6 +37,19 @@ class WeightDistribution(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The output of `net`."""
         return self.net(input)
+
+
+def refuse_distribution(net: nn.Module) -> None:
+    """Refuse a `WeightDistribution` where the posteriors of layers are read, of which it has none.
+
+    Raises:
+        UserError: it is one.
+    """
+    if isinstance(net, WeightDistribution):
+        raise UserError(
+            f"moments and an export with uncertainty expect Bayesian layers, got a {type(net).__name__}, which draws "
+            f"weights in its own way: predict by draws"
+        )
 
 
 def random_weights(net: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from images import chunk_size
-from inference.distributions import WeightDistribution, plain_network, random_weights, sampler
+from inference.distributions import plain_network, random_weights, refuse_distribution, sampler
 from inference.prefix import OtherCallsError, Prefix
 from layers.kernels import at_least_float32
 from likelihoods import Predictive, Summaries, Summary, entropy, get_likelihood, normalized_softplus, softmax
@@ -215,6 +215,7 @@ def posterior_predictive(
     Raises:
         ValueError: `num_samples` is below 1, the method or the likelihood is unknown, or the outputs are not what the
             likelihood reads.
+        UserError: by moments, the network is a `WeightDistribution`.
         MissingRuleError: by moments, the network has an operation without a rule.
     """
     check_method(method)
@@ -249,6 +250,7 @@ class Predictor:
     Raises:
         ValueError: `num_samples` is below 1 (2 for a fit), the method or the likelihood is unknown, or `fit_to` is not
             for moments.
+        UserError: by moments, the network is a `WeightDistribution`.
     """
 
     @torch.no_grad()
@@ -270,8 +272,7 @@ class Predictor:
         self.likelihood, self.temperature = likelihood, temperature
         self._propagation: Propagation | None = None
         if method == "moments":
-            if isinstance(net, WeightDistribution):
-                raise ValueError(f"a {type(net).__name__} has no moments: predict by draws")
+            refuse_distribution(net)
             self._net = copy.deepcopy(net).eval()
             self._propagation = Propagation(self._net)
             if fit_to is not None and random_weights(net):

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from inference.distributions import refuse_distribution
 from inference.prediction import check_method, posterior_outputs
 from likelihoods import GaussianLikelihood, RegressionPredictive
 from moments import Propagation
@@ -35,12 +36,14 @@ def regression_predictive(
 
     Raises:
         ValueError: `num_samples` is below 1, or the method is unknown.
+        UserError: by moments, the network is a `WeightDistribution`.
         MissingRuleError: by moments, the network has an operation without a rule.
     """
     check_method(method)
     with torch.no_grad():
         if method == "draws":
             return likelihood.summarize(posterior_outputs(net, inputs, num_samples, batch_size, seed))
+        refuse_distribution(net)
         device, propagation = next(net.parameters(), inputs).device, Propagation(copy.deepcopy(net).eval())
         batches = (propagation.draws(batch.to(device)) for batch in inputs.split(batch_size))
         return RegressionPredictive.concatenate([likelihood.summarize(draws) for draws in batches])

@@ -15,6 +15,8 @@ from images import Split
 from inference import (
     Classifier,
     LaplaceNetwork,
+    MomentNetwork,
+    PredictiveNetwork,
     Predictor,
     Swag,
     WeightDistribution,
@@ -22,9 +24,11 @@ from inference import (
     laplace,
     posterior_draws,
     posterior_predictive,
+    regression_predictive,
 )
 from inference.last_layer import evidence_precision
 from layers import ModuleWrapper, to_bayesian
+from likelihoods import GaussianLikelihood
 from support import UserError
 
 
@@ -149,6 +153,23 @@ def test_a_classifier_predicts_by_draws_of_it(approximation: Callable[[nn.Module
         torch.testing.assert_close(other.probs, predictive.probs)
     with pytest.raises(ValueError, match="predict by draws"):
         posterior_predictive(distribution, inputs, method="moments")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net: Predictor(net, method="moments"),
+        lambda net: regression_predictive(net, GaussianLikelihood(1), torch.zeros(2, 1, 32, 32), method="moments"),
+        lambda net: MomentNetwork(net, 3, (0.5,), (0.25,)),
+        lambda net: PredictiveNetwork(net, 5, (0.5,), (0.25,)),
+    ],
+    ids=["Predictor", "regression", "MomentNetwork", "PredictiveNetwork"],
+)
+def test_a_distribution_is_refused_where_it_would_count_as_a_network_without_uncertainty(
+    use: Callable[[nn.Module], object],
+) -> None:
+    with pytest.raises(UserError, match="expect Bayesian layers, got a Swag, .*: predict by draws"):
+        use(Swag(small_net()))
 
 
 def test_laplace_draws_the_last_layer_alone_and_leaves_the_network_as_it_was() -> None:
