@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     with world.local_main_first():  # it may download
         data = load_test_data(saved, args.dataset, args.data_dir)
     usual = ["notMNIST"] if classifies else []
-    sets = [*args.unknown, str(args.ood_dir)] if args.ood_dir else args.unknown or usual
+    sets = [*args.unknown, str(args.ood_dir.resolve())] if args.ood_dir else args.unknown or usual
     unknown = {name: args.not_mnist_dir if name == "notMNIST" else args.data_dir for name in sets}
     limit = args.num_batches * args.batch_size if args.num_batches else None
     images = ImageSets.read(data, unknown, args.seed, limit)

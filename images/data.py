@@ -18,7 +18,7 @@ from images.sources import SOURCES, Source
 from images.splits import Split, held_out_count
 from images.targets import target_counts, target_source
 from images.transforms import chunk_size, to_channels
-from models import IMAGE_SIZE, Size
+from models import IMAGE_SIZE, Size, check_image_size
 from support import UserError, nearest, one_line
 
 TEST_FRACTION = 0.2  # of a data set that comes without a test split
@@ -113,7 +113,7 @@ def load_data(
     batch_size: int = 1,
     skip_broken: bool = False,
     *,
-    image_size: Size | str | None = None,
+    image_size: int | Size | str | None = None,
     center_crop: bool = False,
     channels: int | str = "auto",
     task: str = "classification",
@@ -130,24 +130,27 @@ def load_data(
         memory_limit: for a folder, bytes of images to hold in memory at most; by default half of the free memory.
         batch_size: the run's, which the training images must at least fill.
         skip_broken: for a folder, leave out the images that cannot be read.
-        image_size: height and width of the images. None for the data set's own, which is 32×32 for a folder; 'own' for
-            a folder whose images all have one size.
+        image_size: height and width of the images, or one number for both. None for the data set's own, which is 32×32
+            for a folder; 'own' for a folder whose images all have one size.
         center_crop: for a folder, as for `to_pixels`; the images of the data sets by name are square.
         channels: 1 to read the images as grey, 3 as RGB, 'auto' as they are.
         task: classification; or multilabel, regression or segmentation for a folder as `target_source` reads it.
 
     Raises:
-        UserError: an unknown name, a size that is for folders alone, splits without images or smaller than a batch (all
-            before any image is read), data that is not there and cannot be downloaded, a broken folder, or, in any
-            split, a broken file.
+        UserError: an impossible size or number of channels, an unknown name, a size that is for folders alone, splits
+            without images or smaller than a batch (all before any image is read), data that is not there and cannot be
+            downloaded, a broken folder, or, in any split, a broken file.
     """
+    size = _checked_size(image_size)
+    if channels not in (1, 3, "auto"):
+        raise UserError(f"channels: expected 1, 3 or 'auto', got {channels!r}")
     source = _find_source(
         dataset,
         task,
         memory_limit=memory_limit,
         skip_broken=skip_broken,
         channels=None if isinstance(channels, str) else channels,
-        image_size=image_size,
+        image_size=size,
         center_crop=center_crop,
     )
     count = source.train_images
@@ -155,7 +158,7 @@ def load_data(
     count -= 0 if source.has_valid else held_out_count(count, valid_size, "validation")
     if batch_size > count:
         raise UserError(f"batch_size {batch_size} is more than the {count} training images: give at most that")
-    contents = source.read(Path(data_dir), image_size if isinstance(image_size, tuple) else source.size)
+    contents = source.read(Path(data_dir), size if isinstance(size, tuple) else source.size)
     train, valid, test = contents.train, contents.valid, contents.test
     if test is None:
         train, test = train.hold_out(TEST_FRACTION, TEST_SEED, "test")
@@ -173,6 +176,15 @@ def load_data(
     fingerprint = hashlib.sha256(json.dumps([contents.classes, counts, content]).encode()).hexdigest()
     return ImageData(data_name(dataset), contents.classes, contents.flippable, train, valid, test, mean, std,
                      fingerprint, contents.notes, contents.skipped, center_crop, task)  # fmt: skip
+
+
+def _checked_size(image_size: int | Size | str | None) -> Size | str | None:
+    if image_size is None or image_size == "own":
+        return image_size
+    try:
+        return check_image_size(image_size)
+    except ValueError as error:
+        raise UserError(f"image_size: expected {error}, or 'own', got {image_size!r}") from error
 
 
 def data_name(dataset: str) -> str:

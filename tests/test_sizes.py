@@ -129,6 +129,25 @@ def test_a_named_set_has_its_own_size_or_another_one() -> None:
         load_data("MNIST5k", "data", 0.1, 0, image_size=(40, 64), center_crop=True)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(64, (64, 64)), ([40, 64], (40, 64))])
+def test_a_size_is_one_number_or_two_in_any_sequence(size: Any, expected: tuple[int, int]) -> None:
+    assert load_data("MNIST5k", "data", 0.1, 0, image_size=size).image_size == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"image_size": "64"}, "image_size: expected a number of pixels .*, or height,width, or 'own', got '64'"),
+        ({"image_size": (64, 0)}, r"image_size: expected a number of pixels .*, got \(64, 0\)"),
+        ({"channels": "3"}, "channels: expected 1, 3 or 'auto', got '3'"),
+        ({"channels": 2}, "channels: expected 1, 3 or 'auto', got 2"),
+    ],
+)
+def test_other_sizes_and_channels_are_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data("MNIST5k", "data", 0.1, 0, **how)
+
+
 def test_a_random_crop_is_a_part_of_the_image() -> None:
     """Of a ramp, a part is a ramp: its slope is the length of its side, and it lies within the image."""
     ramp = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(64, 64)

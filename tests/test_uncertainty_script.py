@@ -128,6 +128,19 @@ def test_a_number_of_batches_and_any_other_unknown_set(
     assert " s by moments\n" in capsys.readouterr().out
 
 
+def test_a_folder_with_the_name_of_an_unknown_set_is_the_folder(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch.setattr)
+    monkeypatch.chdir(tmp_path)
+    draw_pictures(Path("noise"), 5, seed=9)
+    weights = trained / "bayesian" / "model_lenet.pt"
+    uncertainty_estimation.main([
+        f"--weights_path={weights}", f"--dataset={pictures}", "--ood_dir=noise", "--num_samples=1", "--save_dir=out"
+    ])  # fmt: skip
+    assert json.loads(Path("out", "uncertainty.json").read_text())["unknown_images"] == {"noise": 10}
+
+
 def test_two_processes_share_the_images_and_tell_the_same(trained: Path, pictures: Path, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "others", 15, seed=9)
     arguments = [
