@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from inference.classifier import Classifier
 from inference.distributions import refuse_distribution
 from inference.regressor import Regressor
-from layers import BayesianLayer, SampledParameter, to_deterministic
+from layers import BayesianLayer, ModuleWrapper, SampledParameter, to_deterministic
 from likelihoods import GaussianLikelihood, Predictive, RegressionPredictive, get_likelihood
 from moments import DRAWS, Propagation, fixed_normals
 from support import UserError, atomic_write, first_line
@@ -185,6 +185,8 @@ class MomentNetwork(UncertainNetwork):
 class PredictiveNetwork(UncertainNetwork):
     """The posterior predictive, with fresh draws in every call that all images of the call share.
 
+    Its network computes no KL.
+
     Args:
         net: a Bayesian network; it is not modified.
         num_samples: draws per call.
@@ -208,6 +210,8 @@ class PredictiveNetwork(UncertainNetwork):
         super().__init__(copy.deepcopy(net), mean, std, likelihood)
         self.num_samples = num_samples
         for layer in self.net.modules():
+            if isinstance(layer, (BayesianLayer, ModuleWrapper)):
+                layer.kl = _no_kl  # type: ignore[method-assign]
             if isinstance(layer, (BayesianLayer, SampledParameter)):
                 layer.sampling = True
             if isinstance(layer, BayesianLayer):
@@ -216,6 +220,11 @@ class PredictiveNetwork(UncertainNetwork):
     def draws(self, images: Tensor) -> Tensor:
         """`num_samples` draws of the outputs, one pass per draw."""
         return torch.stack([self.one_pass(images) for _ in range(self.num_samples)])
+
+
+def _no_kl() -> Tensor:
+    """In the place of a KL that no prediction needs: every draw would compute it again, in each runtime."""
+    return torch.zeros(())
 
 
 def export_network(
@@ -232,7 +241,7 @@ def export_network(
 
     Raises:
         UserError: `path` has another ending, ONNX's packages are missing, the file cannot be written, or the network
-            is for one size.
+            has an operation that the format has not, or is for one size.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise UserError(f"cannot export to {path}: the name must end in .pt2 or .onnx")
@@ -251,14 +260,19 @@ def export_network(
                 program = _write_onnx(program, network.outputs, dynamic, temporary)
             for other in others:
                 _compare(network, program, torch.rand(1, channels, *other))
+        except (UserError, OSError):
+            raise
         except Exception as error:  # of many kinds, where a network cannot do what is asked for
-            if isinstance(error, UserError) or not any_size:
-                raise
-            raise UserError(
-                f"cannot write {path} for images of any size ({first_line(error)}): export this network for its own "
-                f"size alone"
-            ) from error
+            of_any_size, remedy = "", "give a network of operations that the format has"
+            if any_size:
+                of_any_size, remedy = " for images of any size", "export this network for its own size alone"
+            raise UserError(f"cannot write {path}{of_any_size} ({_reason(error)}): {remedy}") from error
     return path
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error that an exporter's own ones are about."""
+    return _reason(error.__cause__) if isinstance(error.__cause__, Exception) else first_line(error)
 
 
 def _write_onnx(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_files
@@ -182,6 +183,46 @@ def test_a_network_of_one_size_is_not_written_for_any(
 ) -> None:
     with pytest.raises(UserError, match=f"({reason}).*: export this network for its own size alone") as error:
         export_network(MeanNetwork(net, **MOMENTS), 2, size, tmp_path / f"mean{ending}", any_size=True)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_posterior_whose_kl_no_runtime_knows_is_exported_without_it(tmp_path: Path) -> None:
+    """The standard deviation by √(σ² + ΣL²), of which ONNX has no operation, is in the KL of `low_rank` alone."""
+    torch.manual_seed(0)
+    net = ModuleWrapper(FlattenLayer(8), BBBLinear(8, 3, posterior="low_rank", layer_type="bbb", priors=WIDE)).eval()
+    network, images = PredictiveNetwork(net, 2, **MOMENTS), torch.rand(5, 2, 2, 2)
+    session = InferenceSession(str(export_network(network, 2, 2, tmp_path / "network.onnx")))
+    probs, _, aleatoric = zip(*(session.run(None, {"images": images.numpy()}) for _ in range(1000)), strict=True)
+    expected = posterior_predictive(net, network.normalized(images), 2000)
+    torch.testing.assert_close(torch.tensor(np.mean(probs, 0)), expected.probs, rtol=0, atol=0.04)
+    torch.testing.assert_close(torch.tensor(np.mean(aleatoric, 0)), expected.expected_entropy, rtol=0, atol=0.04)
+    program = torch.export.load(export_network(network, 2, 2, tmp_path / "network.pt2"))
+    assert not any("hypot" in str(node.target) for node in program.graph.nodes)
+    assert net(torch.zeros(1, 8))[1].item() > 0  # the network that was given keeps its KL
+
+
+class Bessel(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.special.bessel_j0(images.flatten(1))
+
+
+class Branching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("net", "ending", "message"),
+    [
+        (Bessel(), ".onnx", r"\(No ONNX function found for .*bessel_j0.*\): give a network of operations that"),
+        (Branching(), ".pt2", r"\(.*data-dependent.*\): give a network of operations that the format has$"),
+    ],
+)
+def test_an_operation_that_a_format_has_not_is_one_line(
+    net: nn.Module, ending: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^cannot write .*{ending} {message}") as error:
+        export_network(MeanNetwork(net, **MOMENTS), 2, 2, tmp_path / f"network{ending}")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
