@@ -69,11 +69,11 @@ def test_other_sizes_have_the_parameters_of_32_and_a_fixed_grid(net_type: str) -
 
 @pytest.mark.parametrize(("side", "count"), [(3, 5), (5, 5), (7, 5), (12, 5), (4, 1)])
 def test_moments_pass_through_adaptive_pooling_of_any_ratio(side: int, count: int) -> None:
-    """Of independent inputs, the variance of an output is the sum of those in its window over their number squared."""
+    """Of inputs that move together, the deviation of an output is the mean of those in its window."""
     pool, variance = nn.AdaptiveAvgPool2d(count), torch.rand(1, 2, side, side)
     basis = torch.eye(side * side).view(-1, 1, side, side)
     jacobian = pool(basis).flatten(1).T  # of an output by an input
-    expected = (variance.flatten(2) @ jacobian.square().T).view(1, 2, count, count)
+    expected = (variance.sqrt().flatten(2) @ jacobian.T).square().view(1, 2, count, count)
     output = pool(Moments(torch.zeros_like(variance), variance))
     torch.testing.assert_close(output.variance, expected)
 
