@@ -1,4 +1,4 @@
-"""Networks of the experiments alone: with dropout, with a Bayesian last layer, against noise; a small ResNet-18."""
+"""Networks of the experiments alone: with dropout, a Bayesian last layer, an average, noise; a small ResNet-18."""
 
 from __future__ import annotations
 
@@ -149,3 +149,12 @@ conv3fc_dropout = with_dropout("3conv3fc", 0.1)
 lenet_filter_dropout = with_filter_dropout("lenet", 0.05)
 lenet_last_layer = with_bayesian_last_layer("lenet")
 lenet_bounded = with_bounded_last_layer("lenet")
+
+
+def averaging(outputs: int, inputs: int) -> nn.Module:
+    """Three convolutions and the average over the map, from which the logits are linear; for `to_bayesian`."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, outputs),
+    )  # fmt: skip
