@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks.measure import table as markdown
-from experiments import frontier, robustness
+from experiments import frontier, moments, robustness
 from experiments.ablations import AS_PLANNED
 from experiments.plan import AT_ONE, BLOCKS, METHODS, OWN_TABLES, TEMPERATURES
 from experiments.recipes import FOLDER, read_trials
@@ -277,6 +277,7 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "wide": frontier.render(prices, "wide"),
         "second edition": frontier.render(prices, *frontier.COMPLETE),
         "robustness": robustness.render(json.loads(robustness.RECORD.read_text(encoding="utf-8"))),
+        "moments": moments.render(json.loads(moments.RECORD.read_text(encoding="utf-8"))),
         "searches": searches_table(),
         "ablations": ablations_table(json.loads(ABLATIONS.read_text(encoding="utf-8"))),
         "trials": trials_table(json.loads(TRIALS.read_text(encoding="utf-8"))),

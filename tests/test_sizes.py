@@ -336,7 +336,7 @@ class TestWeights:
                 r"\[64, 1, 7, 7\], that .*\[64, 3, 7, 7\]",
             ),
             (lambda state: {"model": state}, "is not a state_dict"),
-            (lambda state: {"weights": state, "description": {}}, "is a checkpoint of this library: give init_from, or"),
+            (lambda state: {"weights": state, "description": {}}, "is a checkpoint of this library: give init_from"),
             (lambda state: {}, "is not a state_dict"),
         ],
     )
