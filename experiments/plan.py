@@ -364,10 +364,12 @@ BLOCKS = (
         "3conv3fc",
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
-            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1,
+            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1, "twin_searched": 1,
+            "searched": 1,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
+        searched_by={"n_epochs": 6, "amp": True},
     ),
     Block(
         "MNIST",
