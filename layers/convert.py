@@ -72,6 +72,7 @@ def to_bayesian(
     for layer in replacements.values():
         start_at_means(layer, moped, prior_at_means)
     net = _replace(net, replacements)
+    list(weight_posteriors(net))  # which gives a shared tensor one posterior
     share_draws(net)
     for parent in net.modules():
         # In evaluation these would pass their children's weights to a fused kernel, which skips the children's
