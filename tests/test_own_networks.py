@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import bayesian_settings, frequentist_settings, run_files, same
+from torch._inductor import config as inductor
 
 from layers import BBBConv2d, ModuleWrapper, weight_posteriors
 from models import build, load_network
@@ -116,6 +117,16 @@ def test_a_compiled_run_leaves_a_network_like_any_other(
     train(state, setup)
     net, _, _ = load_network(setup.files.best, net_type=changes["net_type"])
     assert same(net.state_dict(), state.net.state_dict())
+
+
+def test_a_run_that_cannot_be_compiled_says_what_is_missing(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    changes |= {"net_type": "my_networks:of_one_convolution", "n_epochs": 1, "compile": True}
+    compilers = inductor.patch({"cpp.cxx": (None, "no-compiler"), "force_disable_caches": True})
+    refused = pytest.raises(UserError, match="cannot compile the network .*compiler.* leave out compile, or install")
+    with compilers, refused:
+        train(*start(bayesian_settings(pictures, tmp_path, **changes)))
 
 
 def test_a_bayesian_network_of_ones_own_is_taken_as_it_is(changes: dict[str, Any]) -> None:

@@ -507,7 +507,22 @@ def wrap_for_training(net: nn.Module, settings: Settings, world: World) -> Calla
     forward: Callable[[Tensor], Any] = net
     if world.size > 1:
         forward = DistributedDataParallel(net, [device] if device.type == "cuda" else None)
-    if settings.compile:
-        # On a CPU the compiler's own generator is twice as slow as torch's.
-        forward = torch.compile(forward, options={"fallback_random": device.type == "cpu"})
-    return forward
+    return _compiled(forward, device) if settings.compile else forward
+
+
+def _compiled(forward: Callable[[Tensor], Any], device: torch.device) -> Callable[[Tensor], Any]:
+    from torch._dynamo.exc import BackendCompilerFailed  # a second that only such a run should wait
+
+    # On a CPU the compiler's own generator is twice as slow as torch's.
+    compiled = torch.compile(forward, options={"fallback_random": device.type == "cpu"})
+
+    def compile_or_refuse(images: Tensor) -> Any:
+        try:
+            return compiled(images)
+        except BackendCompilerFailed as error:
+            raise UserError(
+                f"cannot compile the network ({first_line(error)}): leave out compile, or install the compiler that "
+                f"torch.compile needs, such as g++"
+            ) from error
+
+    return compile_or_refuse
