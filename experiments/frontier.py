@@ -3,10 +3,11 @@
 Five series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
 complete runs by the settings that a search found (`run --only searched`); "default", complete runs by the settings of
 the first results; "configured", runs as the configurations have them (`run --only configured`); and "wide", complete
-runs of AlexNet and 3Conv3FC by the settings that a search found for LeNet (`run --only of_lenet`). Points whose
-networks are no longer at hand keep the figures that they have in the record. The price of a prediction is in passes of
-the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of several seeds
-give means and standard deviations, and are compared with their rival of the same price on the same images.
+runs of AlexNet and 3Conv3FC by the settings that searches found for LeNet (`run --only of_lenet`) and for themselves.
+Points whose networks are no longer at hand keep the figures that they have in the record. The price of a prediction is
+in passes of the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of
+several seeds give means and standard deviations, and are compared with their rival of the same price on the same
+images.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ SHORT = (
     Point("mean field, moments", "short_mean_field", moments, 1, BLUE, "o"),
     Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P"),
     Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
-    Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D"),
-    Point("5 posteriors, moments", "short_mean_field", moments, 5, BLUE, "s"),
+    Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D", rival="3 twins"),
+    Point("5 posteriors, moments", "short_mean_field", moments, 5, BLUE, "s", rival="5 twins"),
 )
 
 
@@ -185,12 +186,19 @@ WIDE = (
     Point("Laplace, last layer", "laplace_of_lenet", draws, 1, PINK, "v", rival="twin"),
     Point("rank-1, 3", "narrow_rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
     Point("rank-1, moments", "narrow_rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
+    Point("rank-1 of 4, 4", "rank1_4_of_lenet", partial(draws, count=4), 1, GREEN, "s", rival="twin"),
+    Point("BatchEnsemble of 4", "batch_ensemble_of_lenet", partial(draws, count=4), 1, GREEN, "D", rival="twin"),
     Point("mean field, 1", "narrow_start_of_lenet", partial(draws, count=1), 1, BLUE, "1", 1, "twin"),
     Point("mean field, 5", "narrow_start_of_lenet", partial(draws, count=5), 1, BLUE, "2", 1, "twin"),
     Point("mean field, 25", "narrow_start_of_lenet", draws, 1, BLUE, "3", 1, "twin"),
+    Point("mean field, 100", "narrow_start_of_lenet", partial(draws, count=100), 1, BLUE, "4", 1, "twin"),
     Point("mean field, moments", "narrow_start_of_lenet", moments, 1, BLUE, "o", rival="twin"),
     Point("colder mean field, moments", "colder_narrow_start_of_lenet", moments, 1, BLUE, "P", rival="twin"),
     Point("2 posteriors, moments", "narrow_start_of_lenet", moments, 2, BLUE, "s", rival="2 twins"),
+    Point("own search: twin", "twin_searched", draws, 1, ORANGE, "^", rival="twin"),
+    Point("own search: mean field, 25", "searched", draws, 1, BLUE, "x", rival="twin"),
+    Point("own search: mean field, moments", "searched", moments, 1, BLUE, "X", rival="twin"),
+    Point("own search: 2 posteriors, moments", "searched", moments, 2, BLUE, "D", rival="2 twins"),
 )
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED, "wide": WIDE}
