@@ -3,7 +3,7 @@
 Five series: "short", runs of 15 epochs of many methods (`python -m experiments run --only short_`); "searched",
 complete runs by the settings that a search found (`run --only searched`); "default", complete runs by the settings of
 the first results; "configured", runs as the configurations have them (`run --only configured`); and "wide", complete
-runs of AlexNet and 3Conv3FC by the settings that searches found for LeNet (`run --only of_lenet`) and for themselves.
+runs of wider networks by the settings that searches found for LeNet (`run --only of_lenet`) and for themselves.
 Points whose networks are no longer at hand keep the figures that they have in the record. The price of a prediction is
 in passes of the twin, that of training in trainings of one twin, both timed in turn within this process. Networks of
 several seeds give means and standard deviations, and are compared with their rival of the same price on the same
@@ -184,6 +184,7 @@ WIDE = (
     Point("MC dropout, 25", "dropout_of_lenet", dropout, 1, PINK, "s", rival="twin"),
     Point("SWAG, 25", "swag_of_lenet", draws, 1, PINK, "^", rival="twin"),
     Point("Laplace, last layer", "laplace_of_lenet", draws, 1, PINK, "v", rival="twin"),
+    Point("Bayesian last layer, 25", "last_layer_of_lenet", draws, 1, GREEN, "v", rival="twin"),
     Point("rank-1, 3", "narrow_rank1_of_lenet", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
     Point("rank-1, moments", "narrow_rank1_of_lenet", moments, 1, GREEN, "P", rival="twin"),
     Point("rank-1 of 4, 4", "rank1_4_of_lenet", partial(draws, count=4), 1, GREEN, "s", rival="twin"),

@@ -129,7 +129,7 @@ def lenet_fan_in(outputs: int, inputs: int) -> nn.Module:
 
 
 def resnet18(outputs: int, inputs: int) -> nn.Module:
-    """Torchvision's ResNet-18 with a posterior over all weights, with its own first layers also for small images.
+    """Torchvision's ResNet-18, with its own first layers also for small images.
 
     `--net_type resnet18` keeps the resolution of images below 64 pixels at first, for fifteen times the operations.
 
@@ -139,8 +139,7 @@ def resnet18(outputs: int, inputs: int) -> nn.Module:
     """
     if inputs != 3:
         raise ValueError("expected images of 3 channels")
-    net = build("resnet18", False, outputs, inputs, image_size=(64, 64))  # the size from which the layers are its own
-    return ModuleWrapper(to_bayesian(net, layer_type="bbb", inplace=True))
+    return build("resnet18", False, outputs, inputs, image_size=(64, 64))  # the size from which the layers are its own
 
 
 lenet_dropout = with_dropout("lenet", 0.05)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.recipes import recipe
+from models import NETWORKS
 
 Values = Mapping[str, Any]
 
@@ -279,6 +280,18 @@ METHODS: dict[str, Method] = {
             ("batch_ensemble", "BatchEnsemble of 4", {"components": 4, "factors": "point"}, 0.1),
         )
     },
+    "last_layer_of_lenet": Method(
+        "Bayesian last layer, β = 1, settings of LeNet on CIFAR-10",
+        True,
+        {
+            "bayesian_layers": "last",
+            "layer_type": "lrt",
+            "temperature": 1.0,
+            "weight_decay": 2.4e-3,  # the twin's
+        },
+        searched="bayesian",
+        searched_on=OF_LENET,
+    ),
     "last_layer": Method(
         "Bayesian last layer, β = 1", True, {"layer_type": "lrt", "beta_type": 1.0}, network="{}_last_layer"
     ),
@@ -291,7 +304,7 @@ class Block:
 
     Attributes:
         dataset: the data set's name.
-        net_type: a key of `models.NETWORKS`.
+        net_type: a key of `models.NETWORKS`, or the name of a factory in `experiments.networks`.
         seeds: the number of runs per method; they have the seeds 0, 1, …
         common: settings of every method.
         bayesian: settings of every Bayesian method.
@@ -373,6 +386,12 @@ BLOCKS = (
         searched_by={"n_epochs": 6, "amp": True},
     ),
     Block(
+        "CIFAR10",
+        "resnet18",
+        dict.fromkeys(("twin_of_lenet", "laplace_of_lenet", "last_layer_of_lenet", "narrow_rank1_of_lenet"), 1),
+        {"n_epochs": 8, "batch_size": 128, "amp": True},
+    ),
+    Block(
         "MNIST",
         "alexnet",
         {"frequentist": 1, "bbb_0.03": 1, "bbb_0.003": 1, "lrt_0.003": 1},
@@ -397,10 +416,10 @@ BLOCKS = (
 
 def network(block: Block, method: Method) -> str:
     """The `net_type` of a method's runs on a block."""
-    if method.network is None:
+    if method.network is None and block.net_type in NETWORKS:
         return block.net_type
     name = block.net_type.lstrip("0123456789")  # as no name in Python begins with a digit
-    return f"experiments.networks:{method.network.format(name)}"
+    return f"experiments.networks:{(method.network or '{}').format(name)}"
 
 
 @dataclass(frozen=True)
