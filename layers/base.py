@@ -102,6 +102,7 @@ class BayesianLayer(nn.Module):
         if layer_type is None:
             layer_type = next(name for name in self.estimators if name in self._family().estimators)
         self.layer_type = layer_type
+        self.register_forward_pre_hook(_be_called)
 
     def _family(self) -> type[Posterior]:
         """The class of the posterior of the layer's first weight."""
@@ -404,6 +405,13 @@ def sampling(module: nn.Module, enabled: bool) -> Iterator[None]:
         yield
     finally:
         SWITCHES.reset(token)
+
+
+def _be_called(layer: nn.Module, _: object) -> None:
+    """Nothing: in evaluation, `nn.TransformerEncoderLayer` calls its children if one has a hook.
+
+    Otherwise it passes their weights, which would be the posterior means, to a fused kernel.
+    """
 
 
 def share_draws(module: nn.Module) -> None:

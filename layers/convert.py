@@ -75,12 +75,8 @@ def to_bayesian(
     list(weight_posteriors(net))  # which gives a shared tensor one posterior
     share_draws(net)
     for parent in net.modules():
-        # In evaluation these would pass their children's weights to a fused kernel, which skips the children's
-        # forward, and pack the unpadded positions into a nested tensor, which few operations accept.
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0
         if isinstance(parent, nn.TransformerEncoder):
-            parent.use_nested_tensor = False
+            parent.use_nested_tensor = False  # of unpadded positions in evaluation, which few operations accept
     return net
 
 

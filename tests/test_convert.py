@@ -240,6 +240,18 @@ def test_in_evaluation_padding_is_masked(layer_type: str) -> None:
     torch.testing.assert_close(found[~padding], expected[~padding])
 
 
+def test_in_evaluation_a_layer_within_an_encoder_layer_draws() -> None:
+    """Without gradients the encoder layer of torch has a fused kernel for its children, which leaves them out."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder.linear1 = BBBLinear(8, 16, layer_type="bbb", priors={"posterior_rho_initial": (-1.0, 0.0)})
+    net = ModuleWrapper(encoder).eval()
+    features = torch.randn(2, 5, 8)
+    with torch.inference_mode():
+        outputs = [net(features)[0] for _ in range(2)]
+    assert not torch.allclose(*outputs, atol=1e-3)
+
+
 def test_a_layer_whose_weight_a_hook_makes_stays_as_it_is() -> None:
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
     converted = to_bayesian(net)
