@@ -197,8 +197,10 @@ WIDE = (
     Point("colder mean field, moments", "colder_narrow_start_of_lenet", moments, 1, BLUE, "P", rival="twin"),
     Point("2 posteriors, moments", "narrow_start_of_lenet", moments, 2, BLUE, "s", rival="2 twins"),
     Point("own search: twin", "twin_searched", draws, 1, ORANGE, "^", rival="twin"),
+    Point("own search: twin at the posterior's rate", "twin_at_rate", draws, 1, ORANGE, "v", rival="twin"),
     Point("own search: mean field, 25", "searched", draws, 1, BLUE, "x", rival="twin"),
     Point("own search: mean field, moments", "searched", moments, 1, BLUE, "X", rival="twin"),
+    Point("own search: 2 twins at its rate", "twin_at_rate", draws, 2, ORANGE, "X", rival="2 twins"),
     Point("own search: 2 posteriors, moments", "searched", moments, 2, BLUE, "D", rival="2 twins"),
 )
 COMPLETE = ("default", "searched")  # the series of the results page

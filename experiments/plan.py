@@ -256,6 +256,11 @@ METHODS: dict[str, Method] = {
     "mc_dropout_searched": Method("MC dropout, searched", False, networks_of="dropout_searched", dropout_at_work=True),
     "laplace_searched": Method("Laplace of the last layer, searched", False, networks_of="twin_searched", laplace=True),
     "searched": Method("Gaussian, searched", True, searched="bayesian"),
+    "twin_at_rate": Method(  # the control of the search of 3Conv3FC
+        "frequentist, rate and decay of the Gaussian's search",
+        False,
+        {"optimizer": "sgd", "lr_schedule": "cosine", "lr_start": 0.0462, "weight_decay": 1.273e-3},
+    ),
     "twin_by_patches": Method("frequentist, searched, filters from patches", False, BY_PATCHES, searched="frequentist"),
     "searched_by_patches": Method("Gaussian, searched, filters from patches", True, BY_PATCHES, searched="bayesian"),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
@@ -379,7 +384,7 @@ BLOCKS = (
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
             "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1, "twin_searched": 2,
-            "searched": 2,
+            "searched": 2, "twin_at_rate": 2,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
