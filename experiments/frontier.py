@@ -176,6 +176,7 @@ DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
     *_by_patches("frequentist_by_patches", "by_patches_1e4"),  # what the configurations have
 )
+OWN_TWIN, OWN_TWINS = "own search: twin at the posterior's rate", "own search: 2 twins at its rate"
 WIDE = (
     Point("twin", "twin_of_lenet", draws, 1, ORANGE, "o"),
     Point("2 twins", "twin_of_lenet", draws, 2, ORANGE, "s"),
@@ -197,11 +198,11 @@ WIDE = (
     Point("colder mean field, moments", "colder_narrow_start_of_lenet", moments, 1, BLUE, "P", rival="twin"),
     Point("2 posteriors, moments", "narrow_start_of_lenet", moments, 2, BLUE, "s", rival="2 twins"),
     Point("own search: twin", "twin_searched", draws, 1, ORANGE, "^", rival="twin"),
-    Point("own search: twin at the posterior's rate", "twin_at_rate", draws, 1, ORANGE, "v", rival="twin"),
-    Point("own search: mean field, 25", "searched", draws, 1, BLUE, "x", rival="twin"),
-    Point("own search: mean field, moments", "searched", moments, 1, BLUE, "X", rival="twin"),
-    Point("own search: 2 twins at its rate", "twin_at_rate", draws, 2, ORANGE, "X", rival="2 twins"),
-    Point("own search: 2 posteriors, moments", "searched", moments, 2, BLUE, "D", rival="2 twins"),
+    Point(OWN_TWIN, "twin_at_rate", draws, 1, ORANGE, "v", rival="twin"),
+    Point("own search: mean field, 25", "searched", draws, 1, BLUE, "x", rival=OWN_TWIN),
+    Point("own search: mean field, moments", "searched", moments, 1, BLUE, "X", rival=OWN_TWIN),
+    Point(OWN_TWINS, "twin_at_rate", draws, 2, ORANGE, "X", rival="2 twins"),
+    Point("own search: 2 posteriors, moments", "searched", moments, 2, BLUE, "D", rival=OWN_TWINS),
 )
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED, "wide": WIDE}
