@@ -371,8 +371,7 @@ BLOCKS = (
         "alexnet",
         {
             "frequentist": 1, "dropout": 1, "mc_dropout": 1, "bbb_0.003": 1, "lrt_0.003": 1, "twin_searched": 1,
-            "searched": 1, "colder_of_lenet": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
-            "narrow_rank1_of_lenet": 2,
+            "searched": 1, "colder_of_lenet": 1, **OF_LENET_SEEDS,
         },
         {"n_epochs": 20, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},
@@ -383,7 +382,7 @@ BLOCKS = (
         "3conv3fc",
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
-            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1, "twin_searched": 2,
+            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1, "twin_searched": 1,
             "searched": 2, "twin_at_rate": 2,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
