@@ -60,7 +60,7 @@ def with_bayesian_last_layer(net_type: str) -> Factory:
     return network
 
 
-class BoundedLinear(BBBLinear):
+class Bounded(nn.Module):
     """A last layer that in training gives its logits' means m, and log Σ_k (exp(m_k + v_k/2) − exp(m_k)) as one more.
 
     Their cross-entropy is log Σ_k exp(m_k + v_k/2) − m_y, at least E[−log softmax(z)_y] for z ~ N(m, diag v) by
@@ -68,11 +68,15 @@ class BoundedLinear(BBBLinear):
     2024).
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def __init__(self, head: BBBLinear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
         """[n, classes + 1] in training, a draw [n, classes] otherwise, of features [n, features]."""
         if not self.training:
-            return super().forward(input)
-        mean, variance = output_moments(self, input)
+            return self.head(features)
+        mean, variance = output_moments(self.head, features)
         return torch.cat([mean, (mean + (variance / 2).expm1().log()).logsumexp(1, keepdim=True)], 1)
 
 
@@ -82,7 +86,7 @@ def with_bounded_last_layer(net_type: str) -> Factory:
     def network(outputs: int, inputs: int) -> nn.Module:
         net = NETWORKS[net_type][1](outputs, inputs)
         *_, (name, head) = ((name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear))
-        net.set_submodule(name, BoundedLinear(head.in_features, head.out_features))
+        net.set_submodule(name, Bounded(BBBLinear(head.in_features, head.out_features)))
         return ModuleWrapper(net)
 
     return network

@@ -23,7 +23,7 @@ from torchvision import datasets
 from experiments import ablations, frontier, moments, recipes, report, robustness, running, search
 from experiments.__main__ import main as experiments_command
 from experiments.networks import (
-    BoundedLinear,
+    Bounded,
     Noise,
     lenet_bounded,
     lenet_fan_in,
@@ -36,7 +36,7 @@ from experiments.networks import (
 from experiments.plan import BLOCKS, METHODS, Block, Experiment, experiments
 from experiments.running import ExperimentFiles, run_missing
 from images import FOR_CHOOSING, corrupt, load_data, normalize
-from inference import Classifier, Predictor, summarize
+from inference import Classifier, Predictor, posterior_predictive, summarize
 from layers import BayesianLayer, CorrelatedGaussianPrior, GaussianPrior, deterministic_layers, weight_posteriors
 from layers.estimators import output_moments
 from likelihoods import accuracy, nll
@@ -461,20 +461,22 @@ def running_results() -> Path:
 
 def test_a_bounded_last_layer_is_trained_by_a_bound_of_its_expected_nll() -> None:
     net = lenet_bounded(3, 1)
-    head = net.get_submodule("0.fc3")
-    assert isinstance(head, BoundedLinear)
+    last = net.get_submodule("0.fc3")
+    assert isinstance(last, Bounded)
+    head = last.head
     with torch.no_grad():
         head.posterior["weight"].rho.fill_(-0.5)  # wide, so that the bound is far from the mean's NLL
     features, labels = torch.rand(6, 84), torch.tensor([0, 1, 2, 0, 1, 2])
-    bound = F.cross_entropy(head(features), labels, reduction="none")
+    bound = F.cross_entropy(last(features), labels, reduction="none")
     mean, variance = output_moments(head, features)
     torch.testing.assert_close(bound, (mean + variance / 2).logsumexp(1) - mean.gather(1, labels[:, None])[:, 0])
     draws = mean + variance.sqrt() * torch.randn(20_000, 6, 3)
     expected = -draws.log_softmax(-1).mean(0).gather(1, labels[:, None])[:, 0]
     of_mean = F.cross_entropy(mean, labels, reduction="none")
     assert (bound > expected).all() and bool((expected > of_mean).float().mean() > 0.5)
-    logits, kl = net.eval()(torch.rand(4, 1, 32, 32))
-    assert logits.shape == (4, 3) and kl > 0  # as many as the classes where it predicts
+    probs = posterior_predictive(net, torch.rand(4, 1, 32, 32), 2).probs
+    torch.testing.assert_close(probs.sum(1), torch.ones(4))
+    assert probs.shape == (4, 3) and net(torch.rand(4, 1, 32, 32))[1] > 0  # as many as the classes where it predicts
 
 
 def test_every_method_has_a_title_of_its_own() -> None:
