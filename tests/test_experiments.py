@@ -212,7 +212,7 @@ def test_a_prior_by_fan_in_keeps_the_variance_of_its_inputs() -> None:
 
 def test_the_small_resnet_is_bayesian_but_for_its_batch_norm() -> None:
     with torch.device("meta"):
-        net = resnet18(10, 3)
+        net = build("experiments.networks:resnet18", True, 10, 3)
         assert net(torch.randn(2, 3, 32, 32))[0].shape == (2, 10)
     assert sum(isinstance(module, BayesianLayer) for module in net.modules()) == 21
     assert all("BatchNorm" in line for line in deterministic_layers(net))
