@@ -177,6 +177,7 @@ CONFIGURED: dict[str, Method] = {  # color images by the settings of config_baye
 OF_LENET = ("CIFAR10", "lenet")
 NARROW_START: Values = {"priors": {"posterior_rho_initial": (-7, 0.1)}}
 COLDER: Values = {"temperature": 3e-4}
+AT_ONE_OF_LENET: Values = {"layer_type": "lrt", "temperature": 1.0, "weight_decay": 2.4e-3}  # the twin's decay
 
 OWN_TABLES = (*AT_ONE, *SHORT, *CONFIGURED)  # methods that are not rows of the table of complete runs
 
@@ -269,10 +270,8 @@ METHODS: dict[str, Method] = {
             f"{title}, settings of LeNet on CIFAR-10",
             True,
             {
+                **AT_ONE_OF_LENET,
                 "posterior": {"family": "rank1", **options},
-                "layer_type": "lrt",
-                "temperature": 1.0,
-                "weight_decay": 2.4e-3,  # the twin's
                 "priors": {"prior_sigma": prior_sigma},
             },
             searched="bayesian",
@@ -288,12 +287,7 @@ METHODS: dict[str, Method] = {
     "last_layer_of_lenet": Method(
         "Bayesian last layer, β = 1, settings of LeNet on CIFAR-10",
         True,
-        {
-            "bayesian_layers": "last",
-            "layer_type": "lrt",
-            "temperature": 1.0,
-            "weight_decay": 2.4e-3,  # the twin's
-        },
+        {**AT_ONE_OF_LENET, "bayesian_layers": "last"},
         searched="bayesian",
         searched_on=OF_LENET,
     ),
