@@ -322,7 +322,9 @@ class TestWeights:
 
     def test_frozen_layers_are_in_evaluation_during_training(self) -> None:
         net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Linear(3, 3))
+        net.register_parameter("token", nn.Parameter(torch.zeros(3)))  # as vision transformers have
         net[:2].requires_grad_(False)
+        net.token.requires_grad_(False)
         set_to_train(net)
         assert [layer.training for layer in net] == [False, False, True, True] and net.training
 

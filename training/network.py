@@ -137,11 +137,14 @@ def _freeze(net: nn.Module) -> None:
 
 
 def set_to_train(net: nn.Module) -> None:
-    """Set a network to training mode, and its frozen layers to evaluation: batch norm then keeps its statistics."""
+    """Set a network to training mode, and its frozen layers to evaluation: batch norm then keeps its statistics.
+
+    A layer is frozen if it has parameters of its own and nothing in it learns.
+    """
     net.train()
     for module in net.modules():
-        parameters = list(module.parameters(recurse=False))
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
 
 
