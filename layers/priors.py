@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributions, nn
@@ -83,6 +83,8 @@ class GaussianPrior(Prior):
         std: a number above 0, a tensor of such that broadcasts to the weight, or None for the one that is best for the
             posterior: empirical Bayes. It is σ_p² = mean of σ² + (μ − μ_p)² over the tensor, where the derivative of
             the KL by σ_p is 0, and follows the posterior at every evaluation.
+        per_channel: of the best one, take one per index of the first axis, which is the output channel unless a
+            convolution is transposed; a bias, which has one number per channel, has one for all of it.
 
     Raises:
         ValueError: a number that is not finite, or a standard deviation that is not above 0.
@@ -91,7 +93,7 @@ class GaussianPrior(Prior):
     mean: float | Tensor
     std: float | Tensor | None
 
-    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor | None = 1.0) -> None:
+    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor | None = 1.0, per_channel: bool = False) -> None:
         super().__init__()
         for name, value, bound in (("mean", mean, -math.inf), ("std", std, 0.0)):
             if isinstance(value, Tensor):
@@ -102,6 +104,7 @@ class GaussianPrior(Prior):
                 is_valid = value is None or (math.isfinite(value) and value > bound)
             if not is_valid:
                 raise ValueError(f"a Gaussian prior needs a finite mean and a std above 0, got {name}={value}")
+        self.per_channel = per_channel and std is None
 
     def kl(self, mean: Tensor, std: Tensor) -> Tensor:
         """KL = Σ log(σ_p/σ) + (σ² + (μ − μ_p)²) / (2σ_p²) − ½, in nats.
@@ -110,6 +113,9 @@ class GaussianPrior(Prior):
         last two terms cancel.
         """
         prior_mean, prior_std = self.mean, self.std
+        if self.per_channel:
+            variances = self._best_variance(mean, std)
+            return 0.5 * variances.log().sum() * (mean.numel() / variances.numel()) - std.log().sum()
         if isinstance(prior_mean, Tensor):
             mean, prior_mean = mean - prior_mean, 0.0
         if isinstance(prior_std, Tensor):  # in units of the prior's own deviations
@@ -122,9 +128,15 @@ class GaussianPrior(Prior):
 
     def pull(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
         """(μ − μ_p)/σ_p² and 1/σ_p²."""
-        distance = mean - self.mean
-        precision = (distance.square() + std.square()).mean() ** -1 if self.std is None else self.std**-2
-        return distance * precision, precision
+        precision = self._best_variance(mean, std) ** -1 if self.std is None else self.std**-2
+        return (mean - self.mean) * precision, precision
+
+    def _best_variance(self, mean: Tensor, std: Tensor) -> Tensor:
+        """The mean of σ² + (μ − μ_p)², which broadcasts to the weight."""
+        squares = (mean - self.mean).square() + std.square()
+        if self.per_channel and mean.dim() > 1:
+            return squares.mean(tuple(range(1, mean.dim())), keepdim=True)
+        return squares.mean()
 
     @property
     def follows(self) -> bool:
@@ -143,22 +155,24 @@ class GaussianPrior(Prior):
 
     def centered(self, mean: Tensor) -> GaussianPrior:
         """The same prior with another mean."""
-        return GaussianPrior(mean.detach().clone(), self.std)
+        return GaussianPrior(mean.detach().clone(), self.std, self.per_channel)
 
     @property
     def description(self) -> PlainDistribution:
         """The family, and what is no tensor among mean and standard deviation; the best deviation is None."""
         plain = {name: getattr(self, name) for name in ("mean", "std") if name not in self._buffers}
-        return {"family": "Gaussian", **plain}
+        return {"family": "Gaussian", **plain, **({"per_channel": self.per_channel} if self.std is None else {})}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, value in self.description.items():
             if isinstance(value, float):
                 destination[prefix + name] = torch.tensor(value, dtype=torch.float64)
+        if self.per_channel:
+            destination[prefix + "per_channel"] = torch.tensor(True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        for name in ("mean", "std", "log_std"):
+        for name in ("mean", "std", "log_std", "per_channel"):
             if name not in self._buffers:  # `prior_from_state` made the prior by it
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -168,7 +182,7 @@ class GaussianPrior(Prior):
         texts = (
             f"{name}={'tensor' if isinstance(v, Tensor) else v}" for name, v in (("mean", self.mean), ("std", self.std))
         )
-        return ", ".join(texts)
+        return ", ".join([*texts, *(["per_channel=True"] if self.per_channel else [])])
 
 
 class CorrelatedGaussianPrior(Prior):
@@ -303,8 +317,9 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
 
     Args:
         state: the entries of the prior, by their names within it: `mean` and `std` of a Gaussian one, without `std`
-            (or, of an earlier version, with a `log_std`) if it is the best one; `mean` and `covariance` of a correlated
-            one; or the description of another distribution as `_extra_state`.
+            (or, of an earlier version, with a `log_std`) if it is the best one, with `per_channel` if that is one per
+            output channel; `mean` and `covariance` of a correlated one; or the description of another distribution as
+            `_extra_state`.
 
     Returns:
         The prior, or None where the state does not say: of a plain network, or of a prior of your own.
@@ -321,7 +336,8 @@ def prior_from_state(state: Mapping[str, Any]) -> Prior | None:
     numbers = {
         name: value.clone() if value.dim() else value.item() for name, value in state.items() if name in ("mean", "std")
     }
-    return GaussianPrior(numbers["mean"], None if "log_std" in state else numbers.get("std"))
+    std = None if "log_std" in state else numbers.get("std")
+    return GaussianPrior(numbers["mean"], std, "per_channel" in state)
 
 
 @dataclass(frozen=True)
@@ -331,9 +347,9 @@ class Priors:
     Attributes:
         prior_mu: mean of the Gaussian prior.
         prior_sigma: standard deviation of the Gaussian prior, above zero.
-        learn_prior_sigma: take in its place the deviation that is best for the posterior, one per weight tensor:
-            empirical Bayes, in closed form (see `GaussianPrior`). With few data and β = 1 it may draw all weights to
-            0 before they have learned anything, which a KL that warms up prevents.
+        learn_prior_sigma: take in its place the deviation that is best for the posterior, one per weight tensor, or
+            one per output channel with "channel": empirical Bayes, in closed form (see `GaussianPrior`). With few data
+            and β = 1 it may draw all weights to 0 before they have learned anything, which a KL that warms up prevents.
         prior: another prior instead of the Gaussian one: a `Prior`, any of `torch.distributions` over the real
             numbers whose batch and event shape broadcast to the weight, `scale_mixture(…)`, or a dict that says the
             same, such as {'family': 'Laplace', 'loc': 0.0, 'scale': 0.1}.
@@ -345,7 +361,7 @@ class Priors:
 
     prior_mu: float = 0.0
     prior_sigma: float = 1.0
-    learn_prior_sigma: bool = False
+    learn_prior_sigma: bool | Literal["channel"] = False
     prior: Prior | Distribution | Mapping[str, Any] | None = None
     posterior_mu_initial: tuple[float, float] | None = None
     posterior_rho_initial: tuple[float, float] = (-5.0, 0.1)
@@ -356,8 +372,8 @@ class Priors:
             _require_finite(name, getattr(self, name))
         if self.prior_sigma <= 0:
             raise ValueError(f"prior_sigma must be above 0, got {self.prior_sigma}")
-        if not isinstance(self.learn_prior_sigma, bool):
-            raise ValueError(f"learn_prior_sigma must be True or False, got {self.learn_prior_sigma!r}")
+        if not isinstance(self.learn_prior_sigma, bool) and self.learn_prior_sigma != "channel":
+            raise ValueError(f"learn_prior_sigma must be True, False or 'channel', got {self.learn_prior_sigma!r}")
         for name in ("posterior_mu_initial", "posterior_rho_initial"):
             pair = getattr(self, name)
             if pair is None and name == "posterior_mu_initial":
@@ -398,7 +414,8 @@ class Priors:
             return copy.deepcopy(self.prior)
         if self.prior is not None:
             return DistributionPrior(self.prior)
-        return GaussianPrior(self.prior_mu, None if self.learn_prior_sigma else self.prior_sigma)
+        std = None if self.learn_prior_sigma else self.prior_sigma
+        return GaussianPrior(self.prior_mu, std, self.learn_prior_sigma == "channel")
 
 
 def _require_finite(name: str, number: Any) -> None:

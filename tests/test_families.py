@@ -505,6 +505,8 @@ def test_the_cauchy_factors_have_the_kl_of_the_integral_and_the_quartiles_of_the
     torch.testing.assert_close(quartiles, expected, rtol=0, atol=0.02 * factor.deviation.item())
     with pytest.raises(ValueError, match="Cauchy factors need a fixed prior_sigma"):
         BBBLinear(2, 2, posterior={"family": "rank1", "factors": "cauchy"}, priors={"learn_prior_sigma": True})
+    with pytest.raises(ValueError, match="learns one prior_sigma per factor: give learn_prior_sigma True"):
+        BBBLinear(2, 2, posterior="rank1", priors={"learn_prior_sigma": "channel"})
 
 
 def test_batch_ensemble_is_as_many_networks_as_it_has_components_and_a_pass_mixes_them() -> None:

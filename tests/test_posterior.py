@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -12,6 +13,7 @@ from torch import distributions
 
 from layers import (
     AlphaPosterior,
+    BBBConv2d,
     BBBLinear,
     GaussianPosterior,
     GaussianPrior,
@@ -117,7 +119,7 @@ def test_draws_have_the_mean_and_the_variance_of_the_posterior(alpha_shape: tupl
         ({"posterior_rho_initial": None}, "posterior_rho_initial must be a pair"),
         ({"posterior_mu_initial": (0, -1)}, "posterior_mu_initial must have a std of at least 0"),
         ([0, 1], "priors must be a dict"),
-        ({"learn_prior_sigma": 1}, "learn_prior_sigma must be True or False, got 1"),
+        ({"learn_prior_sigma": 1}, "learn_prior_sigma must be True, False or 'channel', got 1"),
         ({"prior": 3}, "prior must be of torch.distributions, got 3"),
         ({"prior": {"family": "Lapalce"}}, "unknown family 'Lapalce'"),
         ({"prior": {"family": "Laplace", "loc": 0.0}}, "cannot be made: .*scale"),
@@ -237,6 +239,30 @@ def test_a_prior_centered_at_the_weights_moves_and_is_saved() -> None:
     assert other.kl().item() == centered and other.double().kl().dtype == torch.float64
     other.load_state_dict(BBBLinear(6, 4, priors={"prior_mu": 0.25}).state_dict())
     assert other.posterior["weight"].prior.mean == 0.25
+
+
+def test_the_best_prior_per_output_channel_is_the_fixed_one_of_these_deviations_and_is_saved() -> None:
+    layer = BBBConv2d(3, 5, 2, dtype=torch.float64, priors={"learn_prior_sigma": "channel", "prior_mu": 0.1})
+    weight, bias = layer.posterior["weight"], layer.posterior["bias"]
+    with torch.no_grad():
+        layer.weight *= torch.arange(1.0, 6.0)[:, None, None, None]
+        squares = weight.variance(layer.weight) + (layer.weight - 0.1).square()
+    widths = squares.mean((1, 2, 3), keepdim=True).sqrt()
+    fixed, std = GaussianPrior(0.1, widths), weight.std(layer.weight)
+    kls = [prior.kl(layer.weight, std) for prior in (weight.prior, fixed)]
+    torch.testing.assert_close(*kls)
+    torch.testing.assert_close(*(torch.autograd.grad(kl, [layer.weight, weight.rho], retain_graph=True) for kl in kls))
+    for one, other in zip(weight.prior.pull(layer.weight, std), fixed.pull(layer.weight, std), strict=True):
+        torch.testing.assert_close(one, other)
+    assert kls[0] < min(GaussianPrior(0.1, factor * widths).kl(layer.weight, std) for factor in (0.99, 1.01))
+    assert kls[0] < GaussianPrior(0.1, None).kl(layer.weight, std) - 1
+    torch.testing.assert_close(  # a channel has one number of the bias
+        bias.kl(layer.bias), GaussianPrior(0.1, None).kl(layer.bias, bias.std(layer.bias))
+    )
+    other = BBBConv2d(3, 5, 2, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"per_channel=True\), replaces"):
+        other.load_state_dict(layer.state_dict())
+    assert other.kl() == layer.kl() and copy.deepcopy(other).kl() == layer.kl()
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 3.0])

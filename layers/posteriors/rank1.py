@@ -72,6 +72,8 @@ class GaussianFactor(PointFactor):
     def __init__(self, signs: Tensor, priors: Priors) -> None:
         super().__init__(signs, priors)
         self.rho = nn.Parameter(nn.init.normal_(torch.empty_like(signs), *priors.posterior_rho_initial))
+        if priors.learn_prior_sigma == "channel":
+            raise ValueError("the rank1 posterior learns one prior_sigma per factor: give learn_prior_sigma True")
         sigma = None if priors.learn_prior_sigma else signs.new_full((), priors.prior_sigma)
         self.prior = GaussianPrior(signs.clone(), sigma)
 
