@@ -1,4 +1,4 @@
-"""Run by torchrun in test_distributed.py: an epoch of steps that change nothing, and the figures of each."""
+"""Run by torchrun in test_distributed.py: an epoch of steps that change nothing, and the figures of each; then IVON."""
 
 from __future__ import annotations
 
@@ -37,9 +37,19 @@ def epoch_of_steps(pictures: Path, folder: Path, world: World = ALONE) -> dict[s
     }
 
 
+def epoch_by_ivon(pictures: Path, folder: Path, world: World) -> list[list[dict[str, torch.Tensor]]]:
+    """The weights of every process before and after an epoch, each with noise of its own."""
+    settings = bayesian_settings(pictures, folder, batch_size=44, n_epochs=1, optimizer="ivon", lr_start=0.1)
+    state, setup = start(settings, world)
+    before = world.all_gather({name: value.clone() for name, value in state.net.state_dict().items()})
+    train_epoch(state, setup, wrap_for_training(state.net, settings, world), StopRequest())
+    return [before, world.all_gather(state.net.state_dict())]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group("cpu") as world:
         results = epoch_of_steps(Path(sys.argv[1]), Path(sys.argv[2]), world)
+        results["ivon"] = epoch_by_ivon(Path(sys.argv[1]), Path(sys.argv[2]), world)
         if world.is_main:
             torch.save(results, sys.argv[3])

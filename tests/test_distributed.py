@@ -43,6 +43,10 @@ def test_without_sampling_the_steps_are_those_of_one_process(processes: int, pic
     assert len({tuple(noise.tolist()) for noise in together["noise"]}) == processes
     for weights in together["weights"]:
         assert all(torch.equal(weights[name], value) for name, value in alone["weights"][0].items())
+    before, after = together["ivon"]
+    for name, value in after[0].items():
+        assert all(torch.equal(weights[name], value) for weights in after)
+        assert ".prior." in name or not torch.equal(before[0][name], value)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
