@@ -116,24 +116,29 @@ SHORT = (
     Point("2 twins", "short_twin", draws, 2, ORANGE, "s"),
     Point("3 twins", "short_twin", draws, 3, ORANGE, "D"),
     Point("5 twins", "short_twin", draws, 5, ORANGE, "P"),
-    Point("MC dropout, 5", "short_dropout", partial(dropout, count=5), 1, PINK, "o"),
-    Point("MC dropout, 25", "short_dropout", dropout, 1, PINK, "s"),
-    Point("SWAG, 25", "short_swag", draws, 1, PINK, "^"),
-    Point("Laplace, last layer", "short_laplace", draws, 1, PINK, "v"),
-    Point("variational last layer", "short_last_layer", draws, 1, GREEN, "v"),
-    Point("last layer by its bound", "short_bounded", draws, 1, GREEN, "^"),
-    Point("rank-1, 3", "short_rank1", partial(draws, count=3), 1, GREEN, "o"),
-    Point("rank-1, 25", "short_rank1", draws, 1, GREEN, "p"),
-    Point("rank-1, moments", "short_rank1", moments, 1, GREEN, "P"),
-    Point("rank-1 of 4, 4", "short_rank1_4", partial(draws, count=4), 1, GREEN, "s"),
-    Point("BatchEnsemble of 4", "short_batch_ensemble", partial(draws, count=4), 1, GREEN, "D"),
-    Point("mean field, 1", "short_mean_field", partial(draws, count=1), 1, BLUE, "1"),
-    Point("mean field, 5", "short_mean_field", partial(draws, count=5), 1, BLUE, "2"),
-    Point("mean field, 25", "short_mean_field", draws, 1, BLUE, "3"),
-    Point("mean field, 100", "short_mean_field", partial(draws, count=100), 1, BLUE, "4", most_seeds=1),
-    Point("mean field, moments", "short_mean_field", moments, 1, BLUE, "o"),
-    Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P"),
-    Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X"),
+    Point("MC dropout, 5", "short_dropout", partial(dropout, count=5), 1, PINK, "o", rival="twin"),
+    Point("MC dropout, 25", "short_dropout", dropout, 1, PINK, "s", rival="twin"),
+    Point("MC dropout, 100", "short_dropout", partial(dropout, count=100), 1, PINK, "D", most_seeds=1, rival="twin"),
+    Point("SWAG, 25", "short_swag", draws, 1, PINK, "^", rival="twin"),
+    Point("Laplace, last layer", "short_laplace", draws, 1, PINK, "v", rival="twin"),
+    Point("Laplace, 100", "short_laplace", partial(draws, count=100), 1, PINK, "<", rival="twin"),
+    Point("variational last layer", "short_last_layer", draws, 1, GREEN, "v", rival="twin"),
+    Point("last layer by its bound", "short_bounded", draws, 1, GREEN, "^", rival="twin"),
+    Point("last layer of low rank", "short_low_rank", draws, 1, GREEN, "<", rival="twin"),
+    Point("rank-1, 3", "short_rank1", partial(draws, count=3), 1, GREEN, "o", rival="twin"),
+    Point("rank-1, 25", "short_rank1", draws, 1, GREEN, "p", rival="twin"),
+    Point("rank-1, moments", "short_rank1", moments, 1, GREEN, "P", rival="twin"),
+    Point("rank-1 of 4, 4", "short_rank1_4", partial(draws, count=4), 1, GREEN, "s", rival="twin"),
+    Point("BatchEnsemble of 4", "short_batch_ensemble", partial(draws, count=4), 1, GREEN, "D", rival="twin"),
+    Point("mean field, 1", "short_mean_field", partial(draws, count=1), 1, BLUE, "1", rival="twin"),
+    Point("mean field, 5", "short_mean_field", partial(draws, count=5), 1, BLUE, "2", rival="twin"),
+    Point("mean field, 25", "short_mean_field", draws, 1, BLUE, "3", rival="twin"),
+    Point("mean field, 100", "short_mean_field", partial(draws, count=100), 1, BLUE, "4", most_seeds=1, rival="twin"),
+    Point("mean field, moments", "short_mean_field", moments, 1, BLUE, "o", rival="twin"),
+    Point("k-tied, moments", "short_k_tied", moments, 1, BLUE, "<", rival="twin"),
+    Point("radial, moments", "short_radial", moments, 1, BLUE, ">", rival="twin"),
+    Point("patch prior of 30, moments", "short_patch_30", moments, 1, BLUE, "P", rival="twin"),
+    Point("patch prior of 100, moments", "short_patch_100", moments, 1, BLUE, "X", rival="twin"),
     Point("3 posteriors, moments", "short_mean_field", moments, 3, BLUE, "D", rival="3 twins"),
     Point("5 posteriors, moments", "short_mean_field", moments, 5, BLUE, "s", rival="5 twins"),
 )
@@ -155,26 +160,17 @@ def _complete(twin: str, with_dropout: str, laplace: str, mean_field: str, patch
     )
 
 
-def _by_patches(twin: str, mean_field: str) -> tuple[Point, ...]:
-    """The same of runs whose first filters start from patches."""
-    return (
-        Point("twin by patches", twin, draws, 1, GREEN, "o", rival="twin"),
-        Point("mean field by patches, moments", mean_field, moments, 1, GREEN, "P", rival="twin by patches"),
-        Point("3 twins by patches", twin, draws, 3, GREEN, "D", rival="3 twins"),
-        Point("3 posteriors by patches, moments", mean_field, moments, 3, GREEN, "X", rival="3 twins by patches"),
-    )
-
-
-SEARCHED = (
-    *_complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched"),
-    *_by_patches("twin_by_patches", "searched_by_patches"),
-)
+SEARCHED = _complete("twin_searched", "dropout_searched", "laplace_searched", "searched", "patch_searched")
 CONFIGURED = _complete(
     "configured_twin", "configured_dropout", "configured_laplace", "configured", "configured_patch_1000"
 )
 DEFAULT = (
     *_complete("frequentist", "dropout", "laplace", "bbb_0.03", "patch_1e5"),
-    *_by_patches("frequentist_by_patches", "by_patches_1e4"),  # what the configurations have
+    # As the configurations have it: first filters from patches, and a prior by them.
+    Point("twin by patches", "frequentist_by_patches", draws, 1, GREEN, "o", rival="twin"),
+    Point("mean field by patches, moments", "by_patches_1e4", moments, 1, GREEN, "P", rival="twin by patches"),
+    Point("3 twins by patches", "frequentist_by_patches", draws, 3, GREEN, "D", rival="3 twins"),
+    Point("3 posteriors by patches, moments", "by_patches_1e4", moments, 3, GREEN, "X", rival="3 twins by patches"),
 )
 OWN_TWIN, OWN_TWINS = "own search: twin at the posterior's rate", "own search: 2 twins at its rate"
 WIDE = (

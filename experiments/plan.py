@@ -105,7 +105,18 @@ SHORT: dict[str, Method] = {  # what a posterior is compared with at equal price
     "short_bounded": Method(
         "last layer by its bound, short", True, {**SHORT_BAYESIAN, "weight_decay": 2e-4}, network="{}_bounded"
     ),
+    "short_low_rank": Method(
+        "last layer of low rank, short", True,
+        {**SHORT_BAYESIAN, "layer_type": "lrt", "weight_decay": 2e-4, "bayesian_layers": "last",
+         "posterior": "low_rank"},
+    ),
     "short_mean_field": Method("mean field, T = 0.003, short", True, SHORT_MEAN_FIELD),
+    **{
+        f"short_{family}": Method(
+            f"{family.replace('_', '-')}, T = 0.003, short", True, {**SHORT_MEAN_FIELD, "posterior": family}
+        )
+        for family in ("k_tied", "radial")
+    },
     "short_mean_field_ensemble": Method(
         "3 posteriors, T = 0.003, short", True, networks_of="short_mean_field", members=3
     ),
@@ -262,8 +273,6 @@ METHODS: dict[str, Method] = {
         False,
         {"optimizer": "sgd", "lr_schedule": "cosine", "lr_start": 0.0462, "weight_decay": 1.273e-3},
     ),
-    "twin_by_patches": Method("frequentist, searched, filters from patches", False, BY_PATCHES, searched="frequentist"),
-    "searched_by_patches": Method("Gaussian, searched, filters from patches", True, BY_PATCHES, searched="bayesian"),
     "patch_searched": Method("Gaussian, searched, patch prior of 30", True, {"patch_prior": 30.0}, searched="bayesian"),
     **{
         f"{name}_of_lenet": Method(
@@ -321,7 +330,10 @@ class Block:
 
 
 SEARCHED_SEEDS = dict.fromkeys(("twin_searched", "dropout_searched", "mc_dropout_searched", "searched"), 3)
-SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {"short_twin": 5, "short_mean_field": 5}
+SHORT_SEEDS = dict.fromkeys(SHORT, 1) | {
+    **dict.fromkeys(("short_dropout", "short_mc_dropout", "short_swag", "short_laplace"), 3),
+    **dict.fromkeys(("short_last_layer", "short_rank1"), 3), "short_twin": 5, "short_mean_field": 5,
+}  # fmt: skip
 CONFIGURED_SEEDS = dict.fromkeys(CONFIGURED, 1) | {"configured_twin": 3, "configured_laplace": 3, "configured": 3}
 AGAINST_NOISE = {  # tried on CIFAR-10 alone
     "short_patch_10", "short_patch_300", "short_learned", "short_narrow", "short_narrow_patch_3",
@@ -330,7 +342,7 @@ AGAINST_NOISE = {  # tried on CIFAR-10 alone
 }  # fmt: skip
 OF_LENET_SEEDS = dict.fromkeys((  # of wide networks
     "twin_of_lenet", "dropout_of_lenet", "mc_dropout_of_lenet", "swag_of_lenet", "laplace_of_lenet", "of_lenet",
-    "narrow_start_of_lenet", "colder_narrow_start_of_lenet", "rank1_of_lenet", "narrow_rank1_of_lenet",
+    "narrow_start_of_lenet", "colder_narrow_start_of_lenet", "narrow_rank1_of_lenet",
 ), 1)  # fmt: skip
 BLOCKS = (
     Block(
@@ -354,8 +366,7 @@ BLOCKS = (
             "frequentist": 5, "dropout": 1, "mc_dropout": 1, "ensemble": 1, "bbb_1": 1, "bbb_0.3": 1, "bbb_0.1": 1,
             "bbb_0.03": 1, "bbb_0.01": 1, "bbb_0.003": 1, "lrt_1": 1, "lrt_0.1": 1, "lrt_0.03": 1, "lrt_0.01": 1,
             "lrt_0.003": 3, "alpha": 1, "last_layer": 1, "lrt_ensemble": 1, "patch_searched": 3,
-            "twin_by_patches": 1, "searched_by_patches": 1, **SEARCHED_SEEDS,
-            **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS, **CONFIGURED_SEEDS,
+            **SEARCHED_SEEDS, **dict.fromkeys(AT_ONE, 1), **SHORT_SEEDS, **CONFIGURED_SEEDS,
         },
         {"n_epochs": 60, "batch_size": 128, "lr_start": 2e-3},
         searched_by={"n_epochs": 20},
@@ -376,8 +387,8 @@ BLOCKS = (
         "3conv3fc",
         {
             "frequentist": 1, "bbb_0.003": 1, "lrt_0.003": 1, **OF_LENET_SEEDS, "twin_of_lenet": 2,
-            "narrow_start_of_lenet": 2, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1, "twin_searched": 1,
-            "searched": 2, "twin_at_rate": 2,
+            "narrow_start_of_lenet": 2, "rank1_of_lenet": 1, "rank1_4_of_lenet": 1, "batch_ensemble_of_lenet": 1,
+            "twin_searched": 1, "searched": 2, "twin_at_rate": 2,
         },
         {"n_epochs": 12, "batch_size": 128, "lr_start": 1e-3},
         {"priors": {"prior_sigma": 0.1}},

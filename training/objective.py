@@ -2,8 +2,8 @@
 
     loss = mean over batch and samples of −log p(y|x,w)  +  β · κ_i · KL(q‖p) / N        (nats)
 
-N is the number of *training* examples. κ_i weighs the KL of batch i of an epoch. β = 1 is the true posterior. There are
-two ways to a cold one:
+N is the number of *training* examples. κ_i weighs the KL of batch i of an epoch. At β = 1 it is the negative ELBO, and
+its optimum the variational posterior. There are two ways to a cold one:
 
 - β < 1 shrinks the whole KL, and so the prior's pull on the means along with the reward for a wide posterior.
 - A temperature T < 1 shrinks that reward, the entropy H(q), alone (Wenzel et al. 2020, section 2.3): in place of the
