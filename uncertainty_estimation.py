@@ -26,9 +26,11 @@ from inference import (
     ImageSets,
     evaluate,
     evaluate_task,
+    laplace,
     load_for_task,
     load_networks,
     load_test_data,
+    load_training_data,
     plots,
     print_report,
     print_task_report,
@@ -64,6 +66,7 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--weights_path", type=Path, default=weights, help="a checkpoint of main_bayesian.py (%(default)s)")
     add("--frequentist_weights", type=Path, help="one of main_frequentist.py: adds the twin to tables and pictures")
+    add("--laplace", action="store_true", help="also Laplace's approximation of the last layer of that twin")
     add("--also", nargs="+", type=argument(named), metavar="NAME=PATH", default=[], help="more networks to compare")
     add("--dataset", default="MNIST", help="the data set whose test split is the known images (%(default)s)")
     add("--data_dir", default="data", help="where downloaded data lies or goes (%(default)s)")
@@ -87,6 +90,10 @@ def parse(flags: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--save_dir", type=Path, help="where uncertainty.json and the pictures go (uncertainty/ beside the weights)")
     args = parser.parse_args(flags)
+    if args.laplace and not args.frequentist_weights:
+        parser.error("--laplace is of a trained twin: give --frequentist_weights too")
+    if args.laplace and "laplace" in dict(args.also):
+        parser.error("--also: there is a network named laplace by --laplace: give another name")
     for kind in args.shift or ():
         if kind not in KINDS:
             parser.error(f"--shift: unknown corruption {kind!r}: did you mean {nearest(kind, KINDS)!r}?")
@@ -115,16 +122,23 @@ def run(args: argparse.Namespace, world: World = ALONE) -> None:
     save_dir = args.save_dir or args.weights_path.parent / file_name(args.net_type) / "uncertainty"
     pictures: list[Path] = []
     if classifies:
+        classifiers = {name: Classifier.from_saved(saved[Path(path)], path) for name, path in paths}
+        if args.laplace:
+            twin_path = args.frequentist_weights
+            training = load_training_data(saved[twin_path], twin_path, args.data_dir)
+            classifiers["laplace"] = laplace(classifiers["frequentist"], training.train)
         predictives, report = evaluate(
-            {name: Classifier.from_saved(saved[Path(path)], path) for name, path in paths}, images, **how, world=world,
+            classifiers, images, **how, world=world,
             batch_size=args.batch_size, shifts=[name for name in SHIFTS if getattr(args, name)],
             corruptions=() if args.shift is None else args.shift or tuple(CORRUPTIONS),
         )  # fmt: skip
         if world.is_main:
             print_report(report, args.net_type, args.batch_size)
             pictures = plots.plot_evaluation(save_dir, report, predictives, images, args.net_type)
-    elif args.rotation or args.noise or args.shift is not None:
-        raise UserError(f"--rotate, --noise and --shift are for classification, these networks for {task['task']}")
+    elif args.rotation or args.noise or args.laplace or args.shift is not None:
+        raise UserError(
+            f"--rotate, --noise, --shift and --laplace are for classification, these networks for {task['task']}"
+        )
     else:
         networks = {name: load_for_task(saved[Path(path)], path) for name, path in paths}
         of_task, report = evaluate_task(networks, images, task, **how, world=world)

@@ -17,7 +17,8 @@ import config_bayesian
 import config_frequentist
 import uncertainty_estimation
 from images import load_data, normalize
-from inference import posterior_predictive
+from inference import Classifier, laplace, posterior_predictive
+from likelihoods import nll
 from models import load_network, read_checkpoint, write_checkpoint
 from tests.processes import run_program, run_together
 from training import BayesianSettings, Settings, from_config, run
@@ -58,7 +59,7 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
         "uncertainty_estimation.py", "--weights_path", weights, "--dataset", pictures, "--not_mnist_dir", letters,
         "--frequentist_weights", trained / "frequentist" / "model_lenet.pt", "--num_samples", 4, "--batch_size", 16,
         "--save_dir", out, "--rotate", "--noise", "--shift", "fog", "speckle_noise",
-        "--unknown", "notMNIST", tmp_path / "others", "--also", f"again={weights}", fresh=True,
+        "--unknown", "notMNIST", tmp_path / "others", "--also", f"again={weights}", "--laplace", fresh=True,
     ).stdout  # fmt: skip
     assert not set(out.iterdir()) - {out / "uncertainty.json", *out.glob("*.png")}  # nothing half written
     assert "skipped 1 unreadable of 41 images" in answer and "broken.png" in answer
@@ -78,6 +79,10 @@ def test_the_whole_report(script: Script, trained: Path, pictures: Path, letters
     networks = report["networks"]
     assert networks["again"] == networks["bayesian"] != networks["frequentist"]
     assert report["gains"]["again"]["mcnemar_p"] == 1 and report["gains"]["again"]["nll_gain"] == 0
+    twin = Classifier.load(trained / "frequentist" / "model_lenet.pt")
+    drawn = laplace(twin, load_data(str(pictures), "data", 0.1, 0).train).predict(test.images, 4)
+    assert networks["laplace"]["known"]["nll"] == pytest.approx(nll(drawn.probs, test.labels), rel=1e-4)
+    assert networks["laplace"]["known"]["nll"] != networks["frequentist"]["known"]["nll"]
     assert f"NLL lower by {report['gains']['frequentist']['nll_gain']:.4f} (95 % interval " in answer
     for network in ("bayesian", "frequentist", "again"):
         assert report["rotation"][network][0]["accuracy"] == report["noise"][network][0]["accuracy"]
@@ -215,6 +220,15 @@ def test_every_mistake_is_reported_in_one_line(
         (["--seed", 10**20], "--seed: expected an integer ≥ 0"),
         (["--num_sample", 3], "unrecognized arguments: --num_sample 3"),
         (["--weights_path", twin], "does not hold a bayesian network"),
+        ([*quick, "--laplace"], "--laplace is of a trained twin: give --frequentist_weights too"),
+        (
+            [*quick, "--laplace", "--frequentist_weights", twin, "--also", f"laplace={twin}"],
+            "there is a network named laplace by --laplace",
+        ),
+        (
+            [*quick, "--laplace", "--frequentist_weights", twin, "--prediction", "moments"],
+            "moments",
+        ),
         (["--weights_path", weights, "--frequentist_weights", weights], "does not hold a frequentist network"),
         ([*quick, "--not_mnist_dir", letters, "--save_dir", occupied], "cannot write"),
         (["--weights_path", text], "is not a readable checkpoint"),
