@@ -360,6 +360,12 @@ BLOCKS = (
         searched_by={"n_epochs": 10},
     ),
     Block(
+        "FashionMNIST",
+        "lenet",
+        dict.fromkeys(("short_twin", "short_laplace", "short_mean_field"), 2),
+        {"batch_size": 256},
+    ),
+    Block(
         "CIFAR10",
         "lenet",
         {

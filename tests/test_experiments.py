@@ -274,7 +274,7 @@ def test_prices_and_scores_of_what_is_trained_are_on_the_frontier(
 ) -> None:
     measured = frontier.measure(BARS, places, corrupted=4, rounds=2)
     points = measured["points"]
-    assert list(points) == ["twin", "SWAG, 25", "Laplace, last layer"]
+    assert list(points) == ["twin", "SWAG, 25", "Laplace, last layer", "Laplace, 100"]
     for label, method in (("twin", "short_twin"), ("SWAG, 25", "short_swag"), ("Laplace, last layer", "short_laplace")):
         expected = results[f"bars-lenet-{method}-0"]["test"]
         assert points[label]["nll"] == pytest.approx(expected["nll"], rel=1e-4), label
