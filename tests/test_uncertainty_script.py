@@ -226,8 +226,8 @@ def test_every_mistake_is_reported_in_one_line(
             "there is a network named laplace by --laplace",
         ),
         (
-            [*quick, "--laplace", "--frequentist_weights", twin, "--prediction", "moments"],
-            "moments",
+            [*quick, "--laplace", "--frequentist_weights", twin, "--prediction", "moments", "--ood_dir", letters],
+            "moments and an export with uncertainty expect Bayesian layers, got a LaplaceNetwork",
         ),
         (["--weights_path", weights, "--frequentist_weights", weights], "does not hold a frequentist network"),
         ([*quick, "--not_mnist_dir", letters, "--save_dir", occupied], "cannot write"),
