@@ -201,12 +201,8 @@ WIDE = (
 )
 COMPLETE = ("default", "searched")  # the series of the results page
 SERIES = {"short": SHORT, "searched": SEARCHED, "default": DEFAULT, "configured": CONFIGURED, "wide": WIDE}
-SECOND = {
-    "MNIST": "FashionMNIST",
-    "FashionMNIST": "MNIST",
-    "CIFAR10": "CIFAR100",
-    "CIFAR100": "CIFAR10",
-}  # unknown sets besides letters
+# Unknown sets besides letters.
+SECOND = {"MNIST": "FashionMNIST", "FashionMNIST": "MNIST", "CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}
 Losses = dict[int, tuple[Tensor, Tensor]]  # by seed, `image_losses`
 Metrics = Mapping[str, tuple[str, str]]  # by the name of a figure, its title and its format
 CLEAN: Metrics = {
